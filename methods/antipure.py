@@ -1,0 +1,180 @@
+"""AntiPure (Yang et al., ICCV 2025, arXiv 2509.13922): perturbations that outlive diffusion purification.
+
+The paper maximises over ||delta||_inf <= eta
+
+    E_{eps, t~U(1, t_p)} [ L_ddpm + l1 * exp(abar_t - 1) * L_fre + l2 * exp(L_errt) ]
+
+`paper` is that loss. `strong` goes back to the paper's stated objective, || Pure(x + delta) - x ||: a few short
+purifier steps are unrolled and the change they make to the picture's structure is maximised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..kernels.frequency import high_frequency_mean
+from .attack import Loss
+from .denoiser import Denoiser, add_noise, predict_x0
+from .errors import AntiPureError
+from .pictures import cut, noise, pad_reflect, random_positions, random_stream
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Weights and settings of the four terms. The defaults are the paper's (unpublished ones: METHODS §1).
+
+    ddpm, pfg, etg: weights of L_ddpm, of exp(abar_t - 1) L_fre (lambda 1) and of exp(L_errt) (lambda 2).
+    unrolled: weight of the unrolled objective.
+    patch_size: side s of PFG's patches. t_p: timesteps are drawn from 1..t_p. t_err: ETG's higher timestep.
+    unrolled_steps, unrolled_t: how many purifier steps are unrolled, and the timestep each noises to.
+    """
+
+    ddpm: float = 1.0
+    pfg: float = 0.5
+    etg: float = 0.5
+    unrolled: float = 0.0
+    patch_size: int = 8
+    t_p: int = 10
+    t_err: int = 100
+    unrolled_steps: int = 3
+    unrolled_t: int = 30
+
+    def check(self, denoiser: Denoiser) -> None:
+        """Raise `AntiPureError` when a setting cannot be used with this denoiser."""
+        last = denoiser.timesteps
+        if not any((self.ddpm, self.pfg, self.etg, self.unrolled)):
+            raise AntiPureError("All weights of the objective are 0; give at least one term a weight.")
+        if not 1 <= self.t_p <= last:
+            raise AntiPureError(f"t_p is {self.t_p}; it must lie in 1..{last} for this denoiser.")
+        if self.etg and not self.t_p < self.t_err <= last:
+            raise AntiPureError(f"t_err is {self.t_err}; it must lie above t_p ({self.t_p}) and at most at {last}.")
+        if self.patch_size < 2 or self.patch_size % 2:
+            raise AntiPureError(f"The patch size is {self.patch_size}; it must be even and at least 2.")
+        if self.unrolled and not (self.unrolled_steps >= 1 and 1 <= self.unrolled_t <= last):
+            raise AntiPureError(
+                f"{self.unrolled_steps} unrolled steps at timestep {self.unrolled_t}: at least 1 step, in 1..{last}."
+            )
+
+
+PRESETS = {
+    "strong": Objective(ddpm=0, pfg=0, etg=0, unrolled=1),
+    "paper": Objective(),
+}
+
+
+def l_ddpm(eps_hat: Tensor, eps: Tensor) -> Tensor:
+    """|| eps - eps_theta(x_t, t) ||^2 as a mean, one value per sample."""
+    return (eps_hat - eps).square().flatten(1).mean(1)
+
+
+def l_fre(x0_hat: Tensor, patch_size: int) -> Tensor:
+    """Patch-wise Frequency Guidance: sigmoid of the mean signed high-frequency DCT coefficient, per sample."""
+    return torch.sigmoid(high_frequency_mean(x0_hat, patch_size))
+
+
+def l_errt(eps_err: Tensor, eps_hat: Tensor) -> Tensor:
+    """Erroneous Timestep Guidance: -|| eps_theta(x_t, t_err) - eps_theta(x_t, t) ||^2 as a mean, per sample.
+
+    A mean, because exp() of a sum over a picture underflows to 0 and leaves no gradient.
+    """
+    return -(eps_err - eps_hat).square().flatten(1).mean(1)
+
+
+def high_pass(x: Tensor, window: int = 8) -> Tensor:
+    """x without its local mean over window×window pixels (smaller at the borders)."""
+    before = (window - 1) // 2
+    after = window - 1 - before
+    ones = torch.ones_like(x[:1, :1])
+
+    def local_sum(y: Tensor) -> Tensor:
+        return F.avg_pool2d(F.pad(y, (before, after, before, after)), window, stride=1)
+
+    return x - local_sum(x) / local_sum(ones)
+
+
+def paper_terms(denoiser: Denoiser, tiles: Tensor, generators: list[torch.Generator], o: Objective) -> Tensor:
+    """L_ddpm + l1 exp(abar_t - 1) L_fre + l2 exp(L_errt), one value per tile (N×3×T×T pixels).
+
+    Each tile draws its own t and eps. One forward on x_t serves all three terms; ETG adds the second timestep
+    to the same batch.
+    """
+    z = denoiser.encode(tiles)
+    t = torch.cat([torch.randint(o.t_p, (1,), generator=g) for g in generators]).to(z.device)
+    eps = noise(tuple(z.shape[1:]), generators, z.device)
+    abar_t = denoiser.alphas_cumprod[t]
+    x_t = add_noise(z, eps, abar_t)
+    if o.etg:
+        t_err = torch.full_like(t, o.t_err - 1)
+        eps_hat, eps_err = denoiser.predict_noise(torch.cat([x_t, x_t]), torch.cat([t, t_err])).chunk(2)
+    else:
+        eps_hat = denoiser.predict_noise(x_t, t)
+    loss = o.ddpm * l_ddpm(eps_hat, eps)
+    if o.pfg:
+        x0_hat = denoiser.decode(predict_x0(x_t, eps_hat, abar_t))
+        loss = loss + o.pfg * torch.exp(abar_t - 1) * l_fre(x0_hat, o.patch_size)
+    if o.etg:
+        loss = loss + o.etg * torch.exp(l_errt(eps_err, eps_hat))
+    return loss
+
+
+def unrolled_purification(
+    denoiser: Denoiser, tiles: Tensor, generators: list[torch.Generator], steps: int, timestep: int
+) -> Tensor:
+    """`steps` short purifier steps, differentiable: noise to `timestep`, one-step x0_hat, clamp. N×3×T×T pixels."""
+    z = denoiser.encode(tiles)
+    t = torch.full((len(z),), timestep - 1, device=z.device)
+    abar_t = denoiser.alphas_cumprod[t]
+    for _ in range(steps):
+        x_t = add_noise(z, noise(tuple(z.shape[1:]), generators, z.device), abar_t)
+        z = denoiser.clamp(predict_x0(x_t, denoiser.predict_noise(x_t, t), abar_t))
+    return denoiser.decode(z)
+
+
+def unrolled_term(
+    denoiser: Denoiser, tiles: Tensor, clean: Tensor, generators: list[torch.Generator], o: Objective
+) -> Tensor:
+    """Mean square of Pure(x + delta) - x after its low frequencies are removed, one value per tile.
+
+    Without the high-pass a uniform shift would win: it survives purification and protects nothing.
+    """
+    pure = unrolled_purification(denoiser, tiles, generators, o.unrolled_steps, o.unrolled_t)
+    return high_pass(pure - clean).square().flatten(1).mean(1)
+
+
+def antipure_loss(denoiser: Denoiser, objective: Objective, clean: Tensor) -> Loss:
+    """The `Loss` for `attack.pgd`: mean over random tiles of the objective's terms.
+
+    clean: 1×3×H×W pixels of the picture to protect, any size. Every step draws a new tile offset; tiles run in
+    batches that fit `denoiser.memory_bytes`, each yielding its share of the mean.
+    """
+    objective.check(denoiser)
+    h, w = clean.shape[-2:]
+    tile = denoiser.tile_for(h, w)
+    if objective.pfg and tile < objective.patch_size:
+        raise AntiPureError(f"A patch size of {objective.patch_size} does not fit into {tile}-px tiles.")
+    height, width = max(h, tile), max(w, tile)
+    clean = pad_reflect(clean, height, width)
+    uses_paper = bool(objective.ddpm or objective.pfg or objective.etg)
+    chained = max(2 * uses_paper, objective.unrolled_steps * bool(objective.unrolled))
+
+    def loss(pixels: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
+        pixels = pad_reflect(pixels, height, width)
+        positions = random_positions(height, width, tile, generator)
+        root = int(torch.randint(2**62, (), generator=generator))
+        for part in denoiser.batches(len(positions), tile, tile, chained):
+            generators = [random_stream(root, i) for i in range(part.start, part.stop)]
+            tiles = cut(pixels, positions[part], tile)
+            terms = torch.zeros(len(tiles), device=tiles.device)
+            if uses_paper:
+                terms = terms + paper_terms(denoiser, tiles, generators, objective)
+            if objective.unrolled:
+                reference = cut(clean, positions[part], tile)
+                terms = terms + objective.unrolled * unrolled_term(denoiser, tiles, reference, generators, objective)
+            yield terms.sum() / len(positions)
+
+    return loss

@@ -1,0 +1,128 @@
+"""Projected gradient ascent in an L-infinity ball: the one loop behind every protection of this pack.
+
+Madry et al., "Towards Deep Learning Models Resistant to Adversarial Attacks", ICLR 2018 (PGD); momentum after
+Dong et al., CVPR 2018 (MI-FGSM). Budgets are 8-bit levels: `levels=8` means 8/255 of the 0..1 range.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+
+from .errors import AntiPureError
+from .pictures import check_picture, random_stream, to_pixels
+
+# Given pixels (1×3×H×W in [-1, 1]) and a random stream, yields scalar terms whose sum is maximised. Terms are
+# differentiated one after another, so only one term's graph is in memory at a time.
+Loss = Callable[[Tensor, torch.Generator], Iterable[Tensor]]
+# callback(done, total, picture, value): may raise to cancel. picture is 1×3×H×W in 0..1, value a 0-d tensor.
+Callback = Callable[[int, int, Tensor, Tensor], None]
+
+
+class Budget:
+    """The pictures within `levels` of `picture` (scaled by a mask), in units of 8-bit levels.
+
+    picture: 1×3×H×W in 0..1. levels: > 0. mask: 1×1×H×W in 0..1 or None; 0 keeps a pixel as it is.
+    """
+
+    def __init__(self, picture: Tensor, levels: float, mask: Tensor | None = None):
+        self.picture = picture
+        self.allowed = levels * (torch.ones_like(picture[:, :1]) if mask is None else mask.to(picture))
+        values = picture * 255
+        nearest = values.round()
+        self.original = torch.where((values - nearest).abs() < 1e-3, nearest, values)
+        self.lower = (self.original - self.allowed).clamp(min=0)
+        self.upper = (self.original + self.allowed).clamp(max=255)
+
+    def project(self, values: Tensor) -> Tensor:
+        """The nearest point of the ball; values in 0..255."""
+        return values.maximum(self.lower).minimum(self.upper)
+
+    def quantise(self, values: Tensor) -> Tensor:
+        """Nearest 8-bit picture *inside* the ball, as k/255 in 0..1; untouched pixels stay bit for bit."""
+        lowest, highest = self.lower.ceil(), self.upper.floor()
+        whole = values.round().maximum(lowest).minimum(highest) / 255
+        free = (lowest <= highest) & (self.allowed > 0)
+        return torch.where(free, whole, self.picture)
+
+
+def check_budget(levels: float, steps: int) -> None:
+    """Raise `AntiPureError` for a budget or a number of steps that makes no sense."""
+    if not 0 < levels <= 255:
+        raise AntiPureError(f"levels is {levels:g}; the budget must be above 0 and at most 255 8-bit levels.")
+    if steps < 1:
+        raise AntiPureError(f"steps is {steps}; at least 1 is needed.")
+
+
+def check_mask(mask: Tensor | None, picture: Tensor) -> None:
+    """Raise `AntiPureError` unless mask is None or B×1×H×W in 0..1 for this B×3×H×W picture."""
+    if mask is None:
+        return
+    expected = (len(picture), 1, *picture.shape[-2:])
+    if tuple(mask.shape) != expected:
+        raise AntiPureError(f"The mask has shape {tuple(mask.shape)}; for this picture it must be {expected}.")
+    if not bool(((mask >= 0) & (mask <= 1)).all()):
+        raise AntiPureError("The mask holds values outside 0..1; give 1 where the picture may change and 0 elsewhere.")
+
+
+def pgd(
+    picture: Tensor,
+    make_loss: Callable[[Tensor], Loss],
+    *,
+    levels: float = 8,
+    steps: int = 100,
+    step_levels: float | None = None,
+    momentum: float = 0.0,
+    mask: Tensor | None = None,
+    seeds: int | list[int] = 0,
+    callback: Callback | None = None,
+) -> Tensor:
+    """Maximise a loss over the L-infinity ball around each picture.
+
+    picture: B×3×H×W in 0..1. make_loss: from the clean pixels (1×3×H×W in [-1, 1]) to the `Loss` to maximise.
+    levels: radius in 8-bit levels. step_levels: first step (default levels / 8), decaying linearly to 0.
+    momentum: decay of the accumulated, L1-normalised gradient; 0 is plain PGD.
+    mask: B×1×H×W in 0..1, scales the budget per pixel. seeds: one for all pictures, or one per picture.
+    callback: called after each step with (done, total, current picture, loss); exceptions pass through.
+
+    Returns the 8-bit-rounded result, B×3×H×W in 0..1: |result - picture| <= levels/255 everywhere, and exactly
+    the input where the mask is 0. Each picture's result does not depend on the others.
+    Raises `AntiPureError` for bad pictures, masks or budgets, and when a gradient is not finite.
+    """
+    check_picture(picture)
+    check_budget(levels, steps)
+    check_mask(mask, picture)
+    seeds = [seeds] * len(picture) if isinstance(seeds, int) else list(seeds)
+    if len(seeds) != len(picture):
+        raise AntiPureError(f"{len(seeds)} seeds for {len(picture)} pictures; give one seed or one for each.")
+    first = levels / 8 if step_levels is None else step_levels
+    results = []
+    for i, seed in enumerate(seeds):
+        # ComfyUI runs prompts in inference mode; clones made outside it are ordinary tensors.
+        with torch.inference_mode(False), torch.enable_grad():
+            clean = picture[i : i + 1].float().clone()
+            budget = Budget(clean, levels, None if mask is None else mask[i : i + 1].clone())
+            loss = make_loss(to_pixels(clean))
+            values, velocity = budget.original.clone(), torch.zeros_like(clean)
+            for step in range(steps):
+                value, gradient = _value_and_gradient(loss, values, random_stream(seed, step))
+                velocity = momentum * velocity + gradient / gradient.abs().mean().clamp(min=1e-30)
+                values = budget.project(values + first * (1 - step / steps) * velocity.sign())
+                if callback is not None:
+                    callback(i * steps + step + 1, len(picture) * steps, values / 255, value)
+            results.append(budget.quantise(values))
+    return torch.cat(results)
+
+
+def _value_and_gradient(loss: Loss, values: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    pixels = (values / 127.5 - 1).requires_grad_()
+    total = torch.zeros((), device=values.device)
+    for term in loss(pixels, generator):
+        term.backward()
+        total += term.detach()
+    gradient = pixels.grad
+    if gradient is None or not torch.isfinite(gradient).all():
+        raise AntiPureError("The gradient is not finite; use a higher precision or another denoiser.")
+    return total, gradient

@@ -1,0 +1,162 @@
+"""Loading pixel denoisers: our own file, a diffusers folder, or an ADM checkpoint. Nothing is ever executed.
+
+* `bundled/denoiser.safetensors` and files like it: fp16 weights, configuration in the safetensors metadata.
+* A diffusers folder (`unet/` + `scheduler/`, or `config.json` + `scheduler_config.json` side by side).
+* OpenAI's ADM layout (`256x256_diffusion_uncond.pt` and fine-tunes), read with `weights_only`.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import zipfile
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from .denoiser import PixelDenoiser
+from .errors import AntiPureError
+
+BUNDLED = Path(__file__).resolve().parent.parent / "bundled" / "denoiser.safetensors"
+OWN_FORMAT = "antipure-pixel-denoiser"
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def load_denoiser(
+    path: str | Path | None = None, *, device: torch.device | str = "cpu", precision: str = "fp32"
+) -> PixelDenoiser:
+    """Load a pixel denoiser from a file or folder (None: the bundled one).
+
+    precision: "fp32", or "bf16"/"fp16" for autocast inside the network. Weights stay as loaded, in fp32.
+    Raises `AntiPureError` naming the path when it is not a denoiser, is truncated, or holds code.
+    """
+    if precision not in DTYPES:
+        raise AntiPureError(f"The precision '{precision}' is unknown; choose one of {', '.join(DTYPES)}.")
+    path = Path(path) if path is not None else BUNDLED
+    if not path.exists():
+        raise AntiPureError(f"There is no denoiser at {path}; give a checkpoint file or a diffusers folder.")
+    # Outside inference mode, so that the weights are ordinary tensors and gradients can pass through.
+    with torch.inference_mode(False), torch.no_grad():
+        if path.is_dir():
+            unet, betas, tile, patch = _load_folder(path)
+        elif path.suffix == ".safetensors":
+            unet, betas, tile, patch = _load_safetensors(path)
+        else:
+            unet, betas, tile, patch = _load_adm(path, _read_pickle(path))
+        unet = unet.float().to(device).to(memory_format=torch.channels_last)
+        abar = torch.cumprod(1 - betas.double(), 0).float()
+        return PixelDenoiser(unet, abar, tile=tile, patch=patch, dtype=DTYPES[precision])
+
+
+def beta_schedule(config: dict) -> Tensor:
+    """The betas of a diffusers scheduler configuration (linear, scaled_linear, cosine or given), float64."""
+    if config.get("trained_betas") is not None:
+        return torch.tensor(config["trained_betas"], dtype=torch.float64)
+    if config.get("prediction_type", "epsilon") != "epsilon":
+        raise AntiPureError(f"The model predicts '{config['prediction_type']}'; only epsilon models can be used.")
+    kind, steps = config.get("beta_schedule", "linear"), config.get("num_train_timesteps", 1000)
+    start, end = config.get("beta_start", 1e-4), config.get("beta_end", 0.02)
+    if kind == "linear":
+        return torch.linspace(start, end, steps, dtype=torch.float64)
+    if kind == "scaled_linear":
+        return torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float64) ** 2
+    if kind == "squaredcos_cap_v2":
+        edges = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
+        bar = torch.cos((edges + 0.008) / 1.008 * torch.pi / 2) ** 2
+        return (1 - bar[1:] / bar[:-1]).clamp(max=0.999)
+    raise AntiPureError(
+        f"The beta schedule '{kind}' is unknown; linear, scaled_linear or squaredcos_cap_v2 can be used."
+    )
+
+
+def _build_unet(config: dict, state: dict[str, Tensor], where: Path) -> nn.Module:
+    from diffusers import UNet2DModel
+
+    known = {k: v for k, v in config.items() if not k.startswith("_")}
+    try:
+        unet = UNet2DModel(**known)
+        unet.load_state_dict(state, strict=True)
+    except (TypeError, ValueError, KeyError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise AntiPureError(f"{where} does not hold the UNet2DModel its configuration describes: {reason}") from error
+    if unet.config.class_embed_type is not None or unet.config.num_class_embeds is not None:
+        raise AntiPureError(f"{where} is a class-conditional model; give an unconditional one.")
+    return unet
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            return {key: file.get_tensor(key) for key in file.keys()}, metadata  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise AntiPureError(f"{path} is not a complete safetensors file; download or copy it again.") from error
+
+
+def _load_safetensors(path: Path) -> tuple[nn.Module, Tensor, int | None, int]:
+    state, metadata = _read_safetensors(path)
+    if metadata.get("format") != OWN_FORMAT:
+        return _load_adm(path, state)
+    config = json.loads(metadata["config"])
+    state = {k: v.float() for k, v in state.items()}
+    unet = _build_unet(config["unet"], state, path)
+    return unet, beta_schedule(config["scheduler"]), config["tile"], config["patch"]
+
+
+def _read_pickle(path: Path) -> dict:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        text = str(error)
+        if zipfile.is_zipfile(path) and ("GLOBAL" in text or "Unsupported" in text or "weights_only" in text.lower()):
+            raise AntiPureError(
+                f"{path} holds more than weights (a pickle that could run code), so it was not loaded; "
+                "convert it to safetensors with a tool you trust."
+            ) from error
+        raise AntiPureError(f"{path} is no checkpoint that can be read safely; give an ADM .pt file.") from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise AntiPureError(f"{path} is not a complete checkpoint; download or copy it again.") from error
+
+
+def _load_adm(path: Path, state: object) -> tuple[nn.Module, Tensor, int | None, int]:
+    from .adm import is_adm_state_dict, load_adm_unet
+
+    if not isinstance(state, dict) or not is_adm_state_dict(state):
+        raise AntiPureError(
+            f"{path} holds no ADM (guided-diffusion) UNet; give such a checkpoint or a diffusers folder."
+        )
+    unet = load_adm_unet(state)
+    return unet, beta_schedule({}), unet.config.sample_size, 1
+
+
+def _read_json(path: Path, purpose: str) -> dict:
+    if not path.is_file():
+        raise AntiPureError(f"{path.parent} has no {path.name}; a diffusers folder needs it for the {purpose}.")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise AntiPureError(f"{path} is not valid JSON; download or copy the folder again.") from error
+
+
+def _load_folder(folder: Path) -> tuple[nn.Module, Tensor, int | None, int]:
+    inner = folder / "unet" if (folder / "unet").is_dir() else folder
+    config = _read_json(inner / "config.json", "network")
+    scheduler_folder = folder / "scheduler" if (folder / "scheduler").is_dir() else folder
+    scheduler = _read_json(scheduler_folder / "scheduler_config.json", "noise schedule")
+    if config.get("_class_name", "UNet2DModel") != "UNet2DModel":
+        raise AntiPureError(f"{inner} holds a {config['_class_name']}; pixel denoisers are UNet2DModel folders.")
+    if config.get("in_channels", 3) != 3:
+        raise AntiPureError(f"{inner} takes {config['in_channels']} channels; pixel denoisers take 3 (RGB).")
+    weights = inner / "diffusion_pytorch_model.safetensors"
+    if weights.is_file():
+        state, _ = _read_safetensors(weights)
+    elif (inner / "diffusion_pytorch_model.bin").is_file():
+        state = _read_pickle(inner / "diffusion_pytorch_model.bin")
+    else:
+        raise AntiPureError(f"{inner} has no diffusion_pytorch_model.safetensors; download or copy the folder again.")
+    unet = _build_unet(config, state, inner)
+    size = unet.config.sample_size
+    return unet, beta_schedule(scheduler), size if isinstance(size, int) else None, 1

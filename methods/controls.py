@@ -1,0 +1,83 @@
+"""Controls: perturbations of the same budget with no adversarial structure. A protection has to beat all four.
+
+All take B×3×H×W pictures in 0..1 and return 8-bit-rounded pictures inside the same `Budget` as PGD's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .attack import Budget, check_budget, check_mask
+from .pictures import check_picture, random_stream
+
+BLOCK = 16
+
+
+def random_sign(clean: Tensor, levels: float, generator: torch.Generator) -> Tensor:
+    """±levels per pixel and channel, by coin toss."""
+    return (torch.randint(2, clean.shape, generator=generator) * 2.0 - 1).to(clean.device) * levels
+
+
+def uniform_shift(clean: Tensor, levels: float, generator: torch.Generator) -> Tensor:
+    """The whole picture `levels` brighter (darker, where brighter would clip more pixels)."""
+    brighter = (clean * 255 > 255 - levels).sum() <= (clean * 255 < levels).sum()
+    return torch.full_like(clean, levels if brighter else -levels)
+
+
+def blocks(clean: Tensor, levels: float, generator: torch.Generator) -> Tensor:
+    """±levels per 16×16 block, by coin toss, the same in all channels."""
+    h, w = clean.shape[-2:]
+    signs = torch.randint(2, (1, 1, -(-h // BLOCK), -(-w // BLOCK)), generator=generator) * 2.0 - 1
+    pattern = signs.repeat_interleave(BLOCK, 2).repeat_interleave(BLOCK, 3)[..., :h, :w]
+    return pattern.to(clean.device).expand_as(clean) * levels
+
+
+CONTROLS: dict[str, Callable[[Tensor, float, torch.Generator], Tensor]] = {
+    "random": random_sign,
+    "shift": uniform_shift,
+    "blocks": blocks,
+}
+
+
+def apply_control(
+    name: str, picture: Tensor, *, levels: float = 8, mask: Tensor | None = None, seeds: int | list[int] = 0
+) -> Tensor:
+    """The picture under the control `name` of `CONTROLS`; arguments, result and errors as `attack.pgd`."""
+    check_picture(picture)
+    check_budget(levels, 1)
+    check_mask(mask, picture)
+    seeds = [seeds] * len(picture) if isinstance(seeds, int) else seeds
+    results = []
+    for i, seed in enumerate(seeds):
+        clean = picture[i : i + 1].float()
+        budget = Budget(clean, levels, None if mask is None else mask[i : i + 1])
+        delta = CONTROLS[name](clean, levels, random_stream(seed))
+        results.append(budget.quantise(budget.project(budget.original + delta)))
+    return torch.cat(results)
+
+
+def spectrum_matched(clean: Tensor, protected: Tensor, *, levels: float, seed: int = 0, rounds: int = 30) -> Tensor:
+    """The perturbation's own spectrum with random phases, inside the same ball: same energy, no structure.
+
+    The phases of one white noise picture are added to every channel, so that the channels stay correlated as they
+    were. Random phases overshoot the ball; amplitude spectrum and ball are imposed in turn (`rounds` times, as in
+    surrogate-data tests: Schreiber & Schmitz 1996), ending inside the ball.
+    """
+    results = []
+    for i in range(len(clean)):
+        x = clean[i : i + 1].float()
+        budget = Budget(x, levels)
+        spectrum = torch.fft.rfft2(protected[i : i + 1].float() * 255 - budget.original)
+        white = torch.randn(x[:, :1].shape, generator=random_stream(seed)).to(x.device)
+        white = torch.fft.rfft2(white)
+        current = spectrum * white / white.abs().clamp(min=1e-12)
+        for _ in range(rounds):
+            values = torch.fft.irfft2(current, s=x.shape[-2:])
+            inside = budget.project(budget.original + values) - budget.original
+            imposed = torch.fft.rfft2(inside)
+            current = spectrum.abs() * imposed / imposed.abs().clamp(min=1e-12)
+        results.append(budget.quantise(budget.project(budget.original + inside)))
+    return torch.cat(results)

@@ -1,0 +1,168 @@
+"""The one interface between a diffusion model and every algorithm of this pack.
+
+Conventions, here and everywhere: pixels are B×3×H×W in [-1, 1]; timesteps are 0-based indices into
+`alphas_cumprod` as in diffusers, so "purify with timestep 10" runs the indices 9, 8, ..., 0.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .pictures import round_up
+
+DEFAULT_MEMORY_BYTES = 768 * 2**20
+
+
+class Denoiser(ABC):
+    """A noise-predicting diffusion model.
+
+    alphas_cumprod: T values, float32, on the model's device.
+    tile: native side in pixels, or None when any size serves.
+    multiple: sides of a tile must be multiples of this many pixels.
+    clip_x0: whether clean predictions are clamped to [-1, 1] (pixel models).
+    memory_bytes: bound for the activations of one batch of tiles (see `batch_size`).
+    """
+
+    alphas_cumprod: Tensor
+    tile: int | None
+    multiple: int
+    clip_x0: bool = True
+    memory_bytes: int = DEFAULT_MEMORY_BYTES
+
+    @property
+    def device(self) -> torch.device:
+        return self.alphas_cumprod.device
+
+    @property
+    def timesteps(self) -> int:
+        return len(self.alphas_cumprod)
+
+    @abstractmethod
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Pixels to the space the model works in (the identity for pixel models)."""
+
+    @abstractmethod
+    def decode(self, latent: Tensor) -> Tensor:
+        """The inverse of `encode`: back to pixels in [-1, 1]."""
+
+    @abstractmethod
+    def predict(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Predicted noise, and the learned variance fraction in [-1, 1] or None.
+
+        x_t: B×C×H×W in model space. t: B integer timesteps, one per sample.
+        """
+
+    def predict_noise(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """eps_theta(x_t, t): B×C×H×W, float32."""
+        return self.predict(x_t, t)[0]
+
+    def clamp(self, x0: Tensor) -> Tensor:
+        """x0 within the range the model was trained on."""
+        return x0.clamp(-1, 1) if self.clip_x0 else x0
+
+    def tile_for(self, height: int, width: int) -> int:
+        """Side of the square tiles a height×width picture is cut into: the native one, or one for it all."""
+        return self.tile or round_up(max(height, width), self.multiple)
+
+    @abstractmethod
+    def bytes_per_pixel(self) -> float:
+        """Activation bytes that one forward keeps for its backward, per input pixel."""
+
+    def batch_size(self, height: int, width: int, forwards: int = 1) -> int:
+        """How many tiles fit `memory_bytes` when `forwards` chained forwards keep their activations."""
+        need = self.bytes_per_pixel() * height * width * forwards
+        return max(1, int(self.memory_bytes / max(need, 1)))
+
+    def batches(self, count: int, height: int, width: int, forwards: int = 1) -> Iterator[slice]:
+        """Slices that walk over `count` tiles of height×width in memory-bounded batches."""
+        size = self.batch_size(height, width, forwards)
+        return (slice(i, min(i + size, count)) for i in range(0, count, size))
+
+
+def add_noise(x0: Tensor, eps: Tensor, abar_t: Tensor) -> Tensor:
+    """x_t = sqrt(abar_t) x0 + sqrt(1 - abar_t) eps, abar_t one value per sample (DDPM, eq. 4)."""
+    a = abar_t.to(x0.dtype).view(-1, 1, 1, 1)
+    return a.sqrt() * x0 + (1 - a).sqrt() * eps
+
+
+def predict_x0(x_t: Tensor, eps: Tensor, abar_t: Tensor) -> Tensor:
+    """x0_hat = (x_t - sqrt(1 - abar_t) eps) / sqrt(abar_t), not clamped (DDPM, eq. 15)."""
+    a = abar_t.to(x_t.dtype).view(-1, 1, 1, 1)
+    return (x_t - (1 - a).sqrt() * eps) / a.sqrt()
+
+
+class PixelDenoiser(Denoiser):
+    """A diffusers `UNet2DModel` (or a module called the same way) over pixels.
+
+    unet: eps-predicting; called as unet(x, t).sample with C or 2C output channels (learned variance).
+    alphas_cumprod: T values.
+    tile: the side it was trained on.
+    patch: pixels are folded into channels in patch×patch blocks before the network and unfolded after it. The
+        noise process does not see this permutation: model space is pixels.
+    dtype: autocast type of the network (float32: none). Inputs, outputs and losses stay float32.
+    """
+
+    def __init__(
+        self,
+        unet: nn.Module,
+        alphas_cumprod: Tensor,
+        *,
+        tile: int | None,
+        patch: int = 1,
+        dtype: torch.dtype = torch.float32,
+    ):
+        self.unet = unet.eval().requires_grad_(False)
+        self.alphas_cumprod = alphas_cumprod.float().to(next(unet.parameters()).device)
+        self.patch = patch
+        self.dtype = dtype
+        self.multiple = patch * 2 ** (len(unet.config.block_out_channels) - 1)
+        self.tile = tile
+        self._bytes_per_pixel: float | None = None
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        return pixels
+
+    def decode(self, latent: Tensor) -> Tensor:
+        return latent
+
+    def predict(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor | None]:
+        x = F.pixel_unshuffle(x_t, self.patch) if self.patch > 1 else x_t
+        x = x.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(x.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
+            out = self.unet(x, t).sample
+        out = out.float()
+        if self.patch > 1:
+            out = F.pixel_shuffle(out, self.patch)
+        eps, variance = out[:, : x_t.shape[1]], out[:, x_t.shape[1] :]
+        return eps, (variance if variance.shape[1] else None)
+
+    def bytes_per_pixel(self) -> float:
+        if self._bytes_per_pixel is None:
+            self._bytes_per_pixel = self._measure_bytes_per_pixel()
+        return self._bytes_per_pixel
+
+    def _measure_bytes_per_pixel(self) -> float:
+        """Count what autograd saves in one small forward: exact, and true for any architecture."""
+        side = max(self.multiple, 32)
+        weights = {p.untyped_storage().data_ptr() for p in self.unet.parameters()}
+        seen: dict[int, int] = {}
+
+        def pack(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in weights:
+                seen[storage.data_ptr()] = storage.nbytes()
+            kept.append(tensor)  # a freed storage would hand its address to the next tensor
+            return tensor
+
+        kept: list[Tensor] = []
+        with torch.inference_mode(False), torch.enable_grad():
+            x = torch.zeros(1, 3, side, side, device=self.device, requires_grad=True)
+            t = torch.zeros(1, dtype=torch.long, device=self.device)
+            with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+                self.predict(x, t)
+        return sum(seen.values()) / side**2

@@ -1,0 +1,109 @@
+"""Pictures (B×3×H×W in 0..1), pixels (the same in -1..1), tiles and reproducible random streams."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .errors import AntiPureError
+
+
+def check_picture(picture: Tensor, name: str = "picture") -> None:
+    """Raise `AntiPureError` unless `picture` is a non-empty, finite float B×3×H×W tensor."""
+    if picture.ndim != 4 or picture.shape[1] != 3:
+        raise AntiPureError(f"The {name} has shape {tuple(picture.shape)}; give a batch of RGB pictures, B×3×H×W.")
+    if picture.numel() == 0:
+        raise AntiPureError(f"The {name} has no pixels (shape {tuple(picture.shape)}); give one of at least 1×1.")
+    if not picture.is_floating_point():
+        raise AntiPureError(f"The {name} holds {picture.dtype} values; give floats in 0..1.")
+    if not torch.isfinite(picture).all():
+        raise AntiPureError(f"The {name} holds NaN or infinite pixels; mend the node or file it comes from.")
+
+
+def to_pixels(picture: Tensor) -> Tensor:
+    """0..1 to -1..1."""
+    return picture * 2 - 1
+
+
+def to_picture(pixels: Tensor) -> Tensor:
+    """-1..1 to 0..1, clamped."""
+    return ((pixels + 1) / 2).clamp(0, 1)
+
+
+def round_8bit(picture: Tensor) -> Tensor:
+    """The nearest 8-bit picture, as k/255 in float32: exactly what a saved and reloaded PNG holds."""
+    return (picture.float().clamp(0, 1) * 255).round() / 255
+
+
+def random_stream(seed: int, *path: int) -> torch.Generator:
+    """An own CPU generator for a seed and a path of counters, such as (step,) or (iteration, tile).
+
+    Streams do not depend on the device, on how work is batched, or on what was drawn before.
+    torch's CPU generator looks at 32 bits of a seed only, so the path is mixed into them (splitmix64).
+    """
+    state = 0
+    for value in (seed, *path):
+        state = (state + (value & 0xFFFFFFFFFFFFFFFF) + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
+        state ^= state >> 31
+    return torch.Generator().manual_seed(state & 0xFFFFFFFF)
+
+
+def noise(shape: tuple[int, ...], generators: list[torch.Generator], device: torch.device) -> Tensor:
+    """Standard normal noise of `shape`, one generator per sample, moved to `device`."""
+    return torch.stack([torch.randn(shape, generator=g) for g in generators]).to(device)
+
+
+def pad_reflect(x: Tensor, height: int, width: int) -> Tensor:
+    """Mirror the picture (without repeating its border) at the bottom and right up to height×width.
+
+    Works for any size, also where the padding is longer than the picture; differentiable.
+    """
+
+    def index(size: int, target: int) -> Tensor:
+        period = max(2 * (size - 1), 1)
+        i = torch.arange(target, device=x.device) % period
+        return torch.minimum(i, period - i) if size > 1 else i
+
+    h, w = x.shape[-2:]
+    if height > h:
+        x = x.index_select(-2, index(h, height))
+    if width > w:
+        x = x.index_select(-1, index(w, width))
+    return x
+
+
+def round_up(value: int, multiple: int) -> int:
+    """The smallest multiple of `multiple` that is >= value."""
+    return -(-value // multiple) * multiple
+
+
+def cut(x: Tensor, positions: list[tuple[int, int]], tile: int) -> Tensor:
+    """Tiles of a 1×C×H×W picture at (y, x) positions: N×C×tile×tile."""
+    return torch.cat([x[..., top : top + tile, left : left + tile] for top, left in positions])
+
+
+def grid_positions(height: int, width: int, tile: int, stride: int) -> list[tuple[int, int]]:
+    """Regular tile corners with the last row and column flush with the border (height, width >= tile)."""
+
+    def axis(size: int) -> list[int]:
+        return [*range(0, size - tile, stride), size - tile]
+
+    return [(y, x) for y in axis(height) for x in axis(width)]
+
+
+def random_positions(height: int, width: int, tile: int, generator: torch.Generator) -> list[tuple[int, int]]:
+    """Tile corners of a grid with random offset, clamped into the picture: every pixel is covered.
+
+    A picture of n×n tiles needs up to (n+1)×(n+1) of them; one that is a single tile needs one.
+    """
+
+    def axis(size: int) -> list[int]:
+        offset = int(torch.randint(tile, (), generator=generator))
+        starts = range(offset - tile, size, tile)
+        return sorted({min(max(start, 0), size - tile) for start in starts})
+
+    rows = axis(height)
+    columns = axis(width)
+    return [(y, x) for y in rows for x in columns]

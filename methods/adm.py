@@ -209,7 +209,7 @@ def _depth(parts: set[str]) -> tuple[int, int]:
 
 
 def _layer_names(config: dict) -> dict[str, str]:
-    """The ADM layer for every layer of the `UNet2DModel` (and for some it lacks, such as shortcuts it does not need)."""
+    """The ADM layer for every layer of the `UNet2DModel`, and for some it may lack, such as shortcuts."""
     levels, layers = len(config["block_out_channels"]), config["layers_per_block"]
     names = dict(OUTER_LAYERS)
     blocks = {

@@ -82,7 +82,8 @@ def pgd(
     """Maximise a loss over the L-infinity ball around each picture.
 
     picture: B×3×H×W in 0..1. make_loss: from the clean pixels (1×3×H×W in [-1, 1]) to the `Loss` to maximise.
-    levels: radius in 8-bit levels. step_levels: first step (default levels / 8), decaying linearly to 0.
+    levels: radius in 8-bit levels. step_levels: first step, decaying linearly to 0 (default levels / 8; with fewer
+        than 16 steps more, so that the border of the ball stays in reach).
     momentum: decay of the accumulated, L1-normalised gradient; 0 is plain PGD.
     mask: B×1×H×W in 0..1, scales the budget per pixel. seeds: one for all pictures, or one per picture.
     callback: called after each step with (done, total, current picture, loss); exceptions pass through.
@@ -97,7 +98,7 @@ def pgd(
     seeds = [seeds] * len(picture) if isinstance(seeds, int) else list(seeds)
     if len(seeds) != len(picture):
         raise AntiPureError(f"{len(seeds)} seeds for {len(picture)} pictures; give one seed or one for each.")
-    first = levels / 8 if step_levels is None else step_levels
+    first = levels * max(1 / 8, 2 / steps) if step_levels is None else step_levels
     results = []
     for i, seed in enumerate(seeds):
         # ComfyUI runs prompts in inference mode; clones made outside it are ordinary tensors.

@@ -124,6 +124,12 @@ class PixelDenoiser(Denoiser):
         self.tile = tile
         self._bytes_per_pixel: float | None = None
 
+    def to(self, device: torch.device | str) -> PixelDenoiser:
+        """Move weights and schedule to a device, in place."""
+        self.unet.to(device)
+        self.alphas_cumprod = self.alphas_cumprod.to(device)
+        return self
+
     def encode(self, pixels: Tensor) -> Tensor:
         return pixels
 

@@ -1,2 +1,27 @@
-NODE_CLASS_MAPPINGS = {}
-NODE_DISPLAY_NAME_MAPPINGS = {}
+"""The ComfyUI surface: thin V1 classes. Ids, input names and outputs are a public contract."""
+
+from . import host
+from .denoisers import LoadDenoiser
+from .metrics import Inspect, Metrics
+from .protect import ObjectiveSettings, Protect
+from .purify import DiffusionPurify
+
+NODE_CLASS_MAPPINGS = {
+    "AntiPureLoadDenoiser": LoadDenoiser,
+    "AntiPureProtect": Protect,
+    "AntiPureObjective": ObjectiveSettings,
+    "AntiPureDiffusionPurify": DiffusionPurify,
+    "AntiPureMetrics": Metrics,
+    "AntiPureInspect": Inspect,
+}
+
+NODE_DISPLAY_NAME_MAPPINGS = {
+    "AntiPureLoadDenoiser": "Load Pixel Denoiser",
+    "AntiPureProtect": "AntiPure Protect",
+    "AntiPureObjective": "AntiPure Objective",
+    "AntiPureDiffusionPurify": "Diffusion Purify",
+    "AntiPureMetrics": "Image Metrics",
+    "AntiPureInspect": "Inspection Sheet",
+}
+
+host.register_model_folder()

@@ -1,0 +1,53 @@
+"""Load Pixel Denoiser."""
+
+from __future__ import annotations
+
+from ..methods.checkpoints import DTYPES, load_denoiser
+from . import host
+
+
+class LoadDenoiser:
+    DESCRIPTION = (
+        "Loads a pixel diffusion model for AntiPure Protect and Diffusion Purify: the small one that ships with this "
+        "pack, or a file (OpenAI's ADM layout) or diffusers folder in models/antipure."
+    )
+    CATEGORY = "AntiPure"
+    FUNCTION = "load"
+    RETURN_TYPES = ("DENOISER",)
+    RETURN_NAMES = ("denoiser",)
+    OUTPUT_TOOLTIPS = ("The pixel denoiser, for the nodes of this pack.",)
+    SEARCH_ALIASES = ["ddpm", "guided diffusion", "adm", "pixel diffusion model"]
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict:
+        return {
+            "required": {
+                "denoiser": (
+                    host.list_denoisers(),
+                    {
+                        "default": host.BUNDLED,
+                        "tooltip": "'bundled' is the 64-px model shipped with the pack. Put others into "
+                        "models/antipure: an ADM checkpoint (.pt, .safetensors) or a diffusers folder.",
+                    },
+                ),
+                "precision": (
+                    list(DTYPES),
+                    {
+                        "default": "fp32",
+                        "tooltip": "Arithmetic inside the network. bf16 is about twice as fast where the hardware "
+                        "knows it and changes the result slightly; losses stay in fp32.",
+                    },
+                ),
+            }
+        }
+
+    @classmethod
+    def IS_CHANGED(cls, denoiser: str, precision: str) -> str:
+        path = host.find_denoiser(denoiser)
+        if path is None or not path.exists():
+            return denoiser
+        stat = path.stat()
+        return f"{path}:{stat.st_mtime_ns}:{stat.st_size}"
+
+    def load(self, denoiser: str, precision: str) -> tuple:
+        return (host.manage(load_denoiser(host.find_denoiser(denoiser), precision=precision)),)

@@ -1,0 +1,119 @@
+"""Image Metrics and Inspection Sheet."""
+
+from __future__ import annotations
+
+import torch
+
+from ..methods import metrics
+from ..methods.errors import AntiPureError
+from ..methods.inspection import inspection_sheet
+from .convert import from_image, to_image
+
+
+class Metrics:
+    DESCRIPTION = (
+        "Compares pictures with references: cost (PSNR, SSIM, largest change) and survival. For survival, give the "
+        "purified clean picture as reference and the purified protected one as image: structural distortion says how "
+        "much structure the purifier was made to change, the detail ratio how much fine detail it left."
+    )
+    CATEGORY = "AntiPure"
+    FUNCTION = "measure"
+    RETURN_TYPES = ("FLOAT", "FLOAT", "FLOAT", "FLOAT", "FLOAT", "STRING")
+    RETURN_NAMES = ("psnr", "ssim", "levels", "structural distortion", "detail ratio", "report")
+    OUTPUT_TOOLTIPS = (
+        "Peak signal-to-noise ratio in dB, mean over the batch (infinite for equal pictures).",
+        "Structural similarity (torchmetrics), mean over the batch.",
+        "Largest change of any pixel in the batch, in 8-bit levels.",
+        "1 - contrast-structure term of SSIM, mean over the batch; brightness shifts do not count.",
+        "High-frequency energy of image over reference, mean over the batch.",
+        "All of it, for each picture, as text.",
+    )
+    SEARCH_ALIASES = ["psnr", "ssim", "image quality", "compare images"]
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict:
+        return {
+            "required": {
+                "reference": ("IMAGE", {"tooltip": "What to compare with: one picture, or one for each image."}),
+                "image": ("IMAGE", {"tooltip": "The pictures to measure."}),
+            }
+        }
+
+    def measure(self, reference, image) -> tuple:
+        a, _ = from_image(reference, "reference")
+        b, _ = from_image(image)
+        a = match_batch(a, b, "reference")
+        values = {
+            "psnr": metrics.psnr(a, b),
+            "ssim": metrics.ssim(a, b),
+            "levels": metrics.linf_levels(a, b),
+            "distortion": metrics.structural_distortion(a, b),
+            "detail": metrics.detail_ratio(a, b),
+        }
+        bands = metrics.band_energy(b - a)
+        lines = []
+        for i in range(len(b)):
+            shares = ", ".join(f"{name} {100 * share[i]:.0f} %" for name, share in bands.items())
+            lines.append(
+                f"picture {i + 1}: PSNR {values['psnr'][i]:.2f} dB, SSIM {values['ssim'][i]:.4f}, "
+                f"largest change {values['levels'][i]:.0f} levels, "
+                f"structural distortion {values['distortion'][i]:.4f}, detail ratio {values['detail'][i]:.3f}, "
+                f"difference by frequency: {shares}"
+            )
+        return (
+            float(values["psnr"].mean()),
+            float(values["ssim"].mean()),
+            float(values["levels"].max()),
+            float(values["distortion"].mean()),
+            float(values["detail"].mean()),
+            "\n".join(lines),
+        )
+
+
+def match_batch(picture: torch.Tensor, to: torch.Tensor, name: str) -> torch.Tensor:
+    """One picture repeated for a batch, or a batch of equal length; `AntiPureError` otherwise."""
+    if len(picture) not in (1, len(to)):
+        raise AntiPureError(f"{len(picture)} pictures as {name} for {len(to)}; give one, or one for each.")
+    return picture.expand(len(to), -1, -1, -1)
+
+
+class Inspect:
+    DESCRIPTION = (
+        "One labelled sheet per picture: what was changed, amplified, where, and at which frequencies; with the "
+        "purified pictures wired in, also what a purifier leaves."
+    )
+    CATEGORY = "AntiPure"
+    FUNCTION = "draw"
+    RETURN_TYPES = ("IMAGE",)
+    RETURN_NAMES = ("sheet",)
+    OUTPUT_TOOLTIPS = ("The sheets, one for each picture.",)
+    SEARCH_ALIASES = ["difference", "heat map", "fft", "spectrum", "compare images"]
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict:
+        return {
+            "required": {
+                "original": ("IMAGE", {"tooltip": "The pictures before protection."}),
+                "protected": ("IMAGE", {"tooltip": "The pictures after protection."}),
+            },
+            "optional": {
+                "purified": ("IMAGE", {"tooltip": "The protected pictures after purification."}),
+                "purified_clean": ("IMAGE", {"tooltip": "The original pictures after the same purification."}),
+            },
+        }
+
+    def draw(self, original, protected, purified=None, purified_clean=None) -> tuple:
+        after, _ = from_image(protected, "protected picture")
+        others = {"original": original, "purified": purified, "purified_clean": purified_clean}
+        pictures = {
+            name: None if image is None else match_batch(from_image(image, name)[0], after, name)
+            for name, image in others.items()
+        }
+        sheets = [
+            inspection_sheet(
+                protected=after[i : i + 1],
+                **{name: None if p is None else p[i : i + 1] for name, p in pictures.items()},
+            )
+            for i in range(len(after))
+        ]
+        return (to_image(torch.cat(sheets)),)

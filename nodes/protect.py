@@ -1,0 +1,167 @@
+"""AntiPure Protect and AntiPure Objective."""
+
+from __future__ import annotations
+
+from ..methods import metrics
+from ..methods.antipure import PRESETS, Objective, antipure_loss
+from ..methods.attack import pgd
+from ..methods.controls import CONTROLS, apply_control
+from . import host
+from .convert import difference_view, from_image, from_mask, to_image
+
+
+class Protect:
+    DESCRIPTION = (
+        "Adds a small perturbation that disturbs diffusion purification of the picture, and with it the customization "
+        "(DreamBooth, LoRA) that follows. Every pixel stays within the given number of 8-bit levels. What survives is "
+        "to be measured: run Diffusion Purify and Image Metrics behind it."
+    )
+    CATEGORY = "AntiPure"
+    FUNCTION = "protect"
+    RETURN_TYPES = ("IMAGE", "IMAGE", "STRING")
+    RETURN_NAMES = ("image", "perturbation view", "report")
+    OUTPUT_TOOLTIPS = (
+        "The protected picture, 8-bit exact. Save it as PNG.",
+        "The perturbation around mid-grey; black and white are the full budget.",
+        "Budget, PSNR and SSIM of each picture.",
+    )
+    SEARCH_ALIASES = ["protect image", "anti-dreambooth", "glaze", "mist", "adversarial perturbation", "cloak"]
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict:
+        return {
+            "required": {
+                "image": ("IMAGE", {"tooltip": "Pictures to protect, any size. Alpha passes through untouched."}),
+                "denoiser": ("DENOISER", {"tooltip": "The model whose purification is to be disturbed."}),
+                "preset": (
+                    [*PRESETS, *CONTROLS],
+                    {
+                        "default": "strong",
+                        "tooltip": "strong: unrolls the purifier and wipes out what it would leave. paper: the "
+                        "published AntiPure loss. random, shift, blocks: controls of the same budget without any "
+                        "adversarial structure, to compare with.",
+                    },
+                ),
+                "levels": (
+                    "FLOAT",
+                    {
+                        "default": 8.0,
+                        "min": 0.25,
+                        "max": 64.0,
+                        "step": 0.25,
+                        "tooltip": "Largest change of any pixel, in 8-bit levels of 255. 8 is usual, 16 the paper's "
+                        "larger setting.",
+                    },
+                ),
+                "steps": (
+                    "INT",
+                    {
+                        "default": 100,
+                        "min": 1,
+                        "max": 10000,
+                        "tooltip": "Gradient steps. 40 give most of the effect; the controls need none.",
+                    },
+                ),
+                "seed": (
+                    "INT",
+                    {
+                        "default": 0,
+                        "min": 0,
+                        "max": 0xFFFFFFFFFFFFFFFF,
+                        "tooltip": "Noise and tile offsets. Same seed, same bytes; a picture's result does not depend "
+                        "on its place in the batch.",
+                    },
+                ),
+            },
+            "optional": {
+                "mask": (
+                    "MASK",
+                    {
+                        "tooltip": "1 where the picture may change, 0 where it must not; values between scale the "
+                        "budget. The empty 64×64 mask LoadImage gives for opaque pictures counts as no mask."
+                    },
+                ),
+                "objective": ("OBJECTIVE", {"tooltip": "Own weights and settings; replaces the preset's objective."}),
+            },
+        }
+
+    def protect(self, image, denoiser, preset, levels, steps, seed, mask=None, objective=None) -> tuple:
+        picture, alpha = from_image(image)
+        mask = from_mask(mask, picture)
+        if objective is None and preset in CONTROLS:
+            protected = apply_control(preset, picture, levels=levels, mask=mask, seeds=seed)
+        else:
+            objective = objective or PRESETS[preset]
+            objective.check(denoiser)
+            host.ready(denoiser)
+            device = denoiser.device
+            with host.Progress("protecting") as progress:
+                protected = pgd(
+                    picture.to(device),
+                    lambda clean: antipure_loss(denoiser, objective, clean),
+                    levels=levels,
+                    steps=steps,
+                    mask=None if mask is None else mask.to(device),
+                    seeds=seed,
+                    callback=progress,
+                ).cpu()
+        name = preset if objective is None or objective is PRESETS.get(preset) else "own objective"
+        report = _report(picture, protected, name, levels, steps, seed)
+        return to_image(protected, alpha), to_image(difference_view(picture, protected, levels)), report
+
+
+def _report(picture, protected, name: str, levels: float, steps: int, seed: int) -> str:
+    lines = [f"{name}, {levels:g} levels, {steps} steps, seed {seed}"]
+    rows = zip(
+        metrics.linf_levels(picture, protected),
+        metrics.psnr(picture, protected),
+        metrics.ssim(picture, protected),
+        strict=True,
+    )
+    for i, (largest, psnr, ssim) in enumerate(rows):
+        lines.append(f"picture {i + 1}: largest change {largest:.0f} levels, PSNR {psnr:.2f} dB, SSIM {ssim:.4f}")
+    return "\n".join(lines)
+
+
+class ObjectiveSettings:
+    DESCRIPTION = (
+        "Own objective for AntiPure Protect: weights of the paper's three terms and of the unrolled purifier, and "
+        "their settings. The defaults are the paper's loss."
+    )
+    CATEGORY = "AntiPure"
+    FUNCTION = "build"
+    RETURN_TYPES = ("OBJECTIVE",)
+    RETURN_NAMES = ("objective",)
+    OUTPUT_TOOLTIPS = ("For the objective input of AntiPure Protect.",)
+    SEARCH_ALIASES = ["pfg", "etg", "patch-wise frequency guidance", "erroneous timestep guidance"]
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict:
+        default = Objective()
+
+        def weight(name: str, tooltip: str) -> tuple:
+            value = getattr(default, name)
+            return ("FLOAT", {"default": value, "min": -100.0, "max": 100.0, "step": 0.05, "tooltip": tooltip})
+
+        def whole(name: str, top: int, tooltip: str, step: int = 1) -> tuple:
+            value = getattr(default, name)
+            return ("INT", {"default": value, "min": step, "max": top, "step": step, "tooltip": tooltip})
+
+        return {
+            "required": {
+                "ddpm": weight("ddpm", "Weight of L_ddpm, the model's own denoising loss."),
+                "pfg": weight("pfg", "Weight of Patch-wise Frequency Guidance (the paper's lambda 1)."),
+                "etg": weight("etg", "Weight of Erroneous Timestep Guidance (the paper's lambda 2)."),
+                "unrolled": weight("unrolled", "Weight of the unrolled purifier, the term of the preset 'strong'."),
+                "patch_size": whole("patch_size", 64, "Side of PFG's patches in pixels, even.", 2),
+                "t_p": whole("t_p", 1000, "Timesteps of the paper's terms are drawn from 1 to this one."),
+                "t_err": whole("t_err", 1000, "The erroneous timestep of ETG; above t_p."),
+                "unrolled_steps": whole(
+                    "unrolled_steps", 16, "Purifier steps that are unrolled; memory grows with it."
+                ),
+                "unrolled_t": whole("unrolled_t", 1000, "Timestep each unrolled step noises to."),
+            }
+        }
+
+    def build(self, **settings) -> tuple:
+        return (Objective(**settings),)

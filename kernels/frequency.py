@@ -24,7 +24,8 @@ def _dct_matrix_cpu(size: int) -> Tensor:
 
 def dct_matrix(size: int, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Tensor:
     """Orthonormal DCT-II matrix C, size×size: row k holds the k-th cosine."""
-    return _dct_matrix_cpu(size).to(device=device, dtype=dtype)
+    # A copy: the cached one may be an inference tensor, and callers may write into theirs.
+    return _dct_matrix_cpu(size).to(device=device, dtype=dtype, copy=True)
 
 
 def patch_dct(x: Tensor, size: int = 8) -> Tensor:

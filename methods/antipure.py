@@ -163,12 +163,12 @@ def antipure_loss(denoiser: Denoiser, objective: Objective, clean: Tensor) -> Lo
     chained = max(2 * uses_paper, objective.unrolled_steps * bool(objective.unrolled))
 
     def loss(pixels: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
-        pixels = pad_reflect(pixels, height, width)
         positions = random_positions(height, width, tile, generator)
         root = int(torch.randint(2**62, (), generator=generator))
         for part in denoiser.batches(len(positions), tile, tile, chained):
             generators = [random_stream(root, i) for i in range(part.start, part.stop)]
-            tiles = cut(pixels, positions[part], tile)
+            # Padded anew in every batch: the batches are differentiated one by one and must not share a graph.
+            tiles = cut(pad_reflect(pixels, height, width), positions[part], tile)
             terms = torch.zeros(len(tiles), device=tiles.device)
             if uses_paper:
                 terms = terms + paper_terms(denoiser, tiles, generators, objective)

@@ -44,6 +44,14 @@ def check_interrupted() -> None:
         comfy.model_management.throw_exception_if_processing_interrupted()
 
 
+def show_text(text: str, node_id: str | None) -> None:
+    """Show a text on the node itself while the graph runs, where the host can."""
+    if inside_comfyui() and node_id is not None:
+        from server import PromptServer
+
+        PromptServer.instance.send_progress_text(text, node_id)
+
+
 # Models ------------------------------------------------------------------------------------------------------
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from ..methods import metrics
 from ..methods.errors import AntiPureError
 from ..methods.inspection import inspection_sheet
+from . import host
 from .convert import from_image, to_image
 
 
@@ -18,6 +21,7 @@ class Metrics:
     )
     CATEGORY = "AntiPure"
     FUNCTION = "measure"
+    OUTPUT_NODE = True  # so that it runs, and its report is kept, with nothing wired behind it
     RETURN_TYPES = ("FLOAT", "FLOAT", "FLOAT", "FLOAT", "FLOAT", "STRING")
     RETURN_NAMES = ("psnr", "ssim", "levels", "structural distortion", "detail ratio", "report")
     OUTPUT_TOOLTIPS = (
@@ -36,10 +40,11 @@ class Metrics:
             "required": {
                 "reference": ("IMAGE", {"tooltip": "What to compare with: one picture, or one for each image."}),
                 "image": ("IMAGE", {"tooltip": "The pictures to measure."}),
-            }
+            },
+            "hidden": {"node_id": "UNIQUE_ID"},
         }
 
-    def measure(self, reference, image) -> tuple:
+    def measure(self, reference, image, node_id=None) -> dict:
         a, _ = from_image(reference, "reference")
         b, _ = from_image(image)
         a = match_batch(a, b, "reference")
@@ -60,14 +65,18 @@ class Metrics:
                 f"structural distortion {values['distortion'][i]:.4f}, detail ratio {values['detail'][i]:.3f}, "
                 f"difference by frequency: {shares}"
             )
-        return (
-            float(values["psnr"].mean()),
-            float(values["ssim"].mean()),
-            float(values["levels"].max()),
-            float(values["distortion"].mean()),
-            float(values["detail"].mean()),
-            "\n".join(lines),
-        )
+        report = "\n".join(lines)
+        summary = {
+            "psnr": float(values["psnr"].mean()),
+            "ssim": float(values["ssim"].mean()),
+            "levels": float(values["levels"].max()),
+            "structural_distortion": float(values["distortion"].mean()),
+            "detail_ratio": float(values["detail"].mean()),
+        }
+        host.show_text(report, node_id)
+        # JSON knows no infinity: equal pictures have no PSNR there.
+        shown = {name: value if math.isfinite(value) else None for name, value in summary.items()}
+        return {"ui": {"text": [report], "metrics": [shown]}, "result": (*summary.values(), report)}
 
 
 def match_batch(picture: torch.Tensor, to: torch.Tensor, name: str) -> torch.Tensor:

@@ -83,9 +83,10 @@ class Protect:
                 ),
                 "objective": ("OBJECTIVE", {"tooltip": "Own weights and settings; replaces the preset's objective."}),
             },
+            "hidden": {"node_id": "UNIQUE_ID"},
         }
 
-    def protect(self, image, denoiser, preset, levels, steps, seed, mask=None, objective=None) -> tuple:
+    def protect(self, image, denoiser, preset, levels, steps, seed, mask=None, objective=None, node_id=None) -> tuple:
         picture, alpha = from_image(image)
         mask = from_mask(mask, picture)
         if objective is None and preset in CONTROLS:
@@ -107,6 +108,7 @@ class Protect:
                 ).cpu()
         name = preset if objective is None or objective is PRESETS.get(preset) else "own objective"
         report = _report(picture, protected, name, levels, steps, seed)
+        host.show_text(report, node_id)
         return to_image(protected, alpha), to_image(difference_view(picture, protected, levels)), report
 
 

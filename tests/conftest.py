@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
+import types
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from antipure.methods.denoiser import PixelDenoiser
+from antipure.methods.denoiser import Denoiser, PixelDenoiser
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLES = ROOT / "bundled"
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # the networks here are tiny: more threads only wait for each other
 
 
 def read_picture(path: Path) -> torch.Tensor:
@@ -51,3 +54,51 @@ def make_tiny_denoiser(*, tile: int | None = 16, out_channels: int = 3, patch: i
 def tiny() -> PixelDenoiser:
     """Random 16-px pixel denoiser, a forward takes about a millisecond."""
     return make_tiny_denoiser()
+
+
+@pytest.fixture(scope="session")
+def make_tiny():
+    """`make_tiny_denoiser`, for tests that need their own one: other tile, patch, channels, memory bound."""
+    return make_tiny_denoiser
+
+
+class Spy(Denoiser):
+    """Passes everything on to another denoiser and notes the shape and timesteps of every forward."""
+
+    def __init__(self, inner: Denoiser):
+        self.inner = inner
+        self.alphas_cumprod, self.tile, self.multiple = inner.alphas_cumprod, inner.tile, inner.multiple
+        self.clip_x0, self.memory_bytes = inner.clip_x0, inner.memory_bytes
+        self.shapes: list[tuple[int, ...]] = []
+        self.timesteps_seen: list[list[int]] = []
+
+    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        return self.inner.encode(pixels)
+
+    def decode(self, latent: torch.Tensor) -> torch.Tensor:
+        return self.inner.decode(latent)
+
+    def predict(self, x_t: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        self.shapes.append(tuple(x_t.shape))
+        self.timesteps_seen.append(t.tolist())
+        return self.inner.predict(x_t, t)
+
+    def bytes_per_pixel(self) -> float:
+        return self.inner.bytes_per_pixel()
+
+
+@pytest.fixture
+def spy(tiny) -> Spy:
+    """The tiny denoiser, with a record of its forwards."""
+    return Spy(tiny)
+
+
+@pytest.fixture
+def tool(monkeypatch):
+    """Import a module of tools/ by name: tool("train_denoiser")."""
+    package = types.ModuleType("tools")
+    package.__path__ = [str(ROOT / "tools")]
+    monkeypatch.setitem(sys.modules, "tools", package)
+    for path in (ROOT / "tools").glob("*.py"):
+        monkeypatch.delitem(sys.modules, f"tools.{path.stem}", raising=False)
+    return lambda name: importlib.import_module(f"tools.{name}")

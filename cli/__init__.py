@@ -1,0 +1,1 @@
+"""The command `antipure`: runs API workflows in process or on a ComfyUI server."""

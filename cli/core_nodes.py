@@ -1,0 +1,105 @@
+"""Stand-ins for the three core nodes the shipped workflows use, behaving as ComfyUI's do."""
+
+from __future__ import annotations
+
+import io
+import re
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from ..methods.errors import AntiPureError
+from .result import write_file
+
+SAMPLES = Path(__file__).resolve().parent.parent / "bundled"
+
+
+def find_picture(name: str) -> Path:
+    """A path as given, or the name of a bundled sample."""
+    path = Path(name).expanduser()
+    if path.exists():
+        return path
+    if (SAMPLES / path.name).is_file() and path.suffix == ".png":
+        return SAMPLES / path.name
+    raise AntiPureError(f"There is no picture {name}; give the path of a PNG, JPEG or WebP file.")
+
+
+class LoadImage:
+    RETURN_TYPES = ("IMAGE", "MASK")
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict:
+        return {"required": {"image": ("STRING", {})}}
+
+    @classmethod
+    def IS_CHANGED(cls, image: str) -> str:
+        path = find_picture(image)
+        stat = path.stat()
+        return f"{path.resolve()}:{stat.st_mtime_ns}:{stat.st_size}"
+
+    FUNCTION = "load"
+
+    def load(self, image: str) -> tuple:
+        path = find_picture(image)
+        try:
+            with Image.open(path) as opened:
+                picture = ImageOps.exif_transpose(opened)
+                if picture.mode.startswith("I"):
+                    picture = picture.point(lambda value: value / 256).convert("L")
+                alpha = None
+                if "A" in picture.getbands() or "transparency" in picture.info:
+                    alpha = np.asarray(picture.convert("RGBA"))[..., 3]
+                array = np.asarray(picture.convert("RGB"))
+        except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            raise AntiPureError(f"{path} is not a picture that can be read; give a PNG, JPEG or WebP file.") from error
+        image = torch.from_numpy(array.astype(np.float32) / 255.0)[None]
+        if alpha is None:
+            mask = torch.zeros(1, 64, 64)
+        else:
+            mask = 1 - torch.from_numpy(alpha.astype(np.float32) / 255.0)[None]
+        return image, mask
+
+
+class SaveImage:
+    RETURN_TYPES = ()
+    OUTPUT_NODE = True
+    FUNCTION = "save"
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict:
+        return {"required": {"images": ("IMAGE", {}), "filename_prefix": ("STRING", {})}}
+
+    def save(self, images: torch.Tensor, filename_prefix: str = "ComfyUI") -> dict:
+        target = (self.folder / f"{filename_prefix}_").resolve()
+        if not target.is_relative_to(self.folder.resolve()):
+            raise AntiPureError(f"The filename prefix '{filename_prefix}' leads out of the output folder.")
+        pattern = re.compile(re.escape(target.name) + r"(\d+)_\.png")
+        existing = target.parent.glob("*.png") if target.parent.is_dir() else ()
+        taken = [int(m.group(1)) for m in (pattern.fullmatch(p.name) for p in existing) if m]
+        files = []
+        for i, image in enumerate(images, start=max(taken, default=0) + 1):
+            array = np.clip(255.0 * image.float().cpu().numpy(), 0, 255).astype(np.uint8)
+            buffer = io.BytesIO()
+            Image.fromarray(array).save(buffer, "PNG", compress_level=4)
+            path = target.parent / f"{target.name}{i:05}_.png"
+            write_file(path, buffer.getvalue())
+            files.append(path)
+        return {"ui": {"files": files}}
+
+
+class PreviewImage:
+    RETURN_TYPES = ()
+    OUTPUT_NODE = True
+    FUNCTION = "preview"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict:
+        return {"required": {"images": ("IMAGE", {})}}
+
+    def preview(self, images: torch.Tensor) -> dict:
+        return {"ui": {}}

@@ -1,0 +1,142 @@
+"""Run an API workflow in this process: this pack's nodes and three core ones, with ComfyUI's order and caching."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from ..methods.errors import AntiPureError
+from ..nodes import NODE_CLASS_MAPPINGS
+from .core_nodes import LoadImage, PreviewImage, SaveImage
+from .graph import is_link, title
+from .result import Result
+
+NODES = {**NODE_CLASS_MAPPINGS, "LoadImage": LoadImage, "SaveImage": SaveImage, "PreviewImage": PreviewImage}
+
+
+def execution_order(prompt: dict) -> list[str]:
+    """Node ids, every node after those it takes inputs from. Raises `AntiPureError` for broken links and cycles."""
+    order: list[str] = []
+    open_nodes: set[str] = set()
+
+    def visit(node_id: str, wanted_by: str) -> None:
+        if node_id in order:
+            return
+        if node_id not in prompt:
+            raise AntiPureError(f"{title(prompt, wanted_by)} is wired to node {node_id}, which is not in the workflow.")
+        if node_id in open_nodes:
+            raise AntiPureError(f"The workflow has a cycle through {title(prompt, node_id)}; remove a link.")
+        open_nodes.add(node_id)
+        for value in prompt[node_id].get("inputs", {}).values():
+            if is_link(value):
+                visit(value[0], node_id)
+        open_nodes.remove(node_id)
+        order.append(node_id)
+
+    for node_id in prompt:
+        visit(node_id, node_id)
+    return order
+
+
+def check_node(prompt: dict, node_id: str) -> None:
+    """Raise `AntiPureError` for an unknown node, a missing or unknown input, or a value that is not allowed."""
+    node, name = prompt[node_id], f"{title(prompt, node_id)} (node {node_id})"
+    if node["class_type"] not in NODES:
+        raise AntiPureError(
+            f"{name} is a {node['class_type']}, which only ComfyUI can run; start ComfyUI and give its address "
+            "with --server."
+        )
+    types = NODES[node["class_type"]].INPUT_TYPES()
+    required, optional = types.get("required", {}), types.get("optional", {})
+    inputs = node.get("inputs", {})
+    for missing in required.keys() - inputs.keys():
+        raise AntiPureError(f"{name} lacks its input '{missing}'.")
+    for key, value in inputs.items():
+        specification = required.get(key) or optional.get(key)
+        if specification is None:
+            raise AntiPureError(f"{name} has no input '{key}'; it has {', '.join([*required, *optional])}.")
+        kind, options = specification[0], specification[1] if len(specification) > 1 else {}
+        if is_link(value):
+            given = _output_type(prompt, value)
+            if given != kind:
+                raise AntiPureError(f"{name} takes {kind} as '{key}', but is wired to {given}.")
+        else:
+            _check_value(f"{name}: {key}", value, kind, options)
+
+
+def _output_type(prompt: dict, link: list) -> str:
+    source = NODES.get(prompt[link[0]]["class_type"])
+    if source is None or link[1] >= len(source.RETURN_TYPES):
+        raise AntiPureError(f"{title(prompt, link[0])} has no output {link[1]} that can be used here.")
+    return source.RETURN_TYPES[link[1]]
+
+
+def _check_value(name: str, value: object, kind: object, options: dict) -> None:
+    if isinstance(kind, list):
+        # The first combo input of the pack, the denoiser, takes any path here: the user typed it.
+        if value not in kind and options.get("default") != "bundled":
+            raise AntiPureError(f"{name} is '{value}'; choose one of {', '.join(map(str, kind))}.")
+        return
+    if kind in ("INT", "FLOAT"):
+        numeric = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not numeric or (kind == "INT" and int(value) != value):
+            raise AntiPureError(f"{name} is {value!r}; give {'a whole number' if kind == 'INT' else 'a number'}.")
+        low, high = options.get("min", value), options.get("max", value)
+        if not low <= value <= high:
+            raise AntiPureError(f"{name} is {value:g}; it must lie in {low:g}..{high:g}.")
+    elif kind != "STRING":
+        raise AntiPureError(f"{name} takes {kind} from another node, not {value!r}.")
+
+
+class Executor:
+    """Runs workflows. A node whose inputs did not change since an earlier run is not run again.
+
+    folder: where SaveImage writes.
+    """
+
+    def __init__(self, folder: str | Path = "output"):
+        self.folder = Path(folder)
+        self._cache: dict[tuple, tuple] = {}
+
+    def run(self, prompt: dict) -> Result:
+        """Execute the workflow. Everything that can be checked is checked before the first node runs."""
+        order = execution_order(prompt)
+        for node_id in order:
+            check_node(prompt, node_id)
+        result = Result()
+        signatures: dict[str, tuple] = {}
+        outputs: dict[str, tuple] = {}
+        with torch.inference_mode():  # as ComfyUI does
+            for node_id in order:
+                signatures[node_id] = _signature(prompt[node_id], signatures)
+                if signatures[node_id] not in self._cache:
+                    self._cache[signatures[node_id]] = self._execute(prompt[node_id], outputs)
+                outputs[node_id], shown = self._cache[signatures[node_id]]
+                result.outputs[node_id] = outputs[node_id]
+                if shown:
+                    result.files[node_id] = shown.get("files", [])
+                    result.ui[node_id] = {key: value for key, value in shown.items() if key != "files"}
+        return result
+
+    def _execute(self, node: dict, outputs: dict[str, tuple]) -> tuple[tuple, dict]:
+        node_class = NODES[node["class_type"]]
+        instance = node_class(self.folder) if node_class is SaveImage else node_class()
+        inputs = {
+            key: outputs[value[0]][value[1]] if is_link(value) else value
+            for key, value in node.get("inputs", {}).items()
+        }
+        returned = getattr(instance, node_class.FUNCTION)(**inputs)
+        if isinstance(returned, dict):
+            return returned.get("result", ()), returned.get("ui", {})
+        return returned, {}
+
+
+def _signature(node: dict, signatures: dict[str, tuple]) -> tuple:
+    inputs = node.get("inputs", {})
+    parts = tuple(
+        (key, (signatures[value[0]], value[1]) if is_link(value) else repr(value))
+        for key, value in sorted(inputs.items())
+    )
+    changed = getattr(NODES[node["class_type"]], "IS_CHANGED", None)
+    return (node["class_type"], parts, changed(**inputs) if changed else None)

@@ -1,0 +1,160 @@
+"""The command `antipure`: protect, purify and measure pictures, or run any API workflow of this pack.
+
+`protect`, `purify` and `measure` are short forms of shipped workflows, so there is one way through the house.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from ..methods.errors import AntiPureError
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="antipure", description=__doc__.split("\n\n")[0])
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--out", type=Path, default=Path("output"), help="folder for the pictures (default: output)")
+    common.add_argument("--server", metavar="URL", help="run on this ComfyUI, e.g. http://127.0.0.1:8188")
+    model = argparse.ArgumentParser(add_help=False)
+    model.add_argument("--denoiser", default="bundled", help="'bundled', or a checkpoint file or diffusers folder")
+    model.add_argument("--precision", default="fp32", choices=("fp32", "bf16", "fp16"))
+    model.add_argument("--seed", type=int, default=0)
+
+    run = commands.add_parser("run", parents=[common], help="run an API workflow")
+    run.add_argument("workflow", help="a file, or the name of a shipped workflow such as protect_and_purify")
+    run.add_argument("--set", action="append", default=[], metavar="NODE.INPUT=VALUE", dest="settings",
+                     help="set an input; NODE is an id, a title or a class; may be repeated")  # fmt: skip
+
+    protect = commands.add_parser("protect", parents=[common, model], help="protect a picture")
+    protect.add_argument("picture")
+    protect.add_argument("--preset", default="strong", help="strong, paper, or a control: random, shift, blocks")
+    protect.add_argument("--levels", type=float, default=8, help="budget in 8-bit levels (default 8)")
+    protect.add_argument("--steps", type=int, default=100)
+
+    purify = commands.add_parser("purify", parents=[common, model], help="purify a picture, to measure a protection")
+    purify.add_argument("picture")
+    purify.add_argument("--method", default="gridpure", help="gridpure, diffpure or diffpure_resized")
+    purify.add_argument("--timestep", type=int, help="default: 10 for gridpure, 100 for diffpure")
+    purify.add_argument("--iterations", type=int, help="default: 20 for gridpure, 1 for diffpure")
+    purify.add_argument("--gamma", type=float, default=0.1)
+
+    measure = commands.add_parser("measure", help="compare two pictures")
+    measure.add_argument("reference")
+    measure.add_argument("image")
+    measure.add_argument("--json", action="store_true", help="print JSON")
+    measure.add_argument("--server", metavar="URL", help="run on this ComfyUI")
+
+    demo = commands.add_parser("demo", help="protect and purify a sample photo and print what survives")
+    demo.add_argument("--out", type=Path, default=Path("output/demo"))
+    demo.add_argument("--picture", default="astronaut_face.png", help="a path, or a bundled sample")
+    demo.add_argument("--steps", type=int, default=40)
+    demo.add_argument("--iterations", type=int, default=10)
+    demo.add_argument("--levels", type=float, default=8)
+    return parser
+
+
+def run_workflow(prompt: dict, out: Path, server: str | None):
+    """Run a workflow on a server, or in this process."""
+    if server:
+        from .server import run_on_server
+
+        return run_on_server(server, prompt, out)
+    from .executor import Executor
+
+    return Executor(out).run(prompt)
+
+
+def short_form(name: str, settings: dict[str, object]) -> dict:
+    """A shipped workflow with inputs set: {"node id.input": value}."""
+    from .graph import read_workflow, set_inputs
+
+    return set_inputs(read_workflow(name), [f"{key}={value}" for key, value in settings.items()])
+
+
+def _protect(args: argparse.Namespace) -> dict:
+    return short_form(
+        "protect",
+        {
+            "1.image": args.picture,
+            "2.denoiser": args.denoiser,
+            "2.precision": args.precision,
+            "3.preset": args.preset,
+            "3.levels": args.levels,
+            "3.steps": args.steps,
+            "3.seed": args.seed,
+            "4.filename_prefix": f"{Path(args.picture).stem}_protected",
+        },
+    )
+
+
+def _purify(args: argparse.Namespace) -> dict:
+    grid = args.method == "gridpure"
+    return short_form(
+        "purify",
+        {
+            "1.image": args.picture,
+            "2.denoiser": args.denoiser,
+            "2.precision": args.precision,
+            "3.method": args.method,
+            "3.timestep": args.timestep if args.timestep is not None else (10 if grid else 100),
+            "3.iterations": args.iterations if args.iterations is not None else (20 if grid else 1),
+            "3.gamma": args.gamma,
+            "3.seed": args.seed,
+            "4.filename_prefix": f"{Path(args.picture).stem}_purified",
+        },
+    )
+
+
+def _measure(args: argparse.Namespace) -> None:
+    prompt = short_form("measure", {"1.image": args.reference, "2.image": args.image})
+    shown = run_workflow(prompt, Path("output"), args.server).ui["3"]
+    if args.json:
+        print(json.dumps({"reference": args.reference, "image": args.image, **shown["metrics"][0]}))
+    else:
+        print(shown["text"][0])
+
+
+def _run(args: argparse.Namespace) -> None:
+    from .graph import read_workflow, set_inputs
+
+    if args.command == "run":
+        prompt = set_inputs(read_workflow(args.workflow), args.settings)
+    else:
+        prompt = _protect(args) if args.command == "protect" else _purify(args)
+    result = run_workflow(prompt, args.out, args.server)
+    for shown in result.ui.values():
+        for text in shown.get("text", []):
+            print(text)
+    for files in result.files.values():
+        for file in files:
+            print(file)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point. Returns 0, 2 after a mistake of the user's (one sentence on stderr), 130 after Ctrl-C."""
+    args = build_parser().parse_args(argv)
+    try:
+        if args.command == "demo":
+            from .demo import run_demo
+
+            run_demo(args.picture, args.out, steps=args.steps, iterations=args.iterations, levels=args.levels)
+        elif args.command == "measure":
+            _measure(args)
+        else:
+            _run(args)
+    except AntiPureError as error:
+        print(f"antipure: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("antipure: cancelled", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -13,6 +13,7 @@ for is read from names and shapes, except what a state dict does not hold:
 from __future__ import annotations
 
 from collections.abc import Mapping
+from inspect import signature
 from typing import TYPE_CHECKING
 
 import torch
@@ -67,7 +68,8 @@ def adm_config(state: Mapping[str, Tensor]) -> dict:
 
     state: the checkpoint's tensors by name; only names and shapes are read (meta tensors serve).
     `sample_size` is the native side where the channel multipliers are those of ADM's 64, 128, 256 or 512 pixel models
-    (ADM's `create_model`), else None: the side leaves no trace in the weights.
+    (ADM's `create_model`), else None: the side leaves no trace in the weights. `time_embedding_dim` is given only
+    where it is not `UNet2DModel`'s default (diffusers knows it since 0.32).
     Raises AntiPureError for another layout, a class-conditional model, or a UNet that `UNet2DModel` cannot express.
     """
     if not is_adm_state_dict(state):
@@ -88,11 +90,10 @@ def adm_config(state: Mapping[str, Tensor]) -> dict:
     attended = [c for c, has in zip(channels, attention, strict=True) if has] + channels[-1:]  # the middle: always
 
     plain = ("ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D") if resnet else ("DownBlock2D", "UpBlock2D")
-    return {
+    config = {
         "sample_size": SIDES.get(tuple(c / width for c in channels)),
         "in_channels": _shape(state, "input_blocks.0.0.weight")[1],
         "out_channels": _shape(state, "out.2.weight")[0],
-        "time_embedding_dim": _shape(state, "time_embed.0.weight")[0],
         "flip_sin_to_cos": True,
         "freq_shift": 0,
         "block_out_channels": tuple(channels),
@@ -108,6 +109,9 @@ def adm_config(state: Mapping[str, Tensor]) -> dict:
         "attn_norm_num_groups": GROUPS,  # else the middle's attention has no norm under scale_shift
         "norm_eps": 1e-5,
     }
+    if width != channels[0]:
+        config["time_embedding_dim"] = _shape(state, "time_embed.0.weight")[0]
+    return config
 
 
 def convert_adm_state_dict(state: Mapping[str, Tensor], config: dict) -> dict[str, Tensor]:
@@ -168,17 +172,19 @@ def _build(config: dict) -> UNet2DModel:
     """`UNet2DModel(**config)`, its sinusoidal embedding as wide as ADM's.
 
     ADM's embedding has the base width (a quarter of `time_embedding_dim`); that of `UNet2DModel` has the first
-    level's. They differ where the first multiplier is not 1, as in the 512 pixel models; the config of such a model
-    does not say so, and `UNet2DModel.from_pretrained` will not read it back.
+    level's. They differ where the first multiplier is not 1, as in the 512 pixel models: there the layer is replaced.
+    `UNet2DModel.from_pretrained` would not read such a model back, its config cannot say so.
     """
     from diffusers import UNet2DModel
     from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 
+    embedding = config.get("time_embedding_dim")
+    if embedding and "time_embedding_dim" not in signature(UNet2DModel.__init__).parameters:
+        raise AntiPureError("This ADM checkpoint needs diffusers 0.32 or newer: its first channel multiplier is not 1.")
     unet = UNet2DModel(**config)
-    width = config["time_embedding_dim"] // 4
-    if width != config["block_out_channels"][0]:
-        unet.time_proj = Timesteps(width, config["flip_sin_to_cos"], config["freq_shift"])
-        unet.time_embedding = TimestepEmbedding(width, config["time_embedding_dim"])
+    if embedding:
+        unet.time_proj = Timesteps(embedding // 4, config["flip_sin_to_cos"], config["freq_shift"])
+        unet.time_embedding = TimestepEmbedding(embedding // 4, embedding)
     return unet
 
 

@@ -1,13 +1,15 @@
 """ADM checkpoints: the loaded UNet computes what OpenAI's own code computes.
 
 data/adm_reference.json holds outputs of that code for random weights, and the recipe of the weights;
-data/adm_256x256_uncond_shapes.json.gz the names and shapes of 256x256_diffusion_uncond.pt.
+data/adm_256x256_uncond_shapes.json.gz the names and shapes of 256x256_diffusion_uncond.pt, and
+data/adm_512x512_uncond_shapes.json.gz those of the same network with the multipliers for 512 pixels.
 """
 
 from __future__ import annotations
 
 import gzip
 import json
+from inspect import signature
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +17,12 @@ import pytest
 import torch
 from antipure.methods.adm import adm_config, convert_adm_state_dict, is_adm_state_dict, load_adm_unet
 from antipure.methods.errors import AntiPureError
+from diffusers import UNet2DModel
 
 DATA = Path(__file__).resolve().parent / "data"
 CASES = json.loads((DATA / "adm_reference.json").read_text())["cases"]
 SMALL = "released layout in small"
 CONV = "conv sampling, no scale-shift, one head"
-HALF = "first multiplier 0.5"
 
 
 def random_state(case: dict) -> dict[str, torch.Tensor]:
@@ -47,16 +49,28 @@ def small() -> dict[str, torch.Tensor]:
     return meta_state(CASES[SMALL]["shapes"])
 
 
+def full_size(side: int) -> dict[str, torch.Tensor]:
+    """Names and shapes of the full-size unconditional model for that side, without values."""
+    return meta_state(json.loads(gzip.decompress((DATA / f"adm_{side}x{side}_uncond_shapes.json.gz").read_bytes())))
+
+
 @pytest.fixture(scope="module")
 def released() -> dict[str, torch.Tensor]:
-    """Names and shapes of 256x256_diffusion_uncond.pt, without values."""
-    return meta_state(json.loads(gzip.decompress((DATA / "adm_256x256_uncond_shapes.json.gz").read_bytes())))
+    return full_size(256)
+
+
+def skip_if_inexpressible(state: dict[str, torch.Tensor]) -> None:
+    needs = "time_embedding_dim" in adm_config(state)
+    if needs and "time_embedding_dim" not in signature(UNet2DModel.__init__).parameters:
+        pytest.skip("a first multiplier other than 1 needs diffusers 0.32")
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_output_equals_the_original_implementation(name):
     case = CASES[name]
-    unet = load_adm_unet(random_state(case))
+    state = random_state(case)
+    skip_if_inexpressible(state)
+    unet = load_adm_unet(state)
     x = np.random.RandomState(case["seed"] + 1).standard_normal(case["input_shape"]).astype(np.float32)
     with torch.no_grad():
         output = unet(torch.from_numpy(x), torch.tensor(case["timesteps"])).sample
@@ -86,6 +100,18 @@ def test_the_released_layout_fills_the_model(released):
     assert heads == {512 // 64, 1024 // 64}
 
 
+def test_the_512_pixel_layout_fills_the_model():
+    state = full_size(512)
+    config = adm_config(state)
+    assert config["sample_size"] == 512
+    assert config["block_out_channels"] == (128, 256, 256, 512, 512, 1024, 1024)
+    assert config["time_embedding_dim"] == 1024
+    skip_if_inexpressible(state)
+    unet = load_adm_unet(state)
+    assert sum(p.numel() for p in unet.parameters()) == 557_973_638
+    assert unet.time_proj(torch.tensor([1])).shape == (1, 256)
+
+
 def test_config_of_the_conv_layout():
     config = adm_config(meta_state(CASES[CONV]["shapes"]))
     assert config["sample_size"] is None  # multipliers (1, 2, 4) belong to none of ADM's sizes
@@ -98,7 +124,7 @@ def test_config_of_the_conv_layout():
 
 
 def test_half_precision_weights_become_float32():
-    state = {key: value.half() for key, value in random_state(CASES[HALF]).items()}
+    state = {key: value.half() for key, value in random_state(CASES[CONV]).items()}
     unet = load_adm_unet(state)
     assert {p.dtype for p in unet.parameters()} == {torch.float32}
 

@@ -1,0 +1,33 @@
+# `make demo` and `make test` do all their own set-up: a .venv, torch if it is missing, this package.
+PYTHON ?= python3
+VENV ?= .venv
+# Any torch will do; this version is tried first, then whatever the registry has.
+TORCH ?= torch==2.13.0
+
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test lint benchmark clean
+
+demo: $(STAMP)
+	$(VENV)/bin/antipure demo --out output/demo
+
+test: $(STAMP)
+	$(PY) -m pytest
+
+lint: $(STAMP)
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+benchmark: $(STAMP)
+	$(PY) -m benchmarks.denoiser
+	$(PY) -m benchmarks.overhead
+
+$(STAMP): pyproject.toml requirements.txt
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -c "import torch" 2>/dev/null || $(PY) -m pip install -q "$(TORCH)" || $(PY) -m pip install -q torch
+	$(PY) -m pip install -q -e ".[test]"
+	touch $(STAMP)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info output

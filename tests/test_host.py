@@ -1,0 +1,136 @@
+"""nodes/host.py with a stand-in for ComfyUI's modules, and without any."""
+
+from __future__ import annotations
+
+import sys
+import types
+from pathlib import Path
+
+import pytest
+import torch
+from antipure.methods.errors import AntiPureError
+from antipure.nodes import host
+
+
+class Interrupted(BaseException):
+    """As in ComfyUI 0.33: not an Exception."""
+
+
+@pytest.fixture
+def comfyui(monkeypatch, tmp_path):
+    """Minimal ComfyUI modules; records what the host was asked for."""
+    record = types.SimpleNamespace(bars=[], loaded=[], interrupt=False, texts=[], folder=tmp_path / "antipure")
+    management = types.ModuleType("comfy.model_management")
+    management.get_torch_device = lambda: torch.device("cpu")
+    management.unet_offload_device = lambda: torch.device("cpu")
+    management.load_models_gpu = lambda models, **options: record.loaded.append((models, options))
+
+    def interrupt():
+        if record.interrupt:
+            raise Interrupted
+
+    management.throw_exception_if_processing_interrupted = interrupt
+    patcher = types.ModuleType("comfy.model_patcher")
+
+    class ModelPatcher:
+        def __init__(self, model, load_device, offload_device):
+            self.model, self.load_device = model, load_device
+            model.device = offload_device  # ComfyUI sets this attribute, too
+
+    patcher.ModelPatcher = ModelPatcher
+    utils = types.ModuleType("comfy.utils")
+
+    class ProgressBar:
+        def __init__(self, total):
+            self.calls = []
+            record.bars.append(self)
+
+        def update_absolute(self, value, total, preview):
+            self.calls.append((value, total, preview))
+
+    utils.ProgressBar = ProgressBar
+    comfy = types.ModuleType("comfy")
+    comfy.model_management, comfy.model_patcher, comfy.utils = management, patcher, utils
+    folder_paths = types.ModuleType("folder_paths")
+    folder_paths.models_dir = str(tmp_path)
+    folder_paths.get_folder_paths = lambda name: [str(tmp_path / name)]
+    for module in (comfy, management, patcher, utils, folder_paths):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    return record
+
+
+def test_without_comfyui_everything_answers():
+    assert not host.inside_comfyui()
+    assert host.list_denoisers() == ["bundled"]
+    assert host.find_denoiser("bundled") is None
+    assert host.find_denoiser("some/file.pt") == Path("some/file.pt")
+    host.check_interrupted()
+    with host.Progress("test") as progress:
+        progress(1, 2, torch.zeros(1, 3, 4, 4), torch.tensor(0.5))
+
+
+def test_models_folder_lists_files_and_folders_and_nothing_else(comfyui):
+    (comfyui.folder / "faces" / "unet").mkdir(parents=True)
+    (comfyui.folder / "faces" / "unet" / "weights.safetensors").touch()
+    (comfyui.folder / "sub").mkdir()
+    (comfyui.folder / "sub" / "adm.pt").touch()
+    (comfyui.folder / "notes.txt").touch()
+    assert host.list_denoisers() == ["bundled", "faces", "sub/adm.pt"]
+    assert host.find_denoiser("sub/adm.pt") == comfyui.folder / "sub" / "adm.pt"
+
+
+@pytest.mark.parametrize("name", ["../secret.pt", "/etc/passwd", "notes.txt", ""])
+def test_names_that_are_not_listed_are_refused_inside_comfyui(comfyui, name):
+    comfyui.folder.mkdir()
+    (comfyui.folder / "notes.txt").touch()
+    (comfyui.folder.parent / "secret.pt").touch()
+    with pytest.raises(AntiPureError, match="no denoiser"):
+        host.find_denoiser(name)
+
+
+def test_the_host_manages_the_weights(comfyui, tiny):
+    host.manage(tiny)
+    try:
+        host.ready(tiny)
+        ((patchers, options),) = comfyui.loaded
+        assert patchers == [tiny.host_patcher]
+        assert options == {"force_full_load": True}
+        managed = {id(p) for p in patchers[0].model.parameters()}
+        assert managed == {id(p) for p in tiny.unet.parameters()}
+    finally:
+        del tiny.host_patcher
+
+
+def test_progress_reaches_the_bar_with_a_preview_at_the_end(comfyui):
+    with host.Progress("test") as progress:
+        for step in range(1, 4):
+            progress(step, 3, torch.rand(1, 3, 8, 8), torch.tensor(0.1))
+    (bar,) = comfyui.bars
+    assert [call[:2] for call in bar.calls] == [(1, 3), (2, 3), (3, 3)]
+    kind, image, _ = bar.calls[-1][2]
+    assert kind == "JPEG"
+    assert image.size == (8, 8)
+
+
+def test_cancel_stops_at_the_next_step_and_leaves_the_denoiser_whole(comfyui, tiny):
+    from antipure import NODE_CLASS_MAPPINGS
+
+    before = {k: v.clone() for k, v in tiny.unet.state_dict().items()}
+    steps = []
+    original = host.Progress.__call__
+
+    class Counting(host.Progress):
+        def __call__(self, done, *rest):
+            comfyui.interrupt = done == 3
+            steps.append(done)
+            original(self, done, *rest)
+
+    host_progress, host.Progress = host.Progress, Counting
+    try:
+        with torch.inference_mode(), pytest.raises(Interrupted):
+            NODE_CLASS_MAPPINGS["AntiPureProtect"]().protect(torch.rand(1, 20, 20, 3), tiny, "strong", 8, 100, 0)
+    finally:
+        host.Progress = host_progress
+    assert steps == [1, 2, 3]
+    assert all(torch.equal(before[k], v) for k, v in tiny.unet.state_dict().items())
+    assert all(p.grad is None and not p.requires_grad for p in tiny.unet.parameters())

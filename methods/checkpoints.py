@@ -38,23 +38,37 @@ def load_denoiser(
         raise AntiPureError(f"There is no denoiser at {path}; give a checkpoint file or a diffusers folder.")
     # Outside inference mode, so that the weights are ordinary tensors and gradients can pass through.
     with torch.inference_mode(False), torch.no_grad():
-        if path.is_dir():
-            unet, betas, tile, patch = _load_folder(path)
-        elif path.suffix == ".safetensors":
-            unet, betas, tile, patch = _load_safetensors(path)
-        else:
-            unet, betas, tile, patch = _load_adm(path, _read_pickle(path))
+        try:
+            unet, betas, tile, patch = _load(path)
+        except AntiPureError as error:
+            if str(path) in str(error):
+                raise
+            raise AntiPureError(f"{path} cannot be used. {error}") from error
+        except Exception as error:  # whatever a malformed file or configuration makes torch or diffusers raise
+            raise AntiPureError(f"{path} cannot be read as a denoiser: {_reason(error)}") from error
         unet = unet.float().to(device).to(memory_format=torch.channels_last)
         abar = torch.cumprod(1 - betas.double(), 0).float()
         return PixelDenoiser(unet, abar, tile=tile, patch=patch, dtype=DTYPES[precision])
 
 
+def _load(path: Path) -> tuple[nn.Module, Tensor, int | None, int]:
+    if path.is_dir():
+        return _load_folder(path)
+    if path.suffix == ".safetensors":
+        return _load_safetensors(path)
+    return _load_adm(path, _read_pickle(path))
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def beta_schedule(config: dict) -> Tensor:
     """The betas of a diffusers scheduler configuration (linear, scaled_linear, cosine or given), float64."""
-    if config.get("trained_betas") is not None:
-        return torch.tensor(config["trained_betas"], dtype=torch.float64)
     if config.get("prediction_type", "epsilon") != "epsilon":
         raise AntiPureError(f"The model predicts '{config['prediction_type']}'; only epsilon models can be used.")
+    if config.get("trained_betas") is not None:
+        return torch.tensor(config["trained_betas"], dtype=torch.float64)
     kind, steps = config.get("beta_schedule", "linear"), config.get("num_train_timesteps", 1000)
     start, end = config.get("beta_start", 1e-4), config.get("beta_end", 0.02)
     if kind == "linear":
@@ -78,8 +92,9 @@ def _build_unet(config: dict, state: dict[str, Tensor], where: Path) -> nn.Modul
         unet = UNet2DModel(**known)
         unet.load_state_dict(state, strict=True)
     except (TypeError, ValueError, KeyError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise AntiPureError(f"{where} does not hold the UNet2DModel its configuration describes: {reason}") from error
+        raise AntiPureError(
+            f"{where} does not hold the UNet2DModel its configuration describes: {_reason(error)}"
+        ) from error
     if unet.config.class_embed_type is not None or unet.config.num_class_embeds is not None:
         raise AntiPureError(f"{where} is a class-conditional model; give an unconditional one.")
     return unet
@@ -117,7 +132,7 @@ def _read_pickle(path: Path) -> dict:
                 "convert it to safetensors with a tool you trust."
             ) from error
         raise AntiPureError(f"{path} is no checkpoint that can be read safely; give an ADM .pt file.") from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # damaged pickles make the reader raise nearly anything
         raise AntiPureError(f"{path} is not a complete checkpoint; download or copy it again.") from error
 
 
@@ -136,12 +151,17 @@ def _read_json(path: Path, purpose: str) -> dict:
     if not path.is_file():
         raise AntiPureError(f"{path.parent} has no {path.name}; a diffusers folder needs it for the {purpose}.")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise AntiPureError(f"{path} is not valid JSON; download or copy the folder again.") from error
+    if not isinstance(config, dict):
+        raise AntiPureError(f"{path} holds no settings; download or copy the folder again.")
+    return config
 
 
 def _load_folder(folder: Path) -> tuple[nn.Module, Tensor, int | None, int]:
+    if any((folder / name).is_dir() for name in ("vae", "vqvae")):
+        raise AntiPureError(f"{folder} holds a latent diffusion model; give one that works on pixels.")
     inner = folder / "unet" if (folder / "unet").is_dir() else folder
     config = _read_json(inner / "config.json", "network")
     scheduler_folder = folder / "scheduler" if (folder / "scheduler").is_dir() else folder

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .attack import Budget, check_budget, check_mask
+from .errors import AntiPureError
 from .pictures import check_picture, random_stream
 
 BLOCK = 16
@@ -49,7 +50,9 @@ def apply_control(
     check_picture(picture)
     check_budget(levels, 1)
     check_mask(mask, picture)
-    seeds = [seeds] * len(picture) if isinstance(seeds, int) else seeds
+    seeds = [seeds] * len(picture) if isinstance(seeds, int) else list(seeds)
+    if len(seeds) != len(picture):
+        raise AntiPureError(f"{len(seeds)} seeds for {len(picture)} pictures; give one seed or one for each.")
     results = []
     for i, seed in enumerate(seeds):
         clean = picture[i : i + 1].float()

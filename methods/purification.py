@@ -163,7 +163,7 @@ def gridpure(
     h, w = picture.shape[-2:]
     tile = denoiser.tile_for(h, w)
     height, width = max(h, tile), max(w, tile)
-    positions = grid_positions(height, width, tile, tile // 2)
+    positions = grid_positions(height, width, tile, max(tile // 2, 1))
     batches = list(denoiser.batches(len(positions) + 1, tile, tile))
     total, done = len(picture) * iterations * len(batches) * timestep, 0
 
@@ -197,26 +197,26 @@ def gridpure(
 
 def corners(x: Tensor, tile: int) -> Tensor:
     """The composite tile of the four corner blocks of a 1×C×H×W picture: 1×C×tile×tile."""
-    half = tile // 2
-    top = torch.cat([x[..., :half, :half], x[..., :half, -half:]], -1)
-    bottom = torch.cat([x[..., -half:, :half], x[..., -half:, -half:]], -1)
+    near, far = tile // 2, tile - tile // 2  # equal unless the tile is odd
+    top = torch.cat([x[..., :near, :near], x[..., :near, -far:]], -1)
+    bottom = torch.cat([x[..., -far:, :near], x[..., -far:, -far:]], -1)
     return torch.cat([top, bottom], -2)
 
 
 def average_tiles(tiles: Tensor, positions: list[tuple[int, int]], height: int, width: int) -> Tensor:
     """Average overlapping tiles (the last one the composite of the corners) into 1×C×height×width."""
     tile = tiles.shape[-1]
-    half = tile // 2
+    near, far = tile // 2, tile - tile // 2
     total = tiles.new_zeros(1, tiles.shape[1], height, width)
     count = tiles.new_zeros(1, 1, height, width)
     for (y, x), piece in zip(positions, tiles, strict=False):
         total[..., y : y + tile, x : x + tile] += piece
         count[..., y : y + tile, x : x + tile] += 1
-    for y in (0, 1):
-        for x in (0, 1):
-            rows = slice(height - half, height) if y else slice(0, half)
-            columns = slice(width - half, width) if x else slice(0, half)
-            block = tiles[-1, :, y * half : y * half + half, x * half : x * half + half]
-            total[..., rows, columns] += block
+    # Where each corner block goes in the picture, and where it stands in the composite tile.
+    vertical = ((slice(0, near), slice(0, near)), (slice(height - far, height), slice(near, tile)))
+    horizontal = ((slice(0, near), slice(0, near)), (slice(width - far, width), slice(near, tile)))
+    for rows, from_rows in vertical:
+        for columns, from_columns in horizontal:
+            total[..., rows, columns] += tiles[-1, :, from_rows, from_columns]
             count[..., rows, columns] += 1
     return total / count

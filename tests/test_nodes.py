@@ -138,7 +138,7 @@ def test_grey_and_half_precision_images(tiny):
     half = eight_bit(1, 18, 18, 3).half()
     protected = protect(half, tiny, levels=4.0)[0]
     assert protected.dtype == torch.float32
-    assert ((protected - half.float()).abs().max() * 255) <= 4 + 1e-4
+    assert ((protected - half.float()).abs().max() * 255) <= 4 + 2e-3  # values within .001 of a level count as it
     assert protect(eight_bit(1, 18, 18, 1), tiny)[0].shape == (1, 18, 18, 3)
 
 

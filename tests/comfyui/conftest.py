@@ -1,0 +1,132 @@
+"""Real ComfyUI servers, one after the other, with this pack linked into them.
+
+COMFYUI_PATH lists checkouts, or folders that hold checkouts. A checkout runs with the interpreter its file
+`.antipure-python` names, else with COMFYUI_PYTHON, else with the one that runs the tests.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+FOLDER = "antipure-comfyui"  # the dash: a folder name that no `import` statement could name
+START_SECONDS = 180
+
+
+def checkouts() -> list[Path]:
+    found = []
+    for entry in filter(None, os.environ.get("COMFYUI_PATH", "").split(os.pathsep)):
+        path = Path(entry).expanduser()
+        candidates = [path, *sorted(path.iterdir())] if path.is_dir() else []
+        found += [candidate for candidate in candidates if (candidate / "comfyui_version.py").is_file()]
+    return found
+
+
+@dataclass
+class ComfyUI:
+    """A running server. base: its folder with input, output, models and custom_nodes."""
+
+    version: str
+    url: str
+    base: Path
+    log_path: Path
+    process: subprocess.Popen
+
+    def log(self) -> str:
+        return self.log_path.read_text(encoding="utf-8", errors="replace")
+
+    def get(self, path: str) -> bytes:
+        with urllib.request.urlopen(self.url + path, timeout=30) as answer:
+            return answer.read()
+
+    def json(self, path: str) -> dict:
+        return json.loads(self.get(path))
+
+    def post(self, path: str, payload: dict) -> bytes:
+        request = urllib.request.Request(
+            self.url + path, json.dumps(payload).encode(), {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return answer.read()
+
+
+def start(checkout: Path, folder: Path) -> ComfyUI:
+    """Start a server with its own folders below `folder`, and wait until it answers."""
+    base = folder / "base"
+    for name in ("custom_nodes", "input", "output", "models", "temp", "user"):
+        (base / name).mkdir(parents=True)
+    (base / "custom_nodes" / FOLDER).symlink_to(ROOT, target_is_directory=True)
+    with Image.open(ROOT / "bundled" / "astronaut_face.png") as face:
+        face.convert("RGB").crop((32, 32, 96, 96)).save(base / "input" / "example.png")
+
+    named = checkout / ".antipure-python"
+    python = named.read_text().strip() if named.is_file() else os.environ.get("COMFYUI_PYTHON", sys.executable)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    arguments = ["--cpu", "--listen", "127.0.0.1", "--port", str(port), "--base-directory", str(base)]
+    arguments += ["--database-url", f"sqlite:///{folder / 'comfyui.db'}"]
+    arguments += ["--disable-auto-launch", "--disable-api-nodes"]
+    log_path = folder / "server.log"
+    with open(log_path, "wb") as log:
+        process = subprocess.Popen(
+            [python, "main.py", *arguments],
+            cwd=checkout,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"},
+        )
+    version = re.search(r'__version__ = "(.+)"', (checkout / "comfyui_version.py").read_text()).group(1)
+    server = ComfyUI(version, f"http://127.0.0.1:{port}", base, log_path, process)
+    deadline = time.monotonic() + START_SECONDS
+    while True:
+        try:
+            server.json("/system_stats")
+            return server
+        except (urllib.error.URLError, OSError):
+            if process.poll() is not None or time.monotonic() > deadline:
+                stop(server)
+                pytest.fail(f"ComfyUI {version} did not start:\n{server.log()[-4000:]}", pytrace=False)
+            time.sleep(0.2)
+
+
+def stop(server: ComfyUI) -> None:
+    server.process.send_signal(signal.SIGINT)
+    try:
+        server.process.wait(20)
+    except subprocess.TimeoutExpired:
+        server.process.kill()
+        server.process.wait()
+
+
+@pytest.fixture(scope="session", params=checkouts() or [None], ids=lambda path: path.name if path else "none")
+def comfyui(request, tmp_path_factory):
+    """A running ComfyUI; tests are grouped by it, so that only one runs at a time."""
+    if request.param is None:
+        pytest.skip("set COMFYUI_PATH to a ComfyUI checkout, or a folder of them, to test inside real servers")
+    server = start(request.param, tmp_path_factory.mktemp("comfyui"))
+    yield server
+    stop(server)
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item):
+    outcome = yield
+    report = outcome.get_result()
+    server = getattr(item, "funcargs", {}).get("comfyui")
+    if report.failed and isinstance(server, ComfyUI):
+        report.sections.append((f"log of ComfyUI {server.version}", server.log()[-4000:]))

@@ -1,0 +1,299 @@
+"""The pack inside real ComfyUI servers (see conftest.py): loading, results, cancelling, errors, previews, caching."""
+
+from __future__ import annotations
+
+import io
+import json
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import uuid
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from antipure import NODE_CLASS_MAPPINGS
+from antipure.cli.graph import read_workflow, set_inputs
+from antipure.cli.server import run_on_server
+from antipure.methods.errors import AntiPureError
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+FOLDER = "antipure-comfyui"
+
+
+@pytest.fixture(autouse=True)
+def quiet_log(comfyui):
+    """No traceback may appear in the server's log, unless the test says that it provokes one."""
+    before = len(comfyui.log())
+    provoked = []
+    yield lambda: provoked.append(True)
+    assert provoked or "Traceback" not in comfyui.log()[before:]
+
+
+def pixels(file: Path | bytes) -> np.ndarray:
+    with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
+        return np.asarray(image).astype(int)
+
+
+def original(comfyui) -> np.ndarray:
+    return pixels(comfyui.base / "input" / "example.png")
+
+
+def workflow(name: str = "protect", *settings: str) -> dict:
+    """A shipped workflow with few steps."""
+    few = {
+        "protect": ["3.steps=3"],
+        "protect_and_purify": ["3.steps=3", "5.iterations=1", "6.iterations=1"],
+    }
+    return set_inputs(read_workflow(name), [*few.get(name, []), *settings])
+
+
+class Run:
+    """A prompt posted the way the browser does, with its websocket messages."""
+
+    def __init__(self, comfyui, prompt: dict):
+        websocket = pytest.importorskip("websocket")
+        self.comfyui, self.id = comfyui, str(uuid.uuid4())
+        self.socket = websocket.create_connection(f"ws{comfyui.url[4:]}/ws?clientId={self.id}", timeout=120)
+        self.previews: list[bytes] = []
+        comfyui.post("/prompt", {"prompt": prompt, "prompt_id": self.id, "client_id": self.id})
+
+    def messages(self):
+        """(kind, data) of each message of this run, until it ends; previews are collected."""
+        while True:
+            message = self.socket.recv()
+            if isinstance(message, bytes):
+                self.previews.append(message)
+                continue
+            message = json.loads(message)
+            kind, data = message["type"], message["data"]
+            if data.get("prompt_id") == self.id:
+                yield kind, data
+                if kind == "executing" and data["node"] is None:
+                    self.socket.close()
+                    return
+
+    def progress(self):
+        return (data["value"] for kind, data in self.messages() if kind == "progress")
+
+    def status(self) -> tuple[str, dict]:
+        """status_str, and the run's events in the history."""
+        status = self.comfyui.json(f"/history/{self.id}")[self.id]["status"]
+        return status["status_str"], dict(status["messages"])
+
+
+# Loading -----------------------------------------------------------------------------------------------------
+
+
+def test_every_node_is_listed_with_its_texts(comfyui):
+    listed = comfyui.json("/object_info")
+    for node_id in NODE_CLASS_MAPPINGS:
+        info = listed[node_id]
+        assert info["category"].startswith("AntiPure")
+        assert info["description"]
+        assert info["display_name"] != node_id
+        assert len(info["output_tooltips"]) == len(info["output"])
+        assert all(info["output_tooltips"])
+        inputs = {**info["input"].get("required", {}), **info["input"].get("optional", {})}
+        assert inputs
+        for name, (_, options) in inputs.items():
+            assert options.get("tooltip"), f"{node_id}.{name}"
+
+
+def test_the_pack_loads_without_complaints(comfyui):
+    log = comfyui.log()
+    assert "IMPORT FAILED" not in log
+    assert "Traceback" not in log
+    assert FOLDER in log
+
+
+@pytest.mark.parametrize("node_id", NODE_CLASS_MAPPINGS)
+def test_every_node_has_a_help_page(comfyui, node_id):
+    assert comfyui.get(f"/extensions/{FOLDER}/docs/{node_id}.md").strip()
+
+
+def test_workflows_are_offered_as_templates(comfyui):
+    names = sorted(path.stem for path in (ROOT / "workflows").glob("*.json"))
+    if not names:
+        pytest.skip("workflows/ holds no UI workflows")
+    assert sorted(comfyui.json("/api/workflow_templates")[FOLDER]) == names
+    for name in names:
+        graph = comfyui.json(f"/api/workflow_templates/{FOLDER}/{name}.json")
+        known = comfyui.json("/object_info")
+        used = {node["type"] for node in graph["nodes"]} - {"Note", "MarkdownNote"}
+        assert used <= known.keys()
+
+
+# Results -----------------------------------------------------------------------------------------------------
+
+
+def test_shipped_workflow(comfyui, tmp_path):
+    picture = tmp_path / "my picture.png"
+    picture.write_bytes((comfyui.base / "input" / "example.png").read_bytes())
+    prompt = workflow("protect_and_purify", f"1.image={picture}")
+    result = run_on_server(comfyui.url, prompt, tmp_path / "out")
+    change = pixels(result.files["4"][0]) - original(comfyui)
+    assert 0 < np.abs(change).max() <= 8
+    assert result.files["4"][0].parent == tmp_path / "out" / "antipure"
+    assert pixels(result.files["10"][0]).size > change.size  # the sheet
+    assert result.ui["7"]["metrics"][0]["levels"] == np.abs(change).max()
+    assert "structural distortion" in result.ui["8"]["text"][0]
+    assert [path.parent.name for path in (comfyui.base / "input").rglob("*") if path.is_file()].count("antipure") == 1
+
+
+def test_result_equals_the_one_without_a_server(comfyui, tmp_path):
+    prompt = workflow("protect", "3.steps=8", "3.seed=5")
+    file = run_on_server(comfyui.url, prompt, tmp_path).files["4"][0]
+    image = torch.from_numpy(original(comfyui).astype(np.float32) / 255)[None]
+    values = {key: value for key, value in prompt["3"]["inputs"].items() if not isinstance(value, list)}
+    with torch.inference_mode():
+        (denoiser,) = NODE_CLASS_MAPPINGS["AntiPureLoadDenoiser"]().load("bundled", "fp32")
+        protected = NODE_CLASS_MAPPINGS["AntiPureProtect"]().protect(image=image, denoiser=denoiser, **values)[0]
+    here, there = (protected[0].numpy() * 255).round().astype(int), pixels(file)
+    assert np.abs(there - original(comfyui)).max() <= 8
+    mean_square = ((here - there) ** 2).mean()
+    print("differing values:", (here != there).mean(), "PSNR:", 10 * np.log10(255**2 / max(mean_square, 1e-12)))
+    assert 10 * np.log10(255**2 / max(mean_square, 1e-12)) > 40
+
+
+def test_transparency_as_mask(comfyui, tmp_path):
+    """LoadImage's MASK is 1 where the picture is transparent: only there it may change."""
+    rgba = np.dstack([original(comfyui), np.full((64, 64), 255)]).astype(np.uint8)
+    rgba[16:48, 8:40, 3] = 0
+    Image.fromarray(rgba).save(tmp_path / "hole.png")
+    prompt = workflow("protect", f"1.image={tmp_path / 'hole.png'}")
+    prompt["3"]["inputs"]["mask"] = ["1", 1]
+    change = np.abs(pixels(run_on_server(comfyui.url, prompt, tmp_path).files["4"][0]) - original(comfyui)).max(-1)
+    inside = rgba[..., 3] == 0
+    assert change[~inside].max() == 0
+    assert 0 < change[inside].max() <= 8
+
+
+# Guest manners -----------------------------------------------------------------------------------------------
+
+
+def test_progress_and_previews_arrive(comfyui):
+    run = Run(comfyui, workflow("protect", "3.seed=11"))
+    assert list(run.progress()) == [1, 2, 3]
+    assert run.status()[0] == "success"
+    assert run.previews
+    for message in run.previews:
+        assert message[:8] == b"\0\0\0\1\0\0\0\1"  # a preview, as JPEG
+        assert pixels(message[8:]).shape == (64, 64, 3)
+
+
+def test_an_unchanged_workflow_is_not_run_again(comfyui, tmp_path):
+    prompt = workflow("protect", "3.seed=12")
+    first = run_on_server(comfyui.url, prompt, tmp_path / "first").files["4"]
+    run = Run(comfyui, prompt)
+    assert not list(run.progress())
+    assert set(run.status()[1]["execution_cached"]["nodes"]) >= {"1", "2", "3"}
+    second = run_on_server(comfyui.url, prompt, tmp_path / "second").files["4"]
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
+
+
+def test_memory_can_be_freed_between_runs(comfyui, tmp_path):
+    prompt = workflow("protect", "3.seed=13")
+    first = run_on_server(comfyui.url, prompt, tmp_path / "first").files["4"][0]
+    assert "Requested to load" in comfyui.log()  # the denoiser is known to the memory management
+    for payload in ({"unload_models": True}, {"unload_models": True, "free_memory": True}):
+        comfyui.post("/free", payload)
+        time.sleep(0.5)
+        prompt = set_inputs(prompt, ["3.levels=6"] if "free_memory" not in payload else ["3.levels=8"])
+        file = run_on_server(comfyui.url, prompt, tmp_path / "again").files["4"][0]
+    assert (pixels(file) == pixels(first)).all()
+
+
+def test_cancelling_stops_within_a_step(comfyui, tmp_path):
+    run = Run(comfyui, workflow("protect", "3.steps=10000", "3.seed=14"))
+    values = run.progress()
+    started = next(values)
+    begun = time.monotonic()
+    while (value := next(values)) < started + 4:
+        pass
+    step = (time.monotonic() - begun) / (value - started)
+    comfyui.post("/interrupt", {"prompt_id": run.id})
+    acknowledged = time.monotonic()
+    last = max([value, *values])
+    seconds = time.monotonic() - acknowledged
+    status, events = run.status()
+    print(f"{comfyui.version}: stopped in {seconds:.3f} s, {last - value} steps later, a step takes {step:.3f} s")
+    assert status == "error"
+    assert events["execution_interrupted"]["node_id"] == "3"
+    assert last - value <= 2
+    assert seconds < 3 * step + 1
+    again = run_on_server(comfyui.url, workflow("protect", "3.seed=14"), tmp_path).files["4"][0]
+    assert 0 < np.abs(pixels(again) - original(comfyui)).max() <= 8
+
+
+def test_ctrl_c_stops_the_run_on_the_server(comfyui, tmp_path):
+    command = [sys.executable, "-m", "antipure.cli.main", "run", "protect", "--server", comfyui.url]
+    command += ["--set", "3.steps=10000", "--set", "3.seed=15", "--out", str(tmp_path)]
+    client = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        while not comfyui.json("/queue")["queue_running"]:
+            assert client.poll() is None
+            time.sleep(0.1)
+        prompt_id = comfyui.json("/queue")["queue_running"][0][1]
+        time.sleep(1)
+        client.send_signal(signal.SIGINT)
+        _, printed = client.communicate(timeout=30)
+    finally:
+        client.kill()
+    assert client.returncode == 130
+    assert printed.strip().splitlines()[-1] == "antipure: cancelled"
+    deadline = time.monotonic() + 20
+    while comfyui.json("/queue")["queue_running"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    status = comfyui.json(f"/history/{prompt_id}")[prompt_id]["status"]
+    assert "execution_interrupted" in dict(status["messages"])
+
+
+# Errors ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ("3.levels=-1", "Protect (node 3): Value -1.0 smaller than min of 0.25 (levels)"),
+        ("3.steps=0", "steps"),
+        ("2.denoiser=../../etc/passwd", "'../../etc/passwd' not in ['bundled']"),
+        ("2.precision=fp8", "'fp8' not in"),
+        ("1.image=../secret.png", "Invalid image file: ../secret.png"),
+    ],
+)
+def test_bad_values_are_refused(comfyui, tmp_path, setting, expected):
+    with pytest.raises(AntiPureError) as caught:
+        run_on_server(comfyui.url, workflow("protect", setting), tmp_path)
+    assert expected in str(caught.value)
+    assert comfyui.json("/queue") == {"queue_running": [], "queue_pending": []}
+
+
+def test_unknown_nodes_are_refused(comfyui, tmp_path):
+    prompt = workflow("protect")
+    prompt["9"] = {"class_type": "AntiPureNoSuchNode", "inputs": {}}
+    with pytest.raises(AntiPureError, match="has no node AntiPureNoSuchNode"):
+        run_on_server(comfyui.url, prompt, tmp_path)
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        comfyui.post("/prompt", {"prompt": prompt})
+    kind = json.loads(caught.value.read())["error"]["type"]
+    assert kind in ("invalid_prompt", "missing_node_type")  # up to 0.8, later
+
+
+def test_a_failing_node_is_named_and_the_next_run_works(comfyui, tmp_path, quiet_log):
+    quiet_log()
+    prompt = workflow("protect")
+    prompt["6"] = {"class_type": "AntiPureObjective", "inputs": {}}
+    objective = {"ddpm": 1.0, "pfg": 0.0, "etg": 1.0, "unrolled": 0.0, "patch_size": 4, "t_p": 100}
+    prompt["6"]["inputs"] = {**objective, "t_err": 100, "unrolled_steps": 1, "unrolled_t": 10}
+    prompt["3"]["inputs"]["objective"] = ["6", 0]
+    with pytest.raises(AntiPureError) as caught:
+        run_on_server(comfyui.url, prompt, tmp_path)
+    assert str(caught.value).startswith("Protect (node 3) failed on the server: t_err")
+    prompt["6"]["inputs"]["t_err"] = 900
+    assert run_on_server(comfyui.url, prompt, tmp_path).files["4"]

@@ -37,22 +37,20 @@ def linf_levels(reference: Tensor, picture: Tensor) -> Tensor:
 def _ssim_terms(reference: Tensor, picture: Tensor) -> tuple[Tensor, Tensor]:
     """SSIM and its mean contrast-structure term (Wang et al. 2004): 11×11 Gaussian window, sigma 1.5.
 
-    Pictures with a side below 11 pixels are mirrored up to 11, the smallest size the window fits. In float64: the
-    variances of flat areas are differences of nearly equal numbers.
+    Pictures with a side below 11 pixels are mirrored up to 11, the smallest size the window fits.
     """
     from torchmetrics.functional.image import structural_similarity_index_measure
 
     a, b = _pair(reference, picture)
     h, w = max(a.shape[-2], 11), max(a.shape[-1], 11)
-    value, contrast = structural_similarity_index_measure(
-        pad_reflect(b, h, w).double(),
-        pad_reflect(a, h, w).double(),
+    return structural_similarity_index_measure(
+        pad_reflect(b, h, w),
+        pad_reflect(a, h, w),
         sigma=1.5,
         data_range=1.0,
         reduction="none",
         return_contrast_sensitivity=True,
     )
-    return value.float(), contrast.float()
 
 
 def ssim(reference: Tensor, picture: Tensor) -> Tensor:

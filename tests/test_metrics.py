@@ -23,6 +23,8 @@ from scipy.fft import dctn
 from scipy.ndimage import gaussian_filter
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
+FLAT = 5e-4  # what float32 costs SSIM in flat, bright areas
+
 PAIRWISE = {
     "psnr": psnr,
     "linf": linf_levels,
@@ -204,16 +206,17 @@ def test_a_batch_gives_each_pictures_own_value(name, height, width):
 def test_pictures_smaller_than_the_windows_are_measured(name, height, width):
     x = picture(height, width)
     perfect = {"psnr": math.inf, "linf": 0, "ssim": 1, "structural distortion": 0, "detail ratio": 1, "error map": 0}
+    tolerance = FLAT if 1 in (height, width) else 1e-5
     for value in PAIRWISE[name](x, x).flatten().tolist():
-        assert value == pytest.approx(perfect[name], abs=1e-6)
+        assert value == pytest.approx(perfect[name], abs=tolerance)
 
 
 @pytest.mark.parametrize("value", [0.0, 0.25, 1.0])
 def test_flat_pictures_have_perfect_structure(value):
-    """The variances are differences of nearly equal numbers there: in float32 they came out as 3e-4 of distortion."""
+    """Up to float32: variances are differences of nearly equal numbers there (torchmetrics; float64 is 13× slower)."""
     x = torch.full((1, 3, 24, 24), value)
-    assert ssim(x, x).item() == pytest.approx(1, abs=1e-6)
-    assert structural_distortion(x, x).item() == pytest.approx(0, abs=1e-6)
+    assert ssim(x, x).item() == pytest.approx(1, abs=FLAT)
+    assert structural_distortion(x, x).item() == pytest.approx(0, abs=FLAT)
 
 
 @pytest.mark.parametrize("name", PAIRWISE)

@@ -176,7 +176,9 @@ def test_cut_takes_tiles_in_order():
     assert torch.equal(tiles[1, 0], x[0, 0, 2:5, 5:8])
 
 
-@pytest.mark.parametrize(("value", "multiple", "expected"), [(1, 8, 8), (8, 8, 8), (9, 8, 16), (7, 1, 7), (200, 64, 256)])
+@pytest.mark.parametrize(
+    ("value", "multiple", "expected"), [(1, 8, 8), (8, 8, 8), (9, 8, 16), (7, 1, 7), (200, 64, 256)]
+)
 def test_round_up(value, multiple, expected):
     assert round_up(value, multiple) == expected
 

@@ -24,16 +24,15 @@ from PIL import Image
 FOLDER = WORKFLOWS.parent
 Box = tuple[int, int, int, int]  # x, y, width, height; the 30-px title bar of a node stands above y
 
+# Title bar and body of a node.
 COLOURS = {
-    "LoadImage": ("#323", "#535"),
-    "AntiPureLoadDenoiser": ("#323", "#535"),
-    "AntiPureProtect": ("#223", "#335"),
-    "AntiPureDiffusionPurify": ("#322", "#533"),
-    "AntiPureMetrics": ("#232", "#353"),
-    "AntiPureInspect": ("#232", "#353"),
+    "AntiPureProtect": ("#2a4a66", "#22303d"),
+    "AntiPureDiffusionPurify": ("#66332f", "#3b2625"),
+    "AntiPureMetrics": ("#35552d", "#27331f"),
+    "AntiPureInspect": ("#35552d", "#27331f"),
 }
-NOTE_COLOURS = ("#432", "#653")
-BLUE, RED, GREEN, GREY = "#3f789e", "#a1554f", "#5c8a52", "#666"
+NOTE_COLOURS = ("#4a4030", "#2e2a22")
+BLUE, RED, GREEN, GREY = "#5b9bc4", "#c9736b", "#7fae72", "#a0a0a0"
 GROUP_PADDING, GROUP_HEADER, NODE_TITLE = 20, 50, 30
 SEEDS = ("seed", "noise_seed")
 
@@ -66,8 +65,8 @@ class Layout:
 
 
 DENOISERS = (
-    "**Denoisers.** `bundled` is a small 64-px model that ships with this pack. Put your own (an ADM checkpoint or a "
-    "diffusers folder) into `models/antipure` and press R."
+    "**Denoisers.** *bundled* is a small 64-px model that ships with this pack. Put your own (an ADM checkpoint or a "
+    "diffusers folder) into **models/antipure** and press R."
 )
 LIMITS = (
     "**Limits.** A protection can be bypassed: whoever has the picture can wait for better tools, JPEG followed by "
@@ -77,11 +76,11 @@ LIMITS = (
 LAYOUTS = {
     "protect": Layout(
         boxes={
-            "1": (480, 80, 320, 400),
-            "2": (480, 540, 320, 100),
-            "3": (880, 80, 360, 420),
-            "4": (1320, 80, 400, 420),
-            "5": (1760, 80, 400, 420),
+            "1": (400, 80, 300, 380),
+            "2": (400, 520, 300, 120),
+            "3": (760, 80, 360, 560),
+            "4": (1180, 80, 420, 380),
+            "5": (1180, 520, 420, 380),
         },
         groups=(
             Group("Picture and denoiser", GREY, ("1", "2")),
@@ -91,25 +90,24 @@ LAYOUTS = {
         notes=(
             Note(
                 "Protect a picture",
-                (0, 80, 400, 560),
-                "## Protect a picture\n\n"
-                "Adds a perturbation of at most `levels` 8-bit levels per pixel, made so that a diffusion model that "
+                (0, 80, 340, 440),
+                "Adds a perturbation of at most *levels* 8-bit levels per pixel, made so that a diffusion model that "
                 "purifies the picture distorts its fine structure.\n\n"
                 "**Reading it.** The Protect node reports the largest change, PSNR and SSIM: what the protection "
-                "costs. Fewer `levels` are harder to see and protect less. *Perturbation* shows the change around "
+                "costs. Fewer *levels* are harder to see and protect less. *Perturbation* shows the change around "
                 "mid-grey.\n\n"
-                "**Saving.** The file must stay a PNG at its own size. What survives a purifier is measured by the "
+                "**Saving.** Keep the PNG as it is, at its own size. What survives a purifier is measured by the "
                 "workflow *protect_and_purify*.\n\n" + DENOISERS + "\n\n" + LIMITS,
             ),
         ),
     ),
     "purify": Layout(
         boxes={
-            "1": (480, 80, 320, 400),
-            "2": (480, 540, 320, 100),
-            "3": (880, 80, 360, 380),
-            "4": (1320, 80, 400, 420),
-            "5": (1760, 80, 400, 420),
+            "1": (400, 80, 300, 380),
+            "2": (400, 520, 300, 120),
+            "3": (760, 80, 360, 560),
+            "4": (1180, 80, 420, 380),
+            "5": (1180, 520, 420, 380),
         },
         groups=(
             Group("Picture and denoiser", GREY, ("1", "2")),
@@ -119,28 +117,26 @@ LAYOUTS = {
         notes=(
             Note(
                 "Purify a picture",
-                (0, 80, 400, 560),
-                "## Purify a picture\n\n"
+                (0, 80, 340, 440),
                 "Noises the picture a little and lets a diffusion model clean it again. It is here to measure "
-                "protections: what a purifier leaves of yours.\n\n"
-                "**Reading it.** *Residual* shows what purification changed, black and white are ±16 levels. Flat "
-                "grey means nothing changed. Purify the unprotected picture with the same seed, too, and compare the "
-                "two: *protect_and_purify* does so.\n\n"
-                "**Settings.** `gridpure`: timestep 10, iterations 10 to 40. `diffpure`: timestep 100 to 150, "
-                "iterations 1.\n\n"
+                "protections: what does a purifier leave of yours?\n\n"
+                "**Reading it.** *Residual* shows what purification changed, around mid-grey; black and white are ±16 "
+                "levels. Purify the unprotected picture with the same seed, too, and compare the two: "
+                "*protect_and_purify* does so.\n\n"
+                "**Settings.** *gridpure*: timestep 10, 10 to 40 iterations. *diffpure*: timestep 100 to 150, "
+                "1 iteration.\n\n"
                 + DENOISERS
-                + "\n\n"
-                + "**Limits.** Another purifier, or another model, gives other numbers.",
+                + "\n\n**Limits.** Another purifier or another model gives other numbers.",
             ),
         ),
     ),
     "measure": Layout(
         boxes={
-            "1": (480, 80, 320, 360),
-            "2": (480, 510, 320, 360),
-            "3": (880, 80, 380, 340),
-            "4": (880, 490, 380, 120),
-            "5": (1340, 80, 760, 790),
+            "1": (400, 80, 300, 330),
+            "2": (400, 460, 300, 330),
+            "3": (760, 80, 340, 330),
+            "4": (760, 460, 340, 120),
+            "5": (1160, 80, 480, 710),
         },
         groups=(
             Group("Two pictures of equal size", GREY, ("1", "2")),
@@ -150,17 +146,16 @@ LAYOUTS = {
         notes=(
             Note(
                 "Compare two pictures",
-                (0, 80, 400, 790),
-                "## Compare two pictures\n\n"
+                (0, 80, 340, 400),
                 "Load the original as *Reference* and its protected version as *Picture*. Both load the same example "
                 "at first, so the first run shows no difference.\n\n"
-                "**Cost.** PSNR (dB) and SSIM: higher is closer to the original. Around 31 dB is what 8 levels "
-                "cost; above 40 dB hardly anyone sees a change.\n\n"
-                "**Survival.** Load the *purified original* and the *purified protected* picture instead. "
-                "Structural distortion 0 means the purifier won; the higher, the more structure it got wrong. "
-                "Detail ratio below 1 means that fine detail was wiped out.\n\n"
-                "**Compare** a protection with the controls `random`, `shift` and `blocks` of AntiPure Protect at "
-                "equal levels: only what exceeds them counts.\n\n"
+                "**Cost.** PSNR (dB) and SSIM: higher is closer to the reference. A full use of 8 levels costs about "
+                "31 dB; above 40 dB a change is hard to see.\n\n"
+                "**Survival.** Load the *purified original* and the *purified protected* picture instead. Structural "
+                "distortion near 0 means that no structure of the protection is left; the higher, the more the "
+                "purifier got wrong. A detail ratio below 1 means that fine detail was wiped out.\n\n"
+                "**Controls.** Compare with *random*, *shift* and *blocks* of AntiPure Protect at equal levels: only "
+                "what exceeds them counts.\n\n"
                 "**Limits.** The numbers hold for this picture and this purifier. They do not say what a model "
                 "fine-tuned on it will do.",
             ),
@@ -168,46 +163,44 @@ LAYOUTS = {
     ),
     "protect_and_purify": Layout(
         boxes={
-            "1": (480, 80, 320, 380),
-            "2": (480, 520, 320, 100),
-            "3": (880, 80, 340, 400),
-            "4": (880, 540, 340, 340),
-            "11": (880, 940, 340, 340),
-            "5": (1300, 80, 340, 360),
-            "6": (1300, 500, 340, 360),
-            "7": (1720, 80, 400, 330),
-            "8": (1720, 470, 400, 330),
-            "9": (1720, 860, 400, 120),
-            "10": (2200, 80, 1000, 900),
+            "1": (0, 450, 340, 360),
+            "2": (0, 870, 340, 120),
+            "3": (400, 80, 360, 520),
+            "4": (400, 660, 360, 280),
+            "11": (400, 1000, 360, 280),
+            "5": (820, 80, 320, 450),
+            "6": (820, 590, 320, 450),
+            "7": (1200, 80, 420, 270),
+            "8": (1200, 410, 420, 270),
+            "9": (1200, 740, 420, 120),
+            "10": (1680, 80, 760, 780),
         },
         groups=(
-            Group("1  Picture and denoiser", GREY, ("1", "2")),
-            Group("2  Protect", BLUE, ("3", "4", "11")),
-            Group("3  Purify both, same noise", RED, ("5", "6")),
-            Group("4  Measure", GREEN, ("7", "8", "9")),
-            Group("5  Inspection sheet", GREEN, ("10",)),
+            Group("1 · Picture and denoiser", GREY, ("1", "2")),
+            Group("2 · Protect", BLUE, ("3", "4", "11")),
+            Group("3 · Purify both, same noise", RED, ("5", "6")),
+            Group("4 · Measure", GREEN, ("7", "8", "9")),
+            Group("5 · Inspection sheet", GREEN, ("10",)),
         ),
         notes=(
             Note(
                 "Protect, purify, measure",
-                (0, 80, 400, 540),
-                "## Protect, purify, measure\n\n"
-                "1. Protects the picture with at most `levels` 8-bit levels per pixel.\n"
+                (0, 80, 340, 240),
+                "1. Protects the picture with at most *levels* 8-bit levels per pixel.\n"
                 "2. Purifies the protected picture, and the original with the same noise.\n"
                 "3. Measures what the protection costs and what survives.\n\n"
                 "It is slow on a CPU: try a face crop of 128 to 256 pixels and 40 steps first.\n\n" + DENOISERS,
             ),
             Note(
                 "Reading the numbers",
-                (0, 700, 800, 580),
-                "## Reading the numbers\n\n"
+                (1200, 940, 420, 340),
                 "**Cost** (protected against original): PSNR and SSIM, higher is less visible. 8 levels cost about "
                 "31 dB.\n\n"
-                "**Survival** (purified protected against purified original): *structural distortion* 0 means that "
-                "the purifier removed the protection; the higher, the more structure it got wrong. *Detail ratio* "
-                "below 1 means that fine detail was wiped out.\n\n"
-                "**Controls.** Set `preset` to `random`, `shift` and `blocks`: the same budget without adversarial "
-                "structure. Only what exceeds these three is owed to the method.\n\n" + LIMITS,
+                "**Survival** (purified protected against purified original): *structural distortion* near 0 means "
+                "that no structure of the protection is left; the higher, the more the purifier got wrong. A *detail "
+                "ratio* below 1 means that fine detail was wiped out.\n\n"
+                "**Controls.** Set *preset* to *random*, *shift* and *blocks*: the same budget without adversarial "
+                "structure. Only what exceeds all three counts.\n\n" + LIMITS,
             ),
         ),
     ),

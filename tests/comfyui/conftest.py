@@ -81,6 +81,8 @@ def start(checkout: Path, folder: Path) -> ComfyUI:
     arguments = ["--cpu", "--listen", "127.0.0.1", "--port", str(port), "--base-directory", str(base)]
     arguments += ["--database-url", f"sqlite:///{folder / 'comfyui.db'}"]
     arguments += ["--disable-auto-launch", "--disable-api-nodes"]
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    environment.setdefault("OMP_NUM_THREADS", "1")  # 64-px pictures: more threads only wait for each other
     log_path = folder / "server.log"
     with open(log_path, "wb") as log:
         process = subprocess.Popen(
@@ -88,7 +90,7 @@ def start(checkout: Path, folder: Path) -> ComfyUI:
             cwd=checkout,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"},
+            env=environment,
         )
     version = re.search(r'__version__ = "(.+)"', (checkout / "comfyui_version.py").read_text()).group(1)
     server = ComfyUI(version, f"http://127.0.0.1:{port}", base, log_path, process)
@@ -107,7 +109,7 @@ def start(checkout: Path, folder: Path) -> ComfyUI:
 def stop(server: ComfyUI) -> None:
     server.process.send_signal(signal.SIGINT)
     try:
-        server.process.wait(20)
+        server.process.wait(60)
     except subprocess.TimeoutExpired:
         server.process.kill()
         server.process.wait()

@@ -156,8 +156,9 @@ def test_result_equals_the_one_without_a_server(comfyui, tmp_path):
     here, there = (protected[0].numpy() * 255).round().astype(int), pixels(file)
     assert np.abs(there - original(comfyui)).max() <= 8
     mean_square = ((here - there) ** 2).mean()
-    print("differing values:", (here != there).mean(), "PSNR:", 10 * np.log10(255**2 / max(mean_square, 1e-12)))
-    assert 10 * np.log10(255**2 / max(mean_square, 1e-12)) > 40
+    print(f"{comfyui.version}: {(here != there).mean():.2%} of the values differ from the run without a server")
+    # Another torch version may round a gradient to another sign here and there; with the same sums it is equal.
+    assert mean_square < 255**2 * 1e-4  # PSNR above 40 dB
 
 
 def test_transparency_as_mask(comfyui, tmp_path):
@@ -183,7 +184,7 @@ def test_progress_and_previews_arrive(comfyui):
     assert run.previews
     for message in run.previews:
         assert message[:8] == b"\0\0\0\1\0\0\0\1"  # a preview, as JPEG
-        assert pixels(message[8:]).shape == (64, 64, 3)
+        assert pixels(message[8:]).shape == (512, 512, 3)  # ComfyUI enlarges what is smaller
 
 
 def test_an_unchanged_workflow_is_not_run_again(comfyui, tmp_path):
@@ -217,15 +218,16 @@ def test_cancelling_stops_within_a_step(comfyui, tmp_path):
         pass
     step = (time.monotonic() - begun) / (value - started)
     comfyui.post("/interrupt", {"prompt_id": run.id})
-    acknowledged = time.monotonic()
+    acknowledged = time.time()
     last = max([value, *values])
-    seconds = time.monotonic() - acknowledged
     status, events = run.status()
+    # By the server's clock: it may collect garbage for seconds before its last messages leave.
+    seconds = events["execution_interrupted"]["timestamp"] / 1000 - acknowledged
     print(f"{comfyui.version}: stopped in {seconds:.3f} s, {last - value} steps later, a step takes {step:.3f} s")
     assert status == "error"
     assert events["execution_interrupted"]["node_id"] == "3"
     assert last - value <= 2
-    assert seconds < 3 * step + 1
+    assert seconds < 2 * step + 2
     again = run_on_server(comfyui.url, workflow("protect", "3.seed=14"), tmp_path).files["4"][0]
     assert 0 < np.abs(pixels(again) - original(comfyui)).max() <= 8
 

@@ -59,15 +59,15 @@ class Run:
         websocket = pytest.importorskip("websocket")
         self.comfyui, self.id = comfyui, str(uuid.uuid4())
         self.socket = websocket.create_connection(f"ws{comfyui.url[4:]}/ws?clientId={self.id}", timeout=120)
-        self.previews: list[bytes] = []
+        self.binary: list[bytes] = []
         comfyui.post("/prompt", {"prompt": prompt, "prompt_id": self.id, "client_id": self.id})
 
     def messages(self):
-        """(kind, data) of each message of this run, until it ends; previews are collected."""
+        """(kind, data) of each message of this run, until it ends; binary ones are collected."""
         while True:
             message = self.socket.recv()
             if isinstance(message, bytes):
-                self.previews.append(message)
+                self.binary.append(message)
                 continue
             message = json.loads(message)
             kind, data = message["type"], message["data"]
@@ -181,10 +181,12 @@ def test_progress_and_previews_arrive(comfyui):
     run = Run(comfyui, workflow("protect", "3.seed=11"))
     assert list(run.progress()) == [1, 2, 3]
     assert run.status()[0] == "success"
-    assert run.previews
-    for message in run.previews:
-        assert message[:8] == b"\0\0\0\1\0\0\0\1"  # a preview, as JPEG
+    previews = [message for message in run.binary if message[:8] == b"\0\0\0\1\0\0\0\1"]  # a preview, as JPEG
+    assert previews
+    for message in previews:
         assert pixels(message[8:]).shape == (512, 512, 3)  # ComfyUI enlarges what is smaller
+    (text,) = (message for message in run.binary if message[:4] == b"\0\0\0\3")  # the report, shown on the node
+    assert b"strong, 8 levels, 3 steps, seed 11" in text
 
 
 def test_an_unchanged_workflow_is_not_run_again(comfyui, tmp_path):

@@ -1,0 +1,93 @@
+"""The help pages in web/docs and the tooltips: every node, input and output is explained, with its real numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from antipure import WEB_DIRECTORY
+from antipure.nodes import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
+
+DOCS = Path(__file__).resolve().parent.parent / WEB_DIRECTORY / "docs"
+SECTIONS = ("required", "optional")
+
+each_node = pytest.mark.parametrize("node_id", NODE_CLASS_MAPPINGS)
+
+
+def read_page(node_id: str) -> str:
+    return (DOCS / f"{node_id}.md").read_text(encoding="utf-8")
+
+
+def table(page: str, heading: str) -> dict[str, list[str]]:
+    """The rows of the table under "## heading", by their first cell without backticks."""
+    section = page.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    rows = [line.strip("|").split("|") for line in section.splitlines() if line.startswith("| `")]
+    return {row[0].strip(" `"): [cell.strip() for cell in row[1:]] for row in rows}
+
+
+def inputs_of(node_id: str) -> dict[str, tuple[str, object, dict]]:
+    """Name -> (section, type, options); hidden inputs are not shown to anyone."""
+    types = NODE_CLASS_MAPPINGS[node_id].INPUT_TYPES()
+    return {name: (section, *types[section][name]) for section in SECTIONS for name in types.get(section, {})}
+
+
+def range_text(options: dict) -> str:
+    top = "2^64 - 1" if options["max"] == 2**64 - 1 else f"{options['max']:g}"
+    return f"{options['min']:g}..{top}"
+
+
+def test_one_page_for_each_node():
+    assert {path.stem for path in DOCS.glob("*.md")} == set(NODE_CLASS_MAPPINGS)
+
+
+@each_node
+def test_title_is_the_nodes_name(node_id):
+    assert read_page(node_id).splitlines()[0] == f"# {NODE_DISPLAY_NAME_MAPPINGS[node_id]}"
+
+
+@each_node
+def test_inputs(node_id):
+    described, inputs = table(read_page(node_id), "Inputs"), inputs_of(node_id)
+    assert list(described) == list(inputs)
+    for name, (section, kind, options) in inputs.items():
+        shown_kind, default, choices, meaning = described[name]
+        assert meaning
+        if isinstance(kind, list):
+            assert (shown_kind, default) == ("COMBO", f"`{options['default']}`")
+            own_files = kind[0] == "bundled"  # then the list goes on with the user's files
+            assert all(f"`{choice}`" in choices for choice in (kind[:1] if own_files else kind))
+        elif kind in ("INT", "FLOAT"):
+            assert (shown_kind, default, choices) == (kind, f"{options['default']:g}", range_text(options))
+        else:
+            assert (shown_kind, default) == (kind, section)
+
+
+@each_node
+def test_outputs(node_id):
+    node = NODE_CLASS_MAPPINGS[node_id]
+    described = table(read_page(node_id), "Outputs")
+    assert list(described) == list(node.RETURN_NAMES)
+    assert [cells[0] for cells in described.values()] == list(node.RETURN_TYPES)
+    assert all(cells[1] for cells in described.values())
+
+
+@each_node
+def test_tooltips(node_id):
+    node = NODE_CLASS_MAPPINGS[node_id]
+    assert node.DESCRIPTION
+    assert len(node.OUTPUT_TOOLTIPS) == len(node.RETURN_NAMES) == len(node.RETURN_TYPES)
+    assert all(node.OUTPUT_TOOLTIPS)
+    for name, (_, _, options) in inputs_of(node_id).items():
+        assert options.get("tooltip"), name
+
+
+@each_node
+def test_sections(node_id):
+    page = read_page(node_id)
+    for heading in ("Wiring", "How it works", "Tips", "Limits", "References"):
+        assert f"\n## {heading}\n" in page
+    assert "arXiv 2509.13922" in page
+
+
+def test_diffusion_purify_says_what_it_is_for():
+    assert "exists to measure protections" in read_page("AntiPureDiffusionPurify")

@@ -78,7 +78,7 @@ def _models() -> dict[str, Path]:
             continue
         for path in sorted(root.rglob("*")):
             name = path.relative_to(root).as_posix()
-            inside_folder = any(str(Path(name).parent).startswith(known) for known in found if found[known].is_dir())
+            inside_folder = any(parent.as_posix() in found for parent in Path(name).parents)
             is_folder = path.is_dir() and ((path / "unet").is_dir() or (path / "config.json").is_file())
             is_file = path.is_file() and path.suffix.lower() in _CHECKPOINT_SUFFIXES
             if (is_folder or is_file) and not inside_folder:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -18,11 +19,12 @@ def read_page(node_id: str) -> str:
     return (DOCS / f"{node_id}.md").read_text(encoding="utf-8")
 
 
-def table(page: str, heading: str) -> dict[str, list[str]]:
-    """The rows of the table under "## heading", by their first cell without backticks."""
+def table(page: str, heading: str) -> dict[str, tuple[str, str]]:
+    """Name -> (facts, meaning) of the rows "| `name` | *facts.* meaning |" under "## heading"."""
     section = page.split(f"\n## {heading}\n")[1].split("\n## ")[0]
-    rows = [line.strip("|").split("|") for line in section.splitlines() if line.startswith("| `")]
-    return {row[0].strip(" `"): [cell.strip() for cell in row[1:]] for row in rows}
+    rows = re.findall(r"^\| `([^`]+)` \| \*([^*]+)\.\* (.+) \|$", section, re.MULTILINE)
+    assert len(rows) == section.count("\n| `")
+    return {name: (facts, meaning) for name, facts, meaning in rows}
 
 
 def inputs_of(node_id: str) -> dict[str, tuple[str, object, dict]]:
@@ -50,16 +52,15 @@ def test_inputs(node_id):
     described, inputs = table(read_page(node_id), "Inputs"), inputs_of(node_id)
     assert list(described) == list(inputs)
     for name, (section, kind, options) in inputs.items():
-        shown_kind, default, choices, meaning = described[name]
-        assert meaning
+        facts, meaning = described[name]
         if isinstance(kind, list):
-            assert (shown_kind, default) == ("COMBO", f"`{options['default']}`")
+            assert facts == f"COMBO, default `{options['default']}`"
             own_files = kind[0] == "bundled"  # then the list goes on with the user's files
-            assert all(f"`{choice}`" in choices for choice in (kind[:1] if own_files else kind))
+            assert all(f"`{choice}`" in meaning for choice in (kind[:1] if own_files else kind))
         elif kind in ("INT", "FLOAT"):
-            assert (shown_kind, default, choices) == (kind, f"{options['default']:g}", range_text(options))
+            assert facts == f"{kind}, default {options['default']:g}, {range_text(options)}"
         else:
-            assert (shown_kind, default) == (kind, section)
+            assert facts == f"{kind}, {section}"
 
 
 @each_node
@@ -67,8 +68,7 @@ def test_outputs(node_id):
     node = NODE_CLASS_MAPPINGS[node_id]
     described = table(read_page(node_id), "Outputs")
     assert list(described) == list(node.RETURN_NAMES)
-    assert [cells[0] for cells in described.values()] == list(node.RETURN_TYPES)
-    assert all(cells[1] for cells in described.values())
+    assert [facts for facts, _ in described.values()] == list(node.RETURN_TYPES)
 
 
 @each_node

@@ -18,8 +18,8 @@ from pathlib import Path
 
 from antipure.cli.executor import NODES, execution_order
 from antipure.cli.graph import WORKFLOWS, is_link, read_workflow
-from antipure.methods.inspection import CAPTION, CELL, MARGIN
-from PIL import Image
+from antipure.methods.inspection import BACKGROUND, CAPTION, CELL, MARGIN
+from PIL import Image, ImageOps
 
 FOLDER = WORKFLOWS.parent
 Box = tuple[int, int, int, int]  # x, y, width, height; the 30-px title bar of a node stands above y
@@ -193,7 +193,7 @@ LAYOUTS = {
             ),
             Note(
                 "Reading the numbers",
-                (1200, 940, 420, 340),
+                (1200, 940, 420, 300),
                 "**Cost** (protected against original): PSNR and SSIM, higher is less visible. 8 levels cost about "
                 "31 dB.\n\n"
                 "**Survival** (purified protected against purified original): *structural distortion* near 0 means "
@@ -334,13 +334,13 @@ def to_json(workflow: dict) -> str:
 
 # Thumbnails --------------------------------------------------------------------------------------------------
 
-THUMBNAIL_WIDTH = 512
+THUMBNAIL_SIDE = 512
 THUMBNAIL_BYTES = 60_000
-# Cells (row, column) of the inspection sheet side by side; None is the whole sheet.
+# Rows of cells (row, column) of the inspection sheet; None is the whole sheet. The browser's cards are square.
 THUMBNAILS = {
-    "protect": ((0, 0), (0, 1)),
-    "purify": ((0, 1), (0, 3)),
-    "measure": ((1, 0), (1, 1)),
+    "protect": (((0, 0), (0, 1)), ((1, 0), (1, 1))),
+    "purify": (((0, 1), (0, 3)), ((1, 0), (1, 2))),
+    "measure": (((1, 2), (1, 3)), ((2, 0), (2, 1))),
     "protect_and_purify": None,
 }
 
@@ -353,16 +353,19 @@ def sheet_cell(sheet: Image.Image, row: int, column: int) -> Image.Image:
     return sheet.crop((left, top, left + CELL, top + (CELL if row == 2 else height - CAPTION)))
 
 
-def make_thumbnail(sheet: Image.Image, cells: tuple[tuple[int, int], ...] | None) -> bytes:
-    """A JPEG, 512 px wide and at most 60 kB, of some cells of the sheet, or of the sheet."""
+def make_thumbnail(sheet: Image.Image, cells: tuple[tuple[tuple[int, int], ...], ...] | None) -> bytes:
+    """A square JPEG of at most 60 kB: some cells of the sheet side by side, or all of it."""
     picture = sheet
     if cells is not None:
-        parts = [sheet_cell(sheet, *cell) for cell in cells]
-        picture = Image.new("RGB", (sum(p.width for p in parts), parts[0].height))
-        for i, part in enumerate(parts):
-            picture.paste(part, (i * CELL, 0))
-    size = (THUMBNAIL_WIDTH, round(picture.height * THUMBNAIL_WIDTH / picture.width))
-    picture = picture.resize(size, Image.Resampling.LANCZOS)
+        rows = [[sheet_cell(sheet, *cell) for cell in row] for row in cells]
+        size = (sum(part.width for part in rows[0]), sum(row[0].height for row in rows))
+        picture, top = Image.new("RGB", size, BACKGROUND), 0
+        for row in rows:
+            for i, part in enumerate(row):
+                picture.paste(part, (i * CELL, top))
+            top += row[0].height
+    square = (THUMBNAIL_SIDE, THUMBNAIL_SIDE)
+    picture = ImageOps.pad(picture, square, Image.Resampling.LANCZOS, color=BACKGROUND)
     for quality in (90, 80, 70, 60, 50):
         buffer = io.BytesIO()
         picture.save(buffer, "JPEG", quality=quality, optimize=True)

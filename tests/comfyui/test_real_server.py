@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -128,6 +129,22 @@ def test_workflows_are_offered_as_templates(comfyui):
         assert used <= known.keys()
 
 
+def test_models_are_listed_and_a_broken_one_is_named(comfyui, tmp_path, quiet_log):
+    quiet_log()
+    models = comfyui.base / "models" / "antipure"
+    (models / "faces" / "unet").mkdir(parents=True)
+    for name in ("faces/unet/weights.safetensors", "faces2.pt", "more/adm.pt", "notes.txt"):
+        (models / name).parent.mkdir(exist_ok=True)
+        (models / name).write_bytes(b"no checkpoint")
+    try:
+        choices = comfyui.json("/object_info/AntiPureLoadDenoiser")["AntiPureLoadDenoiser"]["input"]["required"]
+        assert choices["denoiser"][0] == ["bundled", "faces", "faces2.pt", "more/adm.pt"]
+        with pytest.raises(AntiPureError, match=r"Load Pixel Denoiser \(node 2\) failed on the server: .*faces2.pt"):
+            run_on_server(comfyui.url, workflow("protect", "2.denoiser=faces2.pt"), tmp_path)
+    finally:
+        shutil.rmtree(models)
+
+
 # Results -----------------------------------------------------------------------------------------------------
 
 
@@ -161,8 +178,9 @@ def test_result_equals_the_one_without_a_server(comfyui, tmp_path):
     assert mean_square < 255**2 * 1e-4  # PSNR above 40 dB
 
 
-def test_transparency_as_mask(comfyui, tmp_path):
+def test_transparency_as_mask(comfyui, tmp_path, monkeypatch):
     """LoadImage's MASK is 1 where the picture is transparent: only there it may change."""
+    monkeypatch.setitem(sys.modules, "websocket", None)  # one run that polls
     rgba = np.dstack([original(comfyui), np.full((64, 64), 255)]).astype(np.uint8)
     rgba[16:48, 8:40, 3] = 0
     Image.fromarray(rgba).save(tmp_path / "hole.png")

@@ -198,6 +198,19 @@ def test_splitting_the_loss_into_terms_does_not_change_its_gradient():
     torch.testing.assert_close(whole.double(), expected, rtol=1e-5, atol=1e-6)
 
 
+def test_callbacks_get_the_sum_of_the_terms():
+    values = []
+    x = picture(5, 5)
+    pgd(
+        x,
+        lambda clean: lambda pixels, generator: [2 * pixels.sum(), pixels.square().sum()],
+        steps=1,
+        callback=lambda done, total, current, value: values.append(value.item()),
+    )
+    pixels = saved(x) / 127.5 - 1
+    assert values == [pytest.approx(2 * pixels.sum() + (pixels**2).sum(), rel=1e-5)]
+
+
 def test_each_picture_of_a_batch_is_treated_as_if_alone(tiny):
     x = picture(18, 21, batch=3)
     mask = torch.rand(3, 1, 18, 21, generator=torch.Generator().manual_seed(2))

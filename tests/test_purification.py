@@ -209,6 +209,11 @@ def test_any_size_comes_back_as_an_8_bit_picture_of_that_size(tiny, name, height
 
 
 @pytest.mark.parametrize("name", PURIFIERS)
+def test_purifying_keeps_no_graph(tiny, name):
+    assert not PURIFIERS[name](picture(8, 8).requires_grad_(), tiny).requires_grad
+
+
+@pytest.mark.parametrize("name", PURIFIERS)
 def test_results_depend_on_the_seed_alone(tiny, name):
     x = picture(20, 33)
     first = PURIFIERS[name](x, tiny, seed=7)

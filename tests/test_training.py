@@ -116,3 +116,22 @@ def test_timesteps_follow_the_stated_mixture(tool):
     assert counts.min() > 0.8 * counts.mean()
     again = train.sample_timesteps(40000, torch.Generator().manual_seed(0))
     assert torch.equal(t, again)
+
+
+def test_excess_noise_is_bounded_unstructured_and_on_three_tiles_in_ten(tool):
+    """Signs of up to 10 levels, or Gaussian noise of up to 8 levels, in pixels of -1..1 (2/255 a level)."""
+    train = tool("train_denoiser")
+    noise = train.excess_noise((600, 3, 16, 16), torch.Generator().manual_seed(0)) * 255 / 2
+    touched = noise.flatten(1).any(1)
+    assert touched.float().mean().item() == pytest.approx(0.3, abs=0.08)
+    tiles = noise[touched]
+    deviation = tiles.flatten(1).std(1)
+    signs = (tiles.abs().flatten(1).amax(1) - tiles.abs().flatten(1).amin(1)) < 1e-4
+    assert 0.3 < signs.float().mean() < 0.7
+    assert 9 < deviation[signs].max() <= 10.1
+    assert 7 < deviation[~signs].max() <= 8.5
+    assert deviation.min() < 2, "weak noise too"
+    normalised = tiles / deviation.view(-1, 1, 1, 1)
+    assert abs(normalised.mean().item()) < 0.02
+    for shifted in (normalised.roll(1, -1), normalised.roll(1, -2), normalised.roll(1, 1)):
+        assert abs((normalised * shifted).mean().item()) < 0.02

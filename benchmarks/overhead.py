@@ -58,7 +58,7 @@ def main() -> None:
         "| GrIDPure, 1 iteration | {} batched forwards × 10 | {:.3f} | {:.3f} | {:.3f} |".format(n, *result), flush=True
     )
 
-    for name, passes in (("paper", 2), ("strong", 3)):
+    for name, passes in (("paper", 2), ("strong", PRESETS["strong"].unrolled_steps)):
         # The same offsets as the attack's steps draw, so that both sides see the same number of tiles.
         counts = [len(random_positions(h, w, tile, random_stream(0, step))) for step in range(3)]
 

@@ -124,7 +124,7 @@ def slow_unrolled_term(
         x_t = math.sqrt(abar) * z + math.sqrt(1 - abar) * eps
         predicted = denoiser.predict_noise(x_t, torch.tensor([o.unrolled_t - 1]))
         z = ((x_t - math.sqrt(1 - abar) * predicted) / math.sqrt(abar)).clamp(-1, 1)
-    return float(np.mean(slow_high_pass((z - clean).double().numpy(), 6) ** 2))
+    return float(np.mean(slow_high_pass((z - clean).double().numpy(), 4) ** 2))
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)

@@ -169,9 +169,7 @@ def test_truncated_pt_files_are_refused_wherever_they_end(tmp_path, zipped):
     path = tmp_path / "cut.pt"
     for end in [*range(1, 60, 4), *np.linspace(60, len(content) - 1, 30).astype(int)]:
         path.write_bytes(content[:end])
-        assert_refused(path)
-    path.write_bytes(content[: len(content) // 2])
-    assert_refused(path, "is not a complete checkpoint; download or copy it again|is no checkpoint")
+        assert_refused(path, "is not a complete checkpoint; download or copy it again|is no checkpoint")
 
 
 @pytest.mark.parametrize("zipped", [True, False])

@@ -68,8 +68,8 @@ class Protect:
                         "default": 0,
                         "min": 0,
                         "max": 0xFFFFFFFFFFFFFFFF,
-                        "tooltip": "Noise and tile offsets. Same seed, same bytes; a picture's result does not depend "
-                        "on its place in the batch.",
+                        "tooltip": "Noise and tile offsets. Same seed and machine, same bytes; a picture's result does "
+                        "not depend on its place in the batch.",
                     },
                 ),
             },

@@ -90,7 +90,7 @@ LAYOUTS = {
         notes=(
             Note(
                 "Protect a picture",
-                (0, 80, 340, 440),
+                (0, 80, 340, 380),
                 "Adds a perturbation of at most *levels* 8-bit levels per pixel, made so that a diffusion model that "
                 "purifies the picture distorts its fine structure.\n\n"
                 "**Reading it.** The Protect node reports the largest change, PSNR and SSIM: what the protection "
@@ -117,7 +117,7 @@ LAYOUTS = {
         notes=(
             Note(
                 "Purify a picture",
-                (0, 80, 340, 440),
+                (0, 80, 340, 380),
                 "Noises the picture a little and lets a diffusion model clean it again. It is here to measure "
                 "protections: what does a purifier leave of yours?\n\n"
                 "**Reading it.** *Residual* shows what purification changed, around mid-grey; black and white are ±16 "

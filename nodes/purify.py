@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from ..methods.purification import diffpure, gridpure
+from ..methods.ensemble import CombinedDenoiser
+from ..methods.errors import AntiPureError
+from ..methods.purification import diffpure, gridpure, vae_round_trip
 from . import host
 from .convert import difference_view, from_image, to_image
 
 RESIDUAL_SCALE = 16.0
-METHODS = ("gridpure", "diffpure", "diffpure_resized")
+METHODS = ("gridpure", "diffpure", "diffpure_resized", "vae")
 
 
 class DiffusionPurify:
@@ -37,7 +39,8 @@ class DiffusionPurify:
                     {
                         "default": "gridpure",
                         "tooltip": "gridpure: tiles, many light iterations. diffpure: the whole picture at its own "
-                        "size. diffpure_resized: resized to the model's size and back, as published.",
+                        "size. diffpure_resized: resized to the model's size and back, as published. vae: only through "
+                        "the VAE and back (denoisers made from a MODEL).",
                     },
                 ),
                 "timestep": (
@@ -82,12 +85,16 @@ class DiffusionPurify:
 
     def purify(self, image, denoiser, method, timestep, iterations, gamma, seed) -> tuple:
         picture, alpha = from_image(image)
+        if isinstance(denoiser, CombinedDenoiser):
+            raise AntiPureError("Combined denoisers are for protecting; wire one of them here to purify.")
         host.ready(denoiser)
-        on_device = picture.to(denoiser.device)
         settings = {"timestep": timestep, "iterations": iterations, "seed": seed}
-        with host.Progress("purifying") as progress:
+        with denoiser.session(), host.Progress("purifying") as progress:
+            on_device = picture.to(denoiser.device)
             if method == "gridpure":
                 pure = gridpure(on_device, denoiser, gamma=gamma, callback=progress, **settings)
+            elif method == "vae":
+                pure = vae_round_trip(on_device, denoiser, iterations=iterations, callback=progress)
             else:
                 pure = diffpure(on_device, denoiser, resize=method == "diffpure_resized", callback=progress, **settings)
         pure = pure.cpu()

@@ -27,13 +27,15 @@ def plain_weights(*owners: object) -> Iterator[None]:
     Raises `AntiPureError` for quantised weights, which have no such view.
     """
     replaced: list[tuple[dict, str, Tensor]] = []
+    plain: dict[int, Tensor] = {}  # by the original's id: tied weights stay tied
     try:
         for table in _tables(owners):
             for name, tensor in list(table.items()):
                 if isinstance(tensor, Tensor) and (tensor.is_inference() or tensor.requires_grad):
-                    plain = _same_storage(name, tensor)
+                    if id(tensor) not in plain:
+                        plain[id(tensor)] = _same_storage(name, tensor)
                     replaced.append((table, name, tensor))
-                    table[name] = plain
+                    table[name] = plain[id(tensor)]
         yield
     finally:
         for table, name, original in reversed(replaced):

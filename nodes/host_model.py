@@ -105,14 +105,14 @@ class ModelDenoiser(Denoiser):
                 self._plain_conditioning = None
 
     def _probe(self) -> None:
+        import comfy.model_management
+
         side = 8
         z = torch.zeros(1, self._channels, side, side, device=self.device)
         try:
             with torch.no_grad():
                 out = self.predict(z, torch.zeros(1, dtype=torch.long, device=self.device))[0]
-        except torch.cuda.OutOfMemoryError:
-            raise
-        except AntiPureError:
+        except (AntiPureError, torch.cuda.OutOfMemoryError, comfy.model_management.InterruptProcessingException):
             raise
         except Exception as error:
             reason = str(error).strip().splitlines() or [type(error).__name__]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from ..methods.ensemble import CombinedDenoiser
 from ..methods.errors import AntiPureError
 from ..methods.purification import diffpure, gridpure, vae_round_trip
@@ -89,13 +91,20 @@ class DiffusionPurify:
             raise AntiPureError("Combined denoisers are for protecting; wire one of them here to purify.")
         host.ready(denoiser)
         settings = {"timestep": timestep, "iterations": iterations, "seed": seed}
-        with denoiser.session(), host.Progress("purifying") as progress:
-            on_device = picture.to(denoiser.device)
-            if method == "gridpure":
-                pure = gridpure(on_device, denoiser, gamma=gamma, callback=progress, **settings)
-            elif method == "vae":
-                pure = vae_round_trip(on_device, denoiser, iterations=iterations, callback=progress)
-            else:
-                pure = diffpure(on_device, denoiser, resize=method == "diffpure_resized", callback=progress, **settings)
+        try:
+            with denoiser.session(), host.Progress("purifying") as progress:
+                on_device = picture.to(denoiser.device)
+                if method == "gridpure":
+                    pure = gridpure(on_device, denoiser, gamma=gamma, callback=progress, **settings)
+                elif method == "vae":
+                    pure = vae_round_trip(on_device, denoiser, iterations=iterations, callback=progress)
+                else:
+                    pure = diffpure(
+                        on_device, denoiser, resize=method == "diffpure_resized", callback=progress, **settings
+                    )
+        except torch.cuda.OutOfMemoryError as error:
+            raise AntiPureError(
+                "The GPU has not enough memory for this picture at once; use 'gridpure', or a smaller picture."
+            ) from error
         pure = pure.cpu()
         return to_image(pure, alpha), to_image(difference_view(picture, pure, RESIDUAL_SCALE))

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from antipure import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS, WEB_DIRECTORY
+from antipure import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
 from antipure.methods.errors import AntiPureError
 from antipure.nodes import convert
 

@@ -133,15 +133,15 @@ def saved_bytes(function: Callable[[Tensor], Tensor], x: Tensor, *modules: nn.Mo
     seen: dict[int, int] = {}
     kept: list[Tensor] = []
 
-    def pack(tensor: Tensor) -> Tensor:
+    def pack(tensor: Tensor) -> None:
+        # Returns nothing to save: an operation that saves its own output would hold itself, and the graph, for ever.
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
             seen[storage.data_ptr()] = storage.nbytes()
         kept.append(tensor)  # a freed storage would hand its address to the next tensor
-        return tensor
 
     with torch.inference_mode(False), torch.enable_grad():
         leaf = x.detach().requires_grad_()
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda nothing: nothing):
             function(leaf)
     return sum(seen.values())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 from antipure.methods.differentiation import plain_copy, plain_weights, saved_bytes, segment
@@ -97,6 +99,19 @@ def test_recomputed_segments_hold_no_activations():
     recomputed = saved_bytes(lambda y: segment(net, y, keep=False), x, net)
     assert recomputed == x.nbytes
     assert kept >= 2 * recomputed
+
+
+def test_counting_saved_bytes_leaves_nothing_behind():
+    """softmax and attention save their own output, which once kept the whole graph alive."""
+    alive = []
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        y = x * 2
+        alive.append(weakref.ref(y))
+        return y.softmax(-1)
+
+    assert saved_bytes(function, torch.randn(4, 8)) > 0
+    assert alive[0]() is None
 
 
 @pytest.mark.parametrize("keep", [True, False])

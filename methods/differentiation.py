@@ -144,4 +144,5 @@ def saved_bytes(function: Callable[[Tensor], Tensor], x: Tensor, *modules: nn.Mo
         leaf = x.detach().requires_grad_()
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda nothing: nothing):
             function(leaf)
+    kept.clear()  # not left to the hook, which outlives this call with the list
     return sum(seen.values())

@@ -20,6 +20,7 @@ from torch import Tensor
 from ..kernels.frequency import high_frequency_mean
 from .attack import Loss
 from .denoiser import Denoiser, add_noise, predict_x0
+from .ensemble import CombinedDenoiser
 from .errors import AntiPureError
 from .pictures import cut, noise, pad_reflect, random_positions, random_stream
 
@@ -150,12 +151,15 @@ def unrolled_term(
     return high_pass(pure - clean).square().flatten(1).mean(1)
 
 
-def antipure_loss(denoiser: Denoiser, objective: Objective, clean: Tensor) -> Loss:
+def antipure_loss(denoiser: Denoiser | CombinedDenoiser, objective: Objective, clean: Tensor) -> Loss:
     """The `Loss` for `attack.pgd`: mean over random tiles of the objective's terms.
 
     clean: 1×3×H×W pixels of the picture to protect, any size. Every step draws a new tile offset; tiles run in
-    batches that fit `denoiser.memory_bytes`, each yielding its share of the mean.
+    batches that fit `denoiser.memory_bytes`, each yielding its share of the mean. A combined denoiser combines the
+    losses of its members.
     """
+    if isinstance(denoiser, CombinedDenoiser):
+        return denoiser.combine([antipure_loss(member, objective, clean) for member in denoiser.members])
     objective.check(denoiser)
     h, w = clean.shape[-2:]
     tile = denoiser.tile_for(h, w)
@@ -181,4 +185,5 @@ def antipure_loss(denoiser: Denoiser, objective: Objective, clean: Tensor) -> Lo
                 terms = terms + objective.unrolled * unrolled_term(denoiser, tiles, reference, generators, objective)
             yield terms.sum() / len(positions)
 
+    loss.shrink = denoiser.shrink
     return loss

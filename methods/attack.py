@@ -15,7 +15,8 @@ from .errors import AntiPureError
 from .pictures import check_picture, random_stream, to_pixels
 
 # Given pixels (1×3×H×W in [-1, 1]) and a random stream, yields scalar terms whose sum is maximised. Terms are
-# differentiated one after another, so only one term's graph is in memory at a time.
+# differentiated one after another, so only one term's graph is in memory at a time. A loss may have a method
+# `shrink()`, called when memory ran out: True when it will ask for less the next time.
 Loss = Callable[[Tensor, torch.Generator], Iterable[Tensor]]
 # callback(done, total, picture, value): may raise to cancel. picture is 1×3×H×W in 0..1, value a 0-d tensor.
 Callback = Callable[[int, int, Tensor, Tensor], None]
@@ -108,7 +109,7 @@ def pgd(
             loss = make_loss(to_pixels(clean))
             values, velocity = budget.original.clone(), torch.zeros_like(clean)
             for step in range(steps):
-                value, gradient = _value_and_gradient(loss, values, random_stream(seed, step))
+                value, gradient = _value_and_gradient(loss, values, seed, step)
                 velocity = momentum * velocity + gradient / gradient.abs().mean().clamp(min=1e-30)
                 values = budget.project(values + first * (1 - step / steps) * velocity.sign())
                 if callback is not None:
@@ -117,7 +118,21 @@ def pgd(
     return torch.cat(results)
 
 
-def _value_and_gradient(loss: Loss, values: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def _value_and_gradient(loss: Loss, values: Tensor, seed: int, step: int) -> tuple[Tensor, Tensor]:
+    while True:
+        try:
+            return _differentiate(loss, values, random_stream(seed, step))
+        except torch.cuda.OutOfMemoryError as error:
+            if not getattr(loss, "shrink", lambda: False)():
+                raise AntiPureError(
+                    "The GPU has not enough memory for the gradient of a single tile; close other programs, or use a "
+                    "smaller model or lower precision."
+                ) from error
+        # Outside the handler: only here the failed attempt's tensors are gone.
+        torch.cuda.empty_cache()
+
+
+def _differentiate(loss: Loss, values: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     pixels = (values / 127.5 - 1).requires_grad_()
     total = torch.zeros((), device=values.device)
     for term in loss(pixels, generator):

@@ -6,16 +6,20 @@ Conventions, here and everywhere: pixels are B×3×H×W in [-1, 1]; timesteps ar
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .differentiation import saved_bytes
 from .pictures import round_up
 
 DEFAULT_MEMORY_BYTES = 768 * 2**20
+log = logging.getLogger(__name__)
 
 
 class Denoiser(ABC):
@@ -25,14 +29,23 @@ class Denoiser(ABC):
     tile: native side in pixels, or None when any size serves.
     multiple: sides of a tile must be multiples of this many pixels.
     clip_x0: whether clean predictions are clamped to [-1, 1] (pixel models).
+    latent: whether `encode` goes through a VAE.
     memory_bytes: bound for the activations of one batch of tiles (see `batch_size`).
+    max_batch: bound for the number of tiles in one batch, None without one (see `shrink`).
     """
 
     alphas_cumprod: Tensor
     tile: int | None
     multiple: int
     clip_x0: bool = True
+    latent: bool = False
     memory_bytes: int = DEFAULT_MEMORY_BYTES
+    max_batch: int | None = None
+    _last_batch: int = 1
+
+    def session(self) -> AbstractContextManager:
+        """To be entered once around a piece of work; a denoiser over borrowed weights prepares and returns them."""
+        return nullcontext()
 
     @property
     def device(self) -> torch.device:
@@ -80,8 +93,17 @@ class Denoiser(ABC):
 
     def batches(self, count: int, height: int, width: int, forwards: int = 1) -> Iterator[slice]:
         """Slices that walk over `count` tiles of height×width in memory-bounded batches."""
-        size = self.batch_size(height, width, forwards)
+        size = min(self.batch_size(height, width, forwards), self.max_batch or count, max(count, 1))
+        self._last_batch = size
         return (slice(i, min(i + size, count)) for i in range(0, count, size))
+
+    def shrink(self) -> bool:
+        """After running out of memory: halve the batches from now on. False when one tile is already the batch."""
+        if self._last_batch == 1:
+            return False
+        self.max_batch = self._last_batch // 2
+        log.warning("Out of memory: going on with at most %d tiles at a time.", self.max_batch)
+        return True
 
 
 def add_noise(x0: Tensor, eps: Tensor, abar_t: Tensor) -> Tensor:
@@ -155,20 +177,7 @@ class PixelDenoiser(Denoiser):
     def _measure_bytes_per_pixel(self) -> float:
         """Count what autograd saves in one small forward: exact, and true for any architecture."""
         side = max(self.multiple, 32)
-        weights = {p.untyped_storage().data_ptr() for p in self.unet.parameters()}
-        seen: dict[int, int] = {}
-
-        def pack(tensor: Tensor) -> Tensor:
-            storage = tensor.untyped_storage()
-            if storage.data_ptr() not in weights:
-                seen[storage.data_ptr()] = storage.nbytes()
-            kept.append(tensor)  # a freed storage would hand its address to the next tensor
-            return tensor
-
-        kept: list[Tensor] = []
-        with torch.inference_mode(False), torch.enable_grad():
-            x = torch.zeros(1, 3, side, side, device=self.device, requires_grad=True)
+        with torch.inference_mode(False):
+            x = torch.zeros(1, 3, side, side, device=self.device)
             t = torch.zeros(1, dtype=torch.long, device=self.device)
-            with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-                self.predict(x, t)
-        return sum(seen.values()) / side**2
+            return saved_bytes(lambda x: self.predict(x, t)[0], x, self.unet) / side**2

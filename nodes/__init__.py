@@ -3,11 +3,14 @@
 from . import host
 from .denoisers import LoadDenoiser
 from .metrics import Inspect, Metrics
+from .models import CombineDenoisers, DenoiserFromModel
 from .protect import ObjectiveSettings, Protect
 from .purify import DiffusionPurify
 
 NODE_CLASS_MAPPINGS = {
     "AntiPureLoadDenoiser": LoadDenoiser,
+    "AntiPureDenoiserFromModel": DenoiserFromModel,
+    "AntiPureCombineDenoisers": CombineDenoisers,
     "AntiPureProtect": Protect,
     "AntiPureObjective": ObjectiveSettings,
     "AntiPureDiffusionPurify": DiffusionPurify,
@@ -17,6 +20,8 @@ NODE_CLASS_MAPPINGS = {
 
 NODE_DISPLAY_NAME_MAPPINGS = {
     "AntiPureLoadDenoiser": "Load Pixel Denoiser",
+    "AntiPureDenoiserFromModel": "Denoiser from Model",
+    "AntiPureCombineDenoisers": "Combine Denoisers",
     "AntiPureProtect": "AntiPure Protect",
     "AntiPureObjective": "AntiPure Objective",
     "AntiPureDiffusionPurify": "Diffusion Purify",

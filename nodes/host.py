@@ -1,4 +1,4 @@
-"""The only file that talks to ComfyUI. Every function works without it, too.
+"""The file that talks to ComfyUI (with host_model.py, for its models). Every function works without it, too.
 
 Inside ComfyUI: its device, model folders, progress bar with previews, cancelling and memory accounting.
 Outside (command line, tests): the CPU or the visible GPU, plain paths, a tqdm bar on a terminal.
@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..methods.denoiser import DEFAULT_MEMORY_BYTES, PixelDenoiser
+from ..methods.denoiser import DEFAULT_MEMORY_BYTES, Denoiser, PixelDenoiser
+from ..methods.ensemble import CombinedDenoiser, members_of
 from ..methods.errors import AntiPureError
 
 MODEL_FOLDER = "antipure"
@@ -130,18 +131,31 @@ def manage(denoiser: PixelDenoiser) -> PixelDenoiser:
     return denoiser
 
 
-def ready(denoiser: PixelDenoiser) -> PixelDenoiser:
-    """Bring the denoiser onto its device, wholly, and size its batches for the memory that is free."""
-    patcher = getattr(denoiser, "host_patcher", None)
-    if patcher is not None:
+def ready(denoiser: Denoiser | CombinedDenoiser) -> Denoiser | CombinedDenoiser:
+    """Bring the denoisers onto their device, wholly, and size their batches for the memory that is free."""
+    members = members_of(denoiser)
+    own = {member: member.host_patcher for member in members if hasattr(member, "host_patcher")}
+    shared = [patcher for member in members for patcher in getattr(member, "shared_patchers", ())]
+    if own or shared:
         import comfy.model_management
 
-        with torch.inference_mode(False):
-            comfy.model_management.load_models_gpu([patcher], force_full_load=True)
-        denoiser.to(patcher.load_device)
-    if denoiser.device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(denoiser.device)
-        denoiser.memory_bytes = max(DEFAULT_MEMORY_BYTES, free // 2)
+        if shared:
+            # In the prompt's own inference mode, as every core node loads them.
+            comfy.model_management.load_models_gpu(
+                shared, memory_required=sum(m.memory_required() for m in members if hasattr(m, "memory_required")),
+                force_full_load=True,
+            )  # fmt: skip
+        if own:
+            # All in one call: ComfyUI makes room by unloading what is not in it.
+            with torch.inference_mode(False):
+                comfy.model_management.load_models_gpu([*own.values(), *shared], force_full_load=True)
+            for member, patcher in own.items():
+                member.to(patcher.load_device)
+    for member in members:
+        member.max_batch = None
+        if member.device.type == "cuda":
+            free, _ = torch.cuda.mem_get_info(member.device)
+            member.memory_bytes = max(DEFAULT_MEMORY_BYTES, free // 2)
     return denoiser
 
 

@@ -6,6 +6,7 @@ from ..methods import metrics
 from ..methods.antipure import PRESETS, Objective, antipure_loss
 from ..methods.attack import pgd
 from ..methods.controls import CONTROLS, apply_control
+from ..methods.ensemble import members_of
 from . import host
 from .convert import difference_view, from_image, from_mask, to_image
 
@@ -89,14 +90,16 @@ class Protect:
     def protect(self, image, denoiser, preset, levels, steps, seed, mask=None, objective=None, node_id=None) -> tuple:
         picture, alpha = from_image(image)
         mask = from_mask(mask, picture)
+        limits = []
         if objective is None and preset in CONTROLS:
             protected = apply_control(preset, picture, levels=levels, mask=mask, seeds=seed)
         else:
             objective = objective or PRESETS[preset]
-            objective.check(denoiser)
+            for member in members_of(denoiser):
+                objective.check(member)
             host.ready(denoiser)
             device = denoiser.device
-            with host.Progress("protecting") as progress:
+            with denoiser.session(), host.Progress("protecting") as progress:
                 protected = pgd(
                     picture.to(device),
                     lambda clean: antipure_loss(denoiser, objective, clean),
@@ -106,8 +109,11 @@ class Protect:
                     seeds=seed,
                     callback=progress,
                 ).cpu()
+            limits = [member.max_batch for member in members_of(denoiser) if member.max_batch]
         name = preset if objective is None or objective is PRESETS.get(preset) else "own objective"
         report = _report(picture, protected, name, levels, steps, seed)
+        if limits:
+            report += f"\nran out of memory once and went on with at most {min(limits)} tiles at a time"
         host.show_text(report, node_id)
         return to_image(protected, alpha), to_image(difference_view(picture, protected, levels)), report
 

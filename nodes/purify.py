@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from ..methods.purification import diffpure, gridpure
+import torch
+
+from ..methods.ensemble import CombinedDenoiser
+from ..methods.errors import AntiPureError
+from ..methods.purification import diffpure, gridpure, vae_round_trip
 from . import host
 from .convert import difference_view, from_image, to_image
 
 RESIDUAL_SCALE = 16.0
-METHODS = ("gridpure", "diffpure", "diffpure_resized")
+METHODS = ("gridpure", "diffpure", "diffpure_resized", "vae")
 
 
 class DiffusionPurify:
@@ -37,7 +41,8 @@ class DiffusionPurify:
                     {
                         "default": "gridpure",
                         "tooltip": "gridpure: tiles, many light iterations. diffpure: the whole picture at its own "
-                        "size. diffpure_resized: resized to the model's size and back, as published.",
+                        "size. diffpure_resized: resized to the model's size and back, as published. vae: only through "
+                        "the VAE and back (denoisers made from a MODEL).",
                     },
                 ),
                 "timestep": (
@@ -82,13 +87,24 @@ class DiffusionPurify:
 
     def purify(self, image, denoiser, method, timestep, iterations, gamma, seed) -> tuple:
         picture, alpha = from_image(image)
+        if isinstance(denoiser, CombinedDenoiser):
+            raise AntiPureError("Combined denoisers are for protecting; wire one of them here to purify.")
         host.ready(denoiser)
-        on_device = picture.to(denoiser.device)
         settings = {"timestep": timestep, "iterations": iterations, "seed": seed}
-        with host.Progress("purifying") as progress:
-            if method == "gridpure":
-                pure = gridpure(on_device, denoiser, gamma=gamma, callback=progress, **settings)
-            else:
-                pure = diffpure(on_device, denoiser, resize=method == "diffpure_resized", callback=progress, **settings)
+        try:
+            with denoiser.session(), host.Progress("purifying") as progress:
+                on_device = picture.to(denoiser.device)
+                if method == "gridpure":
+                    pure = gridpure(on_device, denoiser, gamma=gamma, callback=progress, **settings)
+                elif method == "vae":
+                    pure = vae_round_trip(on_device, denoiser, iterations=iterations, callback=progress)
+                else:
+                    pure = diffpure(
+                        on_device, denoiser, resize=method == "diffpure_resized", callback=progress, **settings
+                    )
+        except torch.cuda.OutOfMemoryError as error:
+            raise AntiPureError(
+                "The GPU has not enough memory for this picture at once; use 'gridpure', or a smaller picture."
+            ) from error
         pure = pure.cpu()
         return to_image(pure, alpha), to_image(difference_view(picture, pure, RESIDUAL_SCALE))

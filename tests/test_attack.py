@@ -336,3 +336,37 @@ def test_a_gradient_that_is_not_finite_is_an_error(broken):
 def test_impossible_requests_are_refused_with_a_sentence(arguments, message):
     with pytest.raises(AntiPureError, match=message):
         pgd(**{"picture": picture(8, 8, batch=2), "make_loss": linear_loss, "steps": 1, **arguments})
+
+
+def test_out_of_memory_is_tried_again_with_less_and_gives_the_same_result():
+    tiles = [4]
+
+    def make_loss(clean):
+        def loss(pixels, generator):
+            noise = torch.randn(pixels.shape, generator=generator)
+            yield (pixels * noise).sum()
+            if tiles[0] > 1:
+                raise torch.cuda.OutOfMemoryError("out of memory")
+
+        def shrink() -> bool:
+            tiles[0] //= 2
+            return tiles[0] > 0
+
+        loss.shrink = shrink
+        return loss
+
+    first = pgd(picture(8, 8), make_loss, levels=4, steps=3)
+    assert tiles == [1]
+    assert torch.equal(first, pgd(picture(8, 8), make_loss, levels=4, steps=3))
+
+
+def test_out_of_memory_for_a_single_tile_is_one_sentence():
+    def make_loss(clean):
+        def loss(pixels, generator):
+            yield pixels.sum()
+            raise torch.cuda.OutOfMemoryError("out of memory")
+
+        return loss
+
+    with pytest.raises(AntiPureError, match="not enough memory for the gradient of a single tile"):
+        pgd(picture(8, 8), make_loss, levels=4, steps=1)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from antipure.methods.denoiser import Denoiser
 from antipure.methods.errors import AntiPureError
 from antipure.methods.pictures import random_stream, round_8bit, to_picture, to_pixels
-from antipure.methods.purification import ddpm_step, denoise, diffpure, gridpure
+from antipure.methods.purification import ddpm_step, denoise, diffpure, gridpure, vae_round_trip
 from diffusers import DDPMScheduler
 
 
@@ -336,3 +336,37 @@ def test_gamma_outside_its_range_is_refused(tiny, gamma):
 def test_resizing_needs_a_native_size(make_tiny):
     with pytest.raises(AntiPureError, match="no native size"):
         diffpure(picture(8, 8), make_tiny(tile=None), resize=True, timestep=2)
+
+
+class Squeezing(Denoiser):
+    """A pretended latent denoiser: its VAE keeps every second pixel."""
+
+    latent, tile, multiple = True, None, 2
+    alphas_cumprod = torch.linspace(0.99, 0.1, 10)
+
+    def encode(self, pixels):
+        return pixels[..., ::2, ::2]
+
+    def decode(self, latent):
+        return latent.repeat_interleave(2, -1).repeat_interleave(2, -2)
+
+    def predict(self, x_t, t):
+        raise AssertionError("a round trip predicts nothing")
+
+    def bytes_per_pixel(self):
+        return 1.0
+
+
+def test_vae_round_trip_keeps_shape_and_changes_the_picture():
+    original = picture(21, 35, batch=2)
+    steps = []
+    pure = vae_round_trip(original, Squeezing(), iterations=2, callback=lambda *args: steps.append(args[:2]))
+    assert pure.shape == original.shape
+    assert torch.equal(pure[..., ::2, ::2], original[..., ::2, ::2])
+    assert not torch.equal(pure, original)
+    assert steps == [(i, 4) for i in (1, 2, 3, 4)]
+
+
+def test_vae_round_trip_needs_a_vae(tiny):
+    with pytest.raises(AntiPureError, match="has no VAE"):
+        vae_round_trip(picture(16, 16), tiny)

@@ -64,6 +64,12 @@ class ComfyUI:
             return answer.read()
 
 
+def interpreter(checkout: Path) -> str:
+    """The Python that runs this checkout."""
+    named = checkout / ".antipure-python"
+    return named.read_text().strip() if named.is_file() else os.environ.get("COMFYUI_PYTHON", sys.executable)
+
+
 def start(checkout: Path, folder: Path) -> ComfyUI:
     """Start a server with its own folders below `folder`, and wait until it answers."""
     base = folder / "base"
@@ -73,8 +79,6 @@ def start(checkout: Path, folder: Path) -> ComfyUI:
     with Image.open(ROOT / "bundled" / "astronaut_face.png") as face:
         face.convert("RGB").crop((32, 32, 96, 96)).save(base / "input" / "example.png")
 
-    named = checkout / ".antipure-python"
-    python = named.read_text().strip() if named.is_file() else os.environ.get("COMFYUI_PYTHON", sys.executable)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -86,7 +90,7 @@ def start(checkout: Path, folder: Path) -> ComfyUI:
     log_path = folder / "server.log"
     with open(log_path, "wb") as log:
         process = subprocess.Popen(
-            [python, "main.py", *arguments],
+            [interpreter(checkout), "main.py", *arguments],
             cwd=checkout,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -123,6 +127,22 @@ def comfyui(request, tmp_path_factory):
     server = start(request.param, tmp_path_factory.mktemp("comfyui"))
     yield server
     stop(server)
+
+
+@pytest.fixture(scope="session", params=checkouts() or [None], ids=lambda path: path.name if path else "none")
+def run_in_checkout(request):
+    """Run a script of this folder with a checkout's classes and interpreter, without a server: its output."""
+    if request.param is None:
+        pytest.skip("set COMFYUI_PATH to a ComfyUI checkout, or a folder of them, to test with real ComfyUI classes")
+
+    def run(script: str) -> str:
+        command = [interpreter(request.param), str(Path(__file__).parent / script), str(ROOT), "--cpu"]
+        environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+        done = subprocess.run(command, cwd=request.param, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-4000:]
+        return done.stdout
+
+    return run
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -1,0 +1,74 @@
+"""Denoiser from Model over ComfyUI's own classes, in every checkout's interpreter (see model_checks.py)."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def checks(run_in_checkout) -> dict:
+    (line,) = [line for line in run_in_checkout("model_checks.py").splitlines() if line.startswith("RESULT ")]
+    return json.loads(line.removeprefix("RESULT "))
+
+
+def test_gradient_equals_a_float64_copy_outside_comfyui(checks):
+    found = checks["gradient"]
+    assert found["finite_differences"] < 1e-6  # of the reference itself
+    assert found["recompute_False"] < 1e-3
+    assert found["recompute_True"] < 1e-3
+    assert found["alphas_cumprod"] < 1e-6
+
+
+def test_weights_are_borrowed_without_memory_and_returned_however_it_ends(checks):
+    assert checks["restored"].pop("all_inference")
+    assert len(checks["restored"]) == 8
+    assert all(checks["restored"].values()), checks["restored"]
+
+
+def test_a_lora_on_the_model_acts_and_only_there(checks):
+    assert checks["lora"]["changes_the_gradient"] > 0.01
+    assert checks["lora"]["error"] < 1e-3
+    assert checks["lora"]["gone_afterwards"]
+
+
+def test_every_pixel_of_an_odd_size_gets_a_gradient(checks):
+    assert checks["sizes"]["strong"] == checks["sizes"]["paper"] == 0
+    assert checks["sizes"]["tiles"] == [40, 512, 512]
+
+
+@pytest.mark.parametrize("kind", ["eps", "v", "flow"])
+def test_predicted_noise_follows_from_the_models_own_output(checks, kind):
+    assert checks["formulas"][kind] < 1e-3
+
+
+def test_a_flow_timestep_has_its_levels_noise_to_signal_ratio(checks):
+    assert checks["formulas"]["flow_noise_to_signal"] < 1e-3
+
+
+def test_nodes_work_and_sampling_is_bit_identical_afterwards(checks):
+    found = checks["sampling"]
+    assert 3 < found["levels"] <= 4.002  # values within .001 of a level count as it
+    assert 3 < found["combined_levels"] <= 4.002
+    for method in ("gridpure", "diffpure", "vae"):
+        assert found[method] == [[1, 35, 33, 3], True, True]
+    assert found["identical"]
+
+
+@pytest.mark.parametrize(
+    ("case", "sentence"),
+    [
+        ("conditioning", "32 wide and the MODEL expects 24"),
+        ("probed", "does not work with this CONDITIONING"),
+        ("control", "carries a ControlNet"),
+        ("empty", "CONDITIONING is empty"),
+        ("inpainting", "more than the noisy latent"),
+        ("vae", "16 latent channels and the MODEL 4"),
+        ("video_vae", "not one for single images"),
+        ("video", "not an image"),
+    ],
+)
+def test_wrong_pairings_get_one_sentence(checks, case, sentence):
+    assert sentence in checks["refusals"][case]
+    assert "\n" not in checks["refusals"][case]

@@ -12,6 +12,7 @@ class DenoiserFromModel:
         "image) to protect and to purify, without a second copy in memory. LoRAs on the MODEL act."
     )
     CATEGORY = "AntiPure"
+    EXPERIMENTAL = True
     FUNCTION = "build"
     RETURN_TYPES = ("DENOISER",)
     RETURN_NAMES = ("denoiser",)
@@ -44,6 +45,7 @@ class CombineDenoisers:
         "of these nodes for more. For AntiPure Protect only."
     )
     CATEGORY = "AntiPure"
+    EXPERIMENTAL = True
     FUNCTION = "build"
     RETURN_TYPES = ("DENOISER",)
     RETURN_NAMES = ("denoiser",)

@@ -8,8 +8,9 @@ from .host_model import ModelDenoiser
 
 class DenoiserFromModel:
     DESCRIPTION = (
-        "Uses the MODEL and VAE already in the graph (Stable Diffusion, SDXL, SD 3, Flux and others whose latent is an "
-        "image) to protect and to purify, without a second copy in memory. LoRAs on the MODEL act."
+        "Uses the MODEL and VAE already in the graph to protect and to purify, without a second copy of the weights; "
+        "LoRAs on the MODEL act. Written for image models in general, checked so far with Stable Diffusion 1.5's "
+        "layout on a CPU."
     )
     CATEGORY = "AntiPure"
     EXPERIMENTAL = True

@@ -73,15 +73,18 @@ LIMITS = (
     "resizing undoes much of most protections, and perturbations can be detected. Claim no more than you measured."
 )
 
+# Picture and denoiser, the one node that works, what it gives: protect and purify alike.
+ONE_PICTURE = {
+    "1": (400, 80, 300, 380),
+    "2": (400, 520, 300, 120),
+    "3": (760, 80, 360, 560),
+    "4": (1180, 80, 420, 380),
+    "5": (1180, 520, 420, 380),
+}
+
 LAYOUTS = {
     "protect": Layout(
-        boxes={
-            "1": (400, 80, 300, 380),
-            "2": (400, 520, 300, 120),
-            "3": (760, 80, 360, 560),
-            "4": (1180, 80, 420, 380),
-            "5": (1180, 520, 420, 380),
-        },
+        boxes=ONE_PICTURE,
         groups=(
             Group("Picture and denoiser", GREY, ("1", "2")),
             Group("Protect", BLUE, ("3",)),
@@ -102,13 +105,7 @@ LAYOUTS = {
         ),
     ),
     "purify": Layout(
-        boxes={
-            "1": (400, 80, 300, 380),
-            "2": (400, 520, 300, 120),
-            "3": (760, 80, 360, 560),
-            "4": (1180, 80, 420, 380),
-            "5": (1180, 520, 420, 380),
-        },
+        boxes=ONE_PICTURE,
         groups=(
             Group("Picture and denoiser", GREY, ("1", "2")),
             Group("Purify", RED, ("3",)),

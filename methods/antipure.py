@@ -168,12 +168,13 @@ def antipure_loss(denoiser: Denoiser | CombinedDenoiser, objective: Objective, c
     height, width = max(h, tile), max(w, tile)
     clean = pad_reflect(clean, height, width)
     uses_paper = bool(objective.ddpm or objective.pfg or objective.etg)
-    chained = max(2 * uses_paper, objective.unrolled_steps * bool(objective.unrolled))
+    at_once = 2 if objective.etg else 1
+    forwards = at_once * uses_paper + objective.unrolled_steps * bool(objective.unrolled)
 
     def loss(pixels: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
         positions = random_positions(height, width, tile, generator)
         root = int(torch.randint(2**62, (), generator=generator))
-        for part in denoiser.batches(len(positions), tile, tile, chained):
+        for part in denoiser.batches(len(positions), tile, tile, forwards, at_once):
             generators = [random_stream(root, i) for i in range(part.start, part.stop)]
             # Padded anew in every batch: the batches are differentiated one by one and must not share a graph.
             tiles = cut(pad_reflect(pixels, height, width), positions[part], tile)

@@ -39,7 +39,7 @@ class Denoiser(ABC):
     multiple: int
     clip_x0: bool = True
     latent: bool = False
-    memory_bytes: int = DEFAULT_MEMORY_BYTES
+    memory_bytes: float = DEFAULT_MEMORY_BYTES
     max_batch: int | None = None
     _last_batch: int = 1
 
@@ -86,14 +86,17 @@ class Denoiser(ABC):
     def bytes_per_pixel(self) -> float:
         """Activation bytes that one forward keeps for its backward, per input pixel."""
 
-    def batch_size(self, height: int, width: int, forwards: int = 1) -> int:
-        """How many tiles fit `memory_bytes` when `forwards` chained forwards keep their activations."""
+    def batch_size(self, height: int, width: int, forwards: int = 1, at_once: int = 1) -> int:
+        """How many tiles fit `memory_bytes` when each keeps the activations of `forwards` forwards.
+
+        at_once: how many of these run as one batch.
+        """
         need = self.bytes_per_pixel() * height * width * forwards
         return max(1, int(self.memory_bytes / max(need, 1)))
 
-    def batches(self, count: int, height: int, width: int, forwards: int = 1) -> Iterator[slice]:
+    def batches(self, count: int, height: int, width: int, forwards: int = 1, at_once: int = 1) -> Iterator[slice]:
         """Slices that walk over `count` tiles of height×width in memory-bounded batches."""
-        size = min(self.batch_size(height, width, forwards), self.max_batch or count, max(count, 1))
+        size = min(self.batch_size(height, width, forwards, at_once), self.max_batch or count, max(count, 1))
         self._last_batch = size
         return (slice(i, min(i + size, count)) for i in range(0, count, size))
 

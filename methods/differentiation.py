@@ -129,7 +129,24 @@ def _graph(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Ten
 
 def saved_bytes(function: Callable[[Tensor], Tensor], x: Tensor, *modules: nn.Module) -> int:
     """Bytes that autograd saves in one call of function(x), weights of the modules not counted."""
-    weights = {p.untyped_storage().data_ptr() for module in modules for p in module.parameters()}
+    with torch.inference_mode(False), torch.enable_grad():
+        leaf = x.detach().requires_grad_()
+        with counting(storages(*modules)) as saved:
+            function(leaf)
+    return sum(saved.values())
+
+
+def storages(*modules: nn.Module) -> set[int]:
+    """Addresses of the memory that the modules' parameters stand in."""
+    return {p.untyped_storage().data_ptr() for module in modules for p in module.parameters()}
+
+
+@contextmanager
+def counting(weights: set[int]) -> Iterator[dict[int, int]]:
+    """Count what autograd saves inside the block: bytes by address, weights not counted.
+
+    There is no backward pass after it.
+    """
     seen: dict[int, int] = {}
     kept: list[Tensor] = []
 
@@ -140,9 +157,8 @@ def saved_bytes(function: Callable[[Tensor], Tensor], x: Tensor, *modules: nn.Mo
             seen[storage.data_ptr()] = storage.nbytes()
         kept.append(tensor)  # a freed storage would hand its address to the next tensor
 
-    with torch.inference_mode(False), torch.enable_grad():
-        leaf = x.detach().requires_grad_()
+    try:
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda nothing: nothing):
-            function(leaf)
-    kept.clear()  # not left to the hook, which outlives this call with the list
-    return sum(seen.values())
+            yield seen
+    finally:
+        kept.clear()  # not left to the hook, which outlives this call with the list

@@ -165,35 +165,64 @@ def gridpure(
     tile = denoiser.tile_for(h, w)
     height, width = max(h, tile), max(w, tile)
     positions = grid_positions(height, width, tile, max(tile // 2, 1))
-    batches = list(denoiser.batches(len(positions) + 1, tile, tile))
-    total, done = len(picture) * iterations * len(batches) * timestep, 0
+    count = len(positions) + 1
+    total, done = len(picture) * iterations * count * timestep, 0  # in steps of single tiles
 
-    def on_step() -> None:
+    def purified(tiles: Tensor, generators: list[torch.Generator]) -> Tensor:
         nonlocal done
-        done += 1
-        if callback is not None:
-            callback(done, total, None)
+        before = done
+
+        def on_step() -> None:
+            nonlocal done
+            done += len(tiles)
+            if callback is not None:
+                callback(done, total, None)
+
+        try:
+            return denoiser.decode(denoise(denoiser, denoiser.encode(tiles), timestep, generators, on_step))
+        except BaseException:
+            done = before
+            raise
 
     results = []
     for single in picture.float().split(1):
         x = pad_reflect(to_pixels(single), height, width)
         for iteration in range(iterations):
             tiles = torch.cat([cut(x, positions, tile), corners(x, tile)])
-            generators = [random_stream(seed, iteration, i) for i in range(len(tiles))]
-            pure = torch.cat(
-                [
-                    denoiser.decode(
-                        denoise(denoiser, denoiser.encode(tiles[part]), timestep, generators[part], on_step)
-                    )
-                    for part in batches
-                ]
-            )
+            pure = torch.cat(in_batches(denoiser, purified, tiles, lambda i: random_stream(seed, iteration, i)))  # noqa: B023
             merged = average_tiles(pure, positions, height, width)
             x = to_pixels(round_8bit(to_picture((1 - gamma) * merged + gamma * x)))
             if callback is not None:
                 callback(done, total, to_picture(x[..., :h, :w]))
         results.append(round_8bit(to_picture(x[..., :h, :w])))
     return torch.cat(results)
+
+
+def in_batches(
+    denoiser: Denoiser,
+    work: Callable[[Tensor, list[torch.Generator]], Tensor],
+    tiles: Tensor,
+    stream: Callable[[int], torch.Generator],
+) -> list[Tensor]:
+    """work(tiles, their random streams) in batches that fit; a batch that does not is tried again in smaller ones.
+
+    Raises the out-of-memory error itself when it was a single tile that did not fit.
+    """
+    results: list[Tensor] = []
+    start = 0
+    while start < len(tiles):
+        size = next(denoiser.batches(len(tiles) - start, *tiles.shape[-2:])).stop
+        part = range(start, start + size)
+        try:
+            results.append(work(tiles[part.start : part.stop], [stream(i) for i in part]))
+            start = part.stop
+            continue
+        except torch.cuda.OutOfMemoryError:
+            if not denoiser.shrink():
+                raise
+        # Outside the handler: only here the failed attempt's tensors are gone.
+        torch.cuda.empty_cache()
+    return results
 
 
 @torch.no_grad()

@@ -6,19 +6,23 @@ cropping) are the same in ComfyUI 0.3.64, 0.8 and 0.33.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ..methods.checkpointing import blocks, checkpointed
 from ..methods.denoiser import Denoiser
-from ..methods.differentiation import plain_copy, plain_weights, saved_bytes, segment
+from ..methods.differentiation import plain_copy, plain_weights, segment
 from ..methods.errors import AntiPureError
+from ..methods.memory import Cost, Plan, Way, measure, plan, return_free_memory
 from ..methods.pictures import pad_reflect, round_up, to_pixels
 from ..methods.schedules import Schedule, flow, thousand_levels, variance_exploding
 
 TILE = 512
+log = logging.getLogger(__name__)
 # What a CONDITIONING may carry beside text that would act on places, times or other networks.
 _NOT_PLAIN = {
     "control": "a ControlNet",
@@ -57,14 +61,14 @@ class ModelDenoiser(Denoiser):
         self.vae_patcher = _without_dynamic_vram(vae.patcher)
         self.conditioning = conditioning
         self.multiple = int(vae.spacial_compression_encode())
-        self.recompute = False
-        self.keep_graphs = True
+        self.plan = Plan(dict.fromkeys(("encode", "predict", "decode"), Way.HOLD), 0, 0, True)
+        self._in_blocks = False
         with torch.inference_mode(False):
             schedule = read_schedule(model.get_model_object("model_sampling"))
             self.schedule = Schedule(*(table.to(model.load_device) for table in vars(schedule).values()))
         self.alphas_cumprod = self.schedule.alphas_cumprod
         self._encoded: dict[tuple[int, ...], list[dict]] = {}
-        self._costs: dict[str, tuple[float, float]] | None = None
+        self._costs: dict[str, Cost] | None = None
 
     # For host.ready ------------------------------------------------------------------------------------------
 
@@ -80,6 +84,11 @@ class ModelDenoiser(Denoiser):
         return model + self.vae.memory_used_decode((1, self._channels, side, side), self.vae.vae_dtype)
 
     @property
+    def borrowed_bytes(self) -> int:
+        """Size of the weights that this denoiser uses and does not own."""
+        return sum(p.nbytes for patcher in self.shared_patchers for p in patcher.model.parameters())
+
+    @property
     def _channels(self) -> int:
         return self.patcher.model.latent_format.latent_channels
 
@@ -92,8 +101,13 @@ class ModelDenoiser(Denoiser):
         Raises `AntiPureError` when a first small step fails: the inputs do not fit together.
         """
         model = self.patcher.model
-        self.keep_graphs = True
-        with torch.inference_mode(False), plain_weights(model, self.vae_patcher.model, model.latent_format):
+        networks = (model, self.vae_patcher.model)
+        parts = [part for network in networks for part in blocks(network)]
+        with (
+            torch.inference_mode(False),
+            plain_weights(*networks, model.latent_format),
+            checkpointed(parts, lambda: self._in_blocks, self._tidy),
+        ):
             try:
                 self.patcher.pre_run()
                 self._plain_conditioning = plain_copy(self.conditioning)
@@ -131,13 +145,27 @@ class ModelDenoiser(Denoiser):
     def encode(self, pixels: Tensor) -> Tensor:
         """Pixels, mirrored up to the VAE's multiple and never cropped, to latents: float32, on the model's device."""
         h, w = (round_up(size, self.multiple) for size in pixels.shape[-2:])
-        return segment(self._encode, pad_reflect(pixels, h, w), keep=not self.recompute)
+        return self._segment("encode", self._encode, pad_reflect(pixels, h, w))
 
     def decode(self, latent: Tensor) -> Tensor:
-        return segment(self._decode, latent, keep=not self.recompute)
+        return self._segment("decode", self._decode, latent)
 
     def predict(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor | None]:
-        return segment(lambda x: self._predict_noise(x, t), x_t, keep=not self.recompute), None
+        return self._segment("predict", lambda x: self._predict_noise(x, t), x_t), None
+
+    def _tidy(self) -> None:
+        if self.device.type == "cpu":
+            return_free_memory()
+
+    def _segment(self, name: str, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        way = self.plan.ways[name]
+
+        def run(x: Tensor) -> Tensor:
+            self._tidy()
+            self._in_blocks = way.in_blocks
+            return function(x)
+
+        return segment(run, x, keep=way.keep)
 
     def _encode(self, pixels: Tensor) -> Tensor:
         vae = self.vae
@@ -187,29 +215,22 @@ class ModelDenoiser(Denoiser):
     # Memory --------------------------------------------------------------------------------------------------
 
     def bytes_per_pixel(self) -> float:
-        return sum(slope for slope, _ in self._measured().values())
+        return sum(cost.held.slope for cost in self._measured().values())
 
-    def batch_size(self, height: int, width: int, forwards: int = 1) -> int:
-        """As many tiles as fit; activations are held for the backward pass only if all of one tile's fit, too."""
-        costs = self._measured()
-        counts = {"encode": 1, "predict": forwards, "decode": 1}
-        area = height * width
-        each = sum(counts[part] * slope * area for part, (slope, _) in costs.items())
-        fixed = sum(counts[part] * constant for part, (_, constant) in costs.items())
-        self.recompute = not self.keep_graphs or each + fixed > self.memory_bytes
-        if self.recompute:  # one segment at a time; a batch may hold two timesteps of every tile
-            each = max((2 if part == "predict" else 1) * slope * area for part, (slope, _) in costs.items())
-            fixed = max(constant for _, constant in costs.values())
-        return max(1, int((self.memory_bytes - fixed) / max(each, 1)))
+    def batch_size(self, height: int, width: int, forwards: int = 1, at_once: int = 1) -> int:
+        """As many tiles as fit; the more of a single tile's activations fit, the fewer are computed again."""
+        calls = {"encode": 1, "predict": forwards, "decode": 1}
+        self.plan = plan(self._measured(), calls, height * width, self.memory_bytes, at_once)
+        return self.plan.count(self.memory_bytes)
 
     def shrink(self) -> bool:
-        if not self.recompute:
-            self.keep_graphs = False
-            return True
-        return super().shrink()
+        if self._last_batch == 1 and not self.plan.leaner:
+            return False
+        self.memory_bytes = (self.plan.fixed + self._last_batch * self.plan.each) / 2
+        log.warning("Out of memory: going on with half as much for activations, which is slower.")
+        return True
 
-    def _measured(self) -> dict[str, tuple[float, float]]:
-        """Bytes that each part saves for its backward, as (per pixel, constant): casts of weights are constant."""
+    def _measured(self) -> dict[str, Cost]:
         if self._costs is None:
             t = torch.zeros(1, dtype=torch.long, device=self.device)
             self._costs = {
@@ -221,14 +242,10 @@ class ModelDenoiser(Denoiser):
             }
         return self._costs
 
-    def _measure(self, part: Callable, channels: int, pixels_per_side: int, module) -> tuple[float, float]:
-        sizes = (8 * self.multiple, 12 * self.multiple)
-        small, large = (
-            saved_bytes(part, torch.zeros(1, channels, *[size // pixels_per_side] * 2, device=self.device), module)
-            for size in sizes
-        )
-        slope = (large - small) / (sizes[1] ** 2 - sizes[0] ** 2)
-        return slope, max(small - slope * sizes[0] ** 2, 0)
+    def _measure(self, part: Callable[[Tensor], Tensor], channels: int, scale: int, network: nn.Module) -> Cost:
+        sides = [factor * self.multiple for factor in (4, 8)]
+        inputs = tuple(torch.zeros(1, channels, side // scale, side // scale, device=self.device) for side in sides)
+        return measure(part, network, inputs, [side**2 for side in sides])
 
 
 def check_fit(model, vae, conditioning) -> None:

@@ -88,6 +88,12 @@ class Spy(Denoiser):
 
 
 @pytest.fixture
+def spy_on():
+    """`Spy`, for tests that need several."""
+    return Spy
+
+
+@pytest.fixture
 def spy(tiny) -> Spy:
     """The tiny denoiser, with a record of its forwards."""
     return Spy(tiny)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import sys
 import types
 from contextlib import nullcontext
+from itertools import pairwise
 
 import pytest
 import torch
 from antipure.methods.denoiser import add_noise
 from antipure.methods.errors import AntiPureError
+from antipure.methods.memory import Cost, Line, Way
 from antipure.methods.schedules import flow, thousand_levels, variance_exploding
 from antipure.nodes import host_model
 from antipure.nodes.host_model import ModelDenoiser, check_fit, read_schedule
@@ -121,39 +123,38 @@ def test_conditioning_beyond_text_is_refused(key):
         check_fit(model, vae, [[text, {key: object()}]])
 
 
-def sized(memory: int, costs: dict) -> ModelDenoiser:
+def sized(memory: float, costs: dict | None = None) -> ModelDenoiser:
     denoiser = object.__new__(ModelDenoiser)
     denoiser.memory_bytes, denoiser._costs, denoiser.multiple = memory, costs, 8
-    denoiser.keep_graphs, denoiser.recompute = True, False
     return denoiser
 
 
-def test_activations_are_held_only_while_a_tile_fits():
-    costs = {"encode": (10.0, 0), "predict": (5.0, 100.0), "decode": (20.0, 0)}
-    one_tile = 64 * 64 * (10 + 3 * 5 + 20) + 3 * 100
-    roomy, tight = sized(2 * one_tile, costs), sized(one_tile - 1, costs)
-    assert roomy.batch_size(64, 64, 3) == 2
-    assert not roomy.recompute
-    assert tight.batch_size(64, 64, 3) == 2
-    assert tight.recompute
-
-
-def test_out_of_memory_first_recomputes_then_halves_then_gives_up():
-    costs = {"encode": (1.0, 0), "predict": (1.0, 0), "decode": (1.0, 0)}
-    denoiser = sized(10**9, costs)
-    assert len(list(denoiser.batches(4, 8, 8))) == 1
-    assert denoiser.shrink()
-    sizes = []
+def test_out_of_memory_first_computes_more_twice_then_halves_then_gives_up():
+    line = Line(100.0, 0.0)
+    cost = Cost(held=line, inputs=Line(10.0, 0.0), block=Line(10.0, 0.0))
+    denoiser = sized(1e9, {"encode": cost, "predict": cost, "decode": cost})
+    sizes, needs = [], []
     while True:
-        sizes.append(max(part.stop - part.start for part in denoiser.batches(4, 8, 8)))
-        assert denoiser.recompute
+        sizes.append(max(part.stop - part.start for part in denoiser.batches(4, 8, 8, 3)))
+        needs.append(denoiser.plan.fixed + sizes[-1] * denoiser.plan.each)
         if not denoiser.shrink():
             break
-    assert sizes == [4, 2, 1]
+    assert sizes[0] == 4
+    assert sizes[-1] == 1
+    assert all(after <= before / 2 for before, after in pairwise(needs[:-1]))
+    assert all(way is Way.HOLD for way in sized_plan(1e9, cost).values())
+    assert all(way.in_blocks and not way.keep for way in list(denoiser.plan.ways.values())[:2])
+    assert not denoiser.plan.leaner
+
+
+def sized_plan(memory: float, cost: Cost) -> dict[str, Way]:
+    denoiser = sized(memory, {"encode": cost, "predict": cost, "decode": cost})
+    denoiser.batch_size(8, 8, 3)
+    return denoiser.plan.ways
 
 
 def test_pictures_are_one_tile_up_to_512():
-    denoiser = sized(1, {})
+    denoiser = sized(1)
     assert [denoiser.tile_for(*s) for s in ((1, 1), (35, 33), (512, 100), (513, 100))] == [8, 40, 512, 512]
 
 

@@ -234,20 +234,47 @@ def test_each_picture_of_a_batch_is_purified_as_if_alone(tiny, name):
         assert torch.equal(together[i : i + 1], PURIFIERS[name](x[i : i + 1], tiny, seed=2))
 
 
-def test_small_memory_gives_the_same_picture_in_more_batches(make_tiny):
+def test_small_memory_gives_the_same_picture_in_more_batches(make_tiny, spy_on):
     x = picture(40, 60)
     large, small = make_tiny(), make_tiny()
     small.memory_bytes = 1
-    counts = []
-    results = [
-        gridpure(x, d, timestep=3, iterations=2, callback=lambda done, total, _: counts.append(total))
-        for d in (large, small)
-    ]
-    assert counts[0] == 6
-    assert counts[-1] == 2 * 3 * (4 * 7 + 1), "a batch per tile"
+    spies = [spy_on(denoiser) for denoiser in (large, small)]
+    results = [gridpure(x, spied, timestep=3, iterations=2) for spied in spies]
+    assert [shape[0] for shape in spies[0].shapes] == [4 * 7 + 1] * 6
+    assert [shape[0] for shape in spies[1].shapes] == [1] * 6 * (4 * 7 + 1), "a batch per tile"
     difference = np.abs(levels(results[0]) - levels(results[1]))
     assert difference.max() <= 1
     assert (difference > 0).mean() < 0.001
+
+
+def test_out_of_memory_halves_the_batch_and_changes_nothing(make_tiny, monkeypatch):
+    """A device with room for five tiles, an estimate that says more."""
+    x = picture(40, 60)
+    roomy, small = make_tiny(), make_tiny()
+    expected = gridpure(x, roomy, timestep=3, iterations=2)
+    predict, sizes, calls = small.predict, [], []
+
+    def limited(x_t, t):
+        sizes.append(len(x_t))
+        if len(x_t) > 5:
+            raise torch.cuda.OutOfMemoryError("no room")
+        return predict(x_t, t)
+
+    monkeypatch.setattr(small, "predict", limited)
+    result = gridpure(x, small, timestep=3, iterations=2, callback=lambda done, total, _: calls.append((done, total)))
+    assert [s for s in sizes if s > 5] == [29, 14, 7]
+    assert [sizes.count(s) for s in (3, 2)] == [2 * 3 * 9, 2 * 3], "29 tiles: nine threes and a two"
+    difference = np.abs(levels(result) - levels(expected))
+    assert difference.max() <= 1
+    assert (difference > 0).mean() < 0.001
+    assert calls[-1][0] == calls[-1][1] == 2 * 3 * 29
+
+    def full(x_t, t):
+        raise torch.cuda.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(small, "predict", full)
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        gridpure(x, small, timestep=3, iterations=2)
 
 
 def test_gamma_keeps_that_share_of_the_input(tiny):
@@ -287,9 +314,9 @@ def test_callbacks_count_up_to_the_total(make_tiny, name, memory):
     result = PURIFIERS[name](x, denoiser, callback=lambda *args: calls.append(args))
     done, total, pictures = zip(*calls, strict=True)
     assert len(set(total)) == 1
-    assert done[0] == 1
     assert done[-1] == total[-1]
-    assert set(np.diff(done)) <= {0, 1}
+    assert done[0] == (2 * 3 + 1 if name == "gridpure" and memory > 1 else 1), "steps of single tiles"
+    assert set(np.diff(done)) <= {0, done[0]}
     finished = [p for p in pictures if p is not None]
     assert all(p.shape == (1, 3, 20, 30) for p in finished)
     assert torch.equal(round_8bit(finished[-1]), result[-1:])

@@ -38,7 +38,9 @@ spec.loader.exec_module(antipure)
 
 from antipure.methods.antipure import PRESETS, antipure_loss  # noqa: E402
 from antipure.methods.denoiser import add_noise  # noqa: E402
+from antipure.methods.differentiation import counting, storages  # noqa: E402
 from antipure.methods.errors import AntiPureError  # noqa: E402
+from antipure.methods.memory import Plan, Way  # noqa: E402
 from antipure.nodes import host  # noqa: E402
 from antipure.nodes.host_model import ModelDenoiser  # noqa: E402
 
@@ -166,12 +168,48 @@ def check_gradient() -> dict:
             up, down = (score(reference, pixels.double() + s * h * direction, weights) for s in (1, -1))
         result["finite_differences"] = float(abs((up - down) / (2 * h) / (expected * direction).sum() - 1))
     with denoiser.session():
-        for recompute in (False, True):
-            denoiser.recompute = recompute
+        for way in Way:
+            denoiser.plan = Plan(dict.fromkeys(denoiser.plan.ways, way), 0, 0, True)
             ours = gradient_of(denoiser, pixels.clone(), weights)
-            result[f"recompute_{recompute}"] = error(ours, expected)
+            result[way.name] = error(ours, expected)
+        result["saved"] = saved_by(denoiser, pixels)
     result["alphas_cumprod"] = float((denoiser.alphas_cumprod.double() - reference.alphas_cumprod).abs().max())
     return result
+
+
+def saved_by(denoiser: ModelDenoiser, pixels: torch.Tensor) -> dict[str, int]:
+    """Bytes that each way really holds between encoding and the backward pass."""
+    found = {}
+    for way in Way:
+        denoiser.plan = Plan(dict.fromkeys(denoiser.plan.ways, way), 0, 0, True)
+        with torch.enable_grad(), counting(storages(denoiser.vae_patcher.model)) as saved:
+            denoiser.encode(pixels.clone().requires_grad_())
+        found[way.name] = sum(saved.values())
+    return found
+
+
+def check_block_numbers() -> dict:
+    """A patch that acts in one block only, told by the number that the network writes down: both runs must see it."""
+    patcher, vae, text = make()
+    patcher = patcher.clone()
+
+    def only_there(q, k, v, extra_options):
+        return (q, k, 3 * v) if extra_options["block"] == ("input", 1) else (q, k, v)
+
+    patcher.set_model_attn1_patch(only_there)
+    result = {}
+    for name, model in (("patched", patcher), ("plain", make()[0])):
+        denoiser = opened(model, vae, text)
+        noise = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(2))
+        weights = {"noise": noise, "pixels": torch.ones(1, 3, 32, 32)}
+        with denoiser.session():
+            for way in (Way.HOLD, Way.BLOCKS):
+                denoiser.plan = Plan(dict.fromkeys(denoiser.plan.ways, way), 0, 0, True)
+                result[name, way.name] = gradient_of(denoiser, picture(32, 32), weights)
+    return {
+        "acts": error(result["patched", "HOLD"], result["plain", "HOLD"]),
+        "in_blocks": error(result["patched", "BLOCKS"], result["patched", "HOLD"]),
+    }
 
 
 def check_restored() -> dict:

@@ -16,9 +16,20 @@ def checks(run_in_checkout) -> dict:
 def test_gradient_equals_a_float64_copy_outside_comfyui(checks):
     found = checks["gradient"]
     assert found["finite_differences"] < 1e-6  # of the reference itself
-    assert found["recompute_False"] < 1e-3
-    assert found["recompute_True"] < 1e-3
+    for way in ("HOLD", "BLOCKS", "AGAIN", "AGAIN_IN_BLOCKS"):
+        assert found[way] < 1e-3
     assert found["alphas_cumprod"] < 1e-6
+
+
+def test_less_is_held_the_more_is_computed_again(checks):
+    saved = checks["gradient"]["saved"]
+    assert 0 < saved["BLOCKS"] < saved["HOLD"] / 2
+    assert saved["AGAIN"] == saved["AGAIN_IN_BLOCKS"] < saved["BLOCKS"]
+
+
+def test_blocks_that_run_again_see_their_own_number(checks):
+    assert checks["block_numbers"]["acts"] > 0.01
+    assert checks["block_numbers"]["in_blocks"] < 1e-5
 
 
 def test_weights_are_borrowed_without_memory_and_returned_however_it_ends(checks):

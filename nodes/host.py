@@ -6,6 +6,7 @@ Outside (command line, tests): the CPU or the visible GPU, plain paths, a tqdm b
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from pathlib import Path
@@ -21,6 +22,7 @@ MODEL_FOLDER = "antipure"
 BUNDLED = "bundled"
 _CHECKPOINT_SUFFIXES = {".safetensors", ".pt", ".pth"}
 _PREVIEW_SECONDS = 0.5
+_TEXT_SECONDS = 1.0
 # On the CPU, where the host accounts for no memory: what activations may take of a borrowed model's size. Passing
 # results and gaps come on top; together they stay below a twentieth for pictures of 128 px.
 _GUEST_SHARE = 1 / 40
@@ -171,12 +173,15 @@ class Progress:
     """A callback for the algorithms: progress bar, preview and cancel. Use as a context manager.
 
     Called as progress(done, total, picture=None, loss=None), picture 1×3×H×W in 0..1.
+    node_id: the node that shows loss and remaining time as text; None shows none.
     """
 
-    def __init__(self, title: str):
+    def __init__(self, title: str, node_id: str | None = None):
         self.title = title
+        self.node_id = node_id
         self._bar = None
-        self._last_preview = 0.0
+        self._last_preview = self._last_text = 0.0
+        self._began: tuple[float, int] | None = None  # when the first call came, and with how much done
 
     def __enter__(self) -> Progress:
         return self
@@ -189,6 +194,7 @@ class Progress:
         check_interrupted()
         if inside_comfyui():
             self._update_comfyui(done, total, picture)
+            self._update_text(done, total, loss)
         else:
             self._update_console(done, total, loss)
 
@@ -203,6 +209,19 @@ class Progress:
             preview = ("JPEG", _to_pil(picture), 512)
         self._bar.update_absolute(done, total, preview)
 
+    def _update_text(self, done: int, total: int, loss: Tensor | None) -> None:
+        now = time.monotonic()
+        if self._began is None:
+            self._began = now, done
+        elif done < total and now - self._last_text > _TEXT_SECONDS:
+            self._last_text = now
+            began, first = self._began
+            lines = (
+                [f"step {done} of {total}"] if loss is None else [f"step {done} of {total}", f"loss {float(loss):.4f}"]
+            )
+            lines.append(f"{duration((now - began) / (done - first) * (total - done))} left" if done > first else "")
+            show_text("\n".join(filter(None, lines)), self.node_id)
+
     def _update_console(self, done: int, total: int, loss: Tensor | None) -> None:
         from tqdm import tqdm
 
@@ -211,6 +230,14 @@ class Progress:
         self._bar.update(done - self._bar.n)
         if loss is not None and not self._bar.disable and (done == total or done % 10 == 0):
             self._bar.set_postfix(loss=f"{float(loss):.4f}")
+
+
+def duration(seconds: float) -> str:
+    """A duration in words: '45 s', '3 min', '2 h 5 min'."""
+    if seconds < 60:
+        return f"{math.ceil(seconds)} s"
+    minutes = math.ceil(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def _to_pil(picture: Tensor):

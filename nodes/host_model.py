@@ -20,6 +20,7 @@ from ..methods.errors import AntiPureError
 from ..methods.memory import Cost, Plan, Way, measure, plan, return_free_memory
 from ..methods.pictures import pad_reflect, round_up, to_pixels
 from ..methods.schedules import Schedule, flow, thousand_levels, variance_exploding
+from . import host
 
 TILE = 512
 log = logging.getLogger(__name__)
@@ -154,6 +155,8 @@ class ModelDenoiser(Denoiser):
         return self._segment("predict", lambda x: self._predict_noise(x, t), x_t), None
 
     def _tidy(self) -> None:
+        """Before a segment or block runs: leave when the user has cancelled, a whole step may take minutes."""
+        host.check_interrupted()
         if self.device.type == "cpu":
             return_free_memory()
 

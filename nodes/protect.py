@@ -99,7 +99,7 @@ class Protect:
                 objective.check(member)
             host.ready(denoiser)
             device = denoiser.device
-            with denoiser.session(), host.Progress("protecting") as progress:
+            with denoiser.session(), host.Progress("protecting", node_id) as progress:
                 protected = pgd(
                     picture.to(device),
                     lambda clean: antipure_loss(denoiser, objective, clean),

@@ -82,17 +82,18 @@ class DiffusionPurify:
                         "tooltip": "Noise of the purifier. Use the same for the clean and the protected picture.",
                     },
                 ),
-            }
+            },
+            "hidden": {"node_id": "UNIQUE_ID"},
         }
 
-    def purify(self, image, denoiser, method, timestep, iterations, gamma, seed) -> tuple:
+    def purify(self, image, denoiser, method, timestep, iterations, gamma, seed, node_id=None) -> tuple:
         picture, alpha = from_image(image)
         if isinstance(denoiser, CombinedDenoiser):
             raise AntiPureError("Combined denoisers are for protecting; wire one of them here to purify.")
         host.ready(denoiser)
         settings = {"timestep": timestep, "iterations": iterations, "seed": seed}
         try:
-            with denoiser.session(), host.Progress("purifying") as progress:
+            with denoiser.session(), host.Progress("purifying", node_id) as progress:
                 on_device = picture.to(denoiser.device)
                 if method == "gridpure":
                     pure = gridpure(on_device, denoiser, gamma=gamma, callback=progress, **settings)

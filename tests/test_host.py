@@ -112,6 +112,25 @@ def test_progress_reaches_the_bar_with_a_preview_at_the_end(comfyui):
     assert image.size == (8, 8)
 
 
+def test_loss_and_remaining_time_stand_on_the_node(comfyui, monkeypatch):
+    clock, texts = [0.0], []
+    monkeypatch.setattr(host, "time", types.SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(host, "show_text", lambda text, node_id: texts.append((text, node_id)))
+    with host.Progress("test", "7") as progress:
+        for step in range(1, 41):
+            clock[0] += 0.5
+            progress(step, 40, None, torch.tensor(0.25))
+    assert texts[0] == ("step 3 of 40\nloss 0.2500\n19 s left", "7")
+    assert len(texts) == 13, "not more than one a second"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(0.2, "1 s"), (59, "59 s"), (61, "2 min"), (3601, "1 h 1 min"), (7500, "2 h 5 min")]
+)
+def test_durations_in_words(seconds, words):
+    assert host.duration(seconds) == words
+
+
 def test_cancel_stops_at_the_next_step_and_leaves_the_denoiser_whole(comfyui, tiny):
     from antipure import NODE_CLASS_MAPPINGS
 

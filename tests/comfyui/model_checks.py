@@ -250,6 +250,30 @@ def check_restored() -> dict:
     except Cancelled:
         result["after_cancel_in_forward"] = whole()
     handle.remove()
+
+    check = host.check_interrupted
+    for way in Way:
+        denoiser, calls, allowed = opened(patcher, vae, text), [], [10**9]
+
+        def cancelled(calls=calls, allowed=allowed):
+            calls.append(1)
+            if len(calls) > allowed[0]:
+                raise Cancelled
+
+        try:
+            with denoiser.session():
+                denoiser.plan = Plan(dict.fromkeys(denoiser.plan.ways, way), 0, 0, True)
+                host.check_interrupted = cancelled
+                with torch.enable_grad():
+                    out = denoiser.decode(denoiser.encode(picture(32, 32).requires_grad_())).mean()
+                allowed[0] = len(calls)  # cancelled in the first thing that the backward pass runs again
+                out.backward()
+        except Cancelled:
+            pass
+        finally:
+            host.check_interrupted = check
+        if way is not Way.HOLD:
+            result[f"after_cancel_in_backward_{way.name}"] = whole() and len(calls) == allowed[0] + 1
     return result
 
 

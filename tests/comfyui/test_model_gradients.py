@@ -34,7 +34,7 @@ def test_blocks_that_run_again_see_their_own_number(checks):
 
 def test_weights_are_borrowed_without_memory_and_returned_however_it_ends(checks):
     assert checks["restored"].pop("all_inference")
-    assert len(checks["restored"]) == 8
+    assert len(checks["restored"]) == 11
     assert all(checks["restored"].values()), checks["restored"]
 
 

@@ -71,10 +71,12 @@ def randomise(module: torch.nn.Module, seed: int) -> None:
 
 
 @torch.inference_mode()
-def make(kind: str = "eps", seed: int = 0, **changes):
+def make(kind: str = "eps", seed: int = 0, manual_cast: torch.dtype | None = None, **changes):
     """MODEL, VAE, CONDITIONING of inference tensors."""
     config = comfy.supported_models.SD15({**UNET, "dtype": torch.float32, **changes})
     config.unet_config["num_heads"] = 2
+    if manual_cast is not None:
+        config.manual_cast_dtype = manual_cast
     base = comfy.model_base.BaseModel(config, model_type=getattr(comfy.model_base.ModelType, KINDS[kind]))
     randomise(base.diffusion_model, seed)
     if config.inpaint_model():
@@ -125,7 +127,14 @@ class Reference:
         return self.vae.decode(z / 0.18215).clamp(-1, 1)
 
     def predict(self, x_t, t):
-        return self.unet(x_t, t.float(), context=self.text, transformer_options=self.options), None
+        dtype = self.text.dtype
+        out = self.unet(x_t.to(dtype), t.float(), context=self.text, transformer_options=self.options)
+        return out.to(x_t.dtype), None
+
+    def compute_in(self, dtype):
+        """The UNet in another precision; everything around it stays float64."""
+        self.unet, self.text = self.unet.to(dtype), self.text.to(dtype)
+        self.unet.dtype = dtype
 
 
 def gradient_of(denoiser, pixels: torch.Tensor, weights: dict) -> torch.Tensor:
@@ -186,6 +195,37 @@ def saved_by(denoiser: ModelDenoiser, pixels: torch.Tensor) -> dict[str, int]:
             denoiser.encode(pixels.clone().requires_grad_())
         found[way.name] = sum(saved.values())
     return found
+
+
+def check_precision() -> dict:
+    """Weights in half precision, computed in it and (cast) in float32, against float64 from the same weights.
+
+    Half precision is compared with the bare network's own error in it.
+    """
+    result = {}
+    noise = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(2))
+    weights = {"noise": noise, "pixels": torch.ones(1, 3, 32, 32)}
+    for name, dtype, cast in (
+        ("bfloat16", torch.bfloat16, None),
+        ("float16", torch.float16, None),
+        ("float16_cast", torch.float16, torch.float32),
+        ("float8_cast", torch.float8_e4m3fn, torch.float32),
+    ):
+        patcher, vae, text = make(dtype=dtype, manual_cast=cast)
+        types = {p.dtype for p in patcher.model.diffusion_model.parameters()}
+        with torch.inference_mode(False):
+            reference = Reference(patcher, vae, text)
+            expected = gradient_of(reference, picture(32, 32).double(), weights)
+            if cast is None:
+                reference.compute_in(dtype)
+                result[f"{name}_bare"] = error(gradient_of(reference, picture(32, 32).double(), weights), expected)
+        denoiser = opened(patcher, vae, text)
+        with denoiser.session():
+            for way in (Way.HOLD, Way.BLOCKS):
+                denoiser.plan = Plan(dict.fromkeys(denoiser.plan.ways, way), 0, 0, True)
+                found = gradient_of(denoiser, picture(32, 32), weights)
+                result[f"{name}_{way.name}"] = error(found, expected) if types == {dtype} else None
+    return result
 
 
 def check_block_numbers() -> dict:

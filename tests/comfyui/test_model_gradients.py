@@ -21,6 +21,19 @@ def test_gradient_equals_a_float64_copy_outside_comfyui(checks):
     assert found["alphas_cumprod"] < 1e-6
 
 
+@pytest.mark.parametrize("name", ["bfloat16", "float16"])
+def test_half_precision_costs_no_more_than_in_the_bare_network(checks, name):
+    found = checks["precision"]
+    for way in ("HOLD", "BLOCKS"):
+        assert 0 < found[f"{name}_{way}"] < 1.2 * found[f"{name}_bare"]
+
+
+@pytest.mark.parametrize("name", ["float16_cast", "float8_cast"])
+def test_small_weights_that_the_host_casts_carry_the_full_gradient(checks, name):
+    for way in ("HOLD", "BLOCKS"):
+        assert 0 < checks["precision"][f"{name}_{way}"] < 1e-3
+
+
 def test_less_is_held_the_more_is_computed_again(checks):
     saved = checks["gradient"]["saved"]
     assert 0 < saved["BLOCKS"] < saved["HOLD"] / 2

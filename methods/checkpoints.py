@@ -100,7 +100,8 @@ def _build_unet(config: dict, state: dict[str, Tensor], where: Path) -> nn.Modul
     return unet
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the metadata of a safetensors file; raises `AntiPureError` naming it when it is damaged."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -112,7 +113,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _load_safetensors(path: Path) -> tuple[nn.Module, Tensor, int | None, int]:
-    state, metadata = _read_safetensors(path)
+    state, metadata = read_safetensors(path)
     if metadata.get("format") != OWN_FORMAT:
         return _load_adm(path, state)
     config = json.loads(metadata["config"])
@@ -172,7 +173,7 @@ def _load_folder(folder: Path) -> tuple[nn.Module, Tensor, int | None, int]:
         raise AntiPureError(f"{inner} takes {config['in_channels']} channels; pixel denoisers take 3 (RGB).")
     weights = inner / "diffusion_pytorch_model.safetensors"
     if weights.is_file():
-        state, _ = _read_safetensors(weights)
+        state, _ = read_safetensors(weights)
     elif (inner / "diffusion_pytorch_model.bin").is_file():
         state = _read_pickle(inner / "diffusion_pytorch_model.bin")
     else:

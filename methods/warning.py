@@ -19,6 +19,7 @@ from .errors import AntiPureError
 DEFAULT_TEXT = "FAKE"
 LARGEST_WIDTH, LARGEST_HEIGHT = 0.9, 0.5  # of the picture's sides
 SMALLEST_SIDE = 16
+BOLDER = 0.4  # px on each side of a stroke, at 128 px and below
 
 
 def text_warning(height: int, width: int, text: str = DEFAULT_TEXT) -> Tensor:
@@ -30,13 +31,7 @@ def text_warning(height: int, width: int, text: str = DEFAULT_TEXT) -> Tensor:
         raise AntiPureError("The warning has no text; give a few words such as FAKE.")
     if min(height, width) < SMALLEST_SIDE:
         raise AntiPureError(f"A warning cannot be read at {height}×{width}; at least {SMALLEST_SIDE} px are needed.")
-    ink = _letters(text)
-    scale = min(LARGEST_WIDTH * width / ink.shape[-1], LARGEST_HEIGHT * height / ink.shape[-2])
-    size = [max(1, round(side * scale)) for side in ink.shape[-2:]]
-    ink = F.interpolate(ink, size, mode="bilinear", antialias=True, align_corners=False)
-    top, left = (height - size[0]) // 2, (width - size[1]) // 2
-    cover = F.pad(ink, (left, width - size[1] - left, top, height - size[0] - top))
-    return _outlined(cover)
+    return _fitted(_letters(text), height, width, LARGEST_WIDTH, LARGEST_HEIGHT)
 
 
 def picture_warning(picture: Tensor, height: int, width: int) -> Tensor:
@@ -52,11 +47,29 @@ def picture_warning(picture: Tensor, height: int, width: int) -> Tensor:
     ink = ink.float().clamp(0, 1)
     if not bool((ink > 0.5).any()):
         raise AntiPureError("The warning picture is blank; draw dark ink on white, or opaque ink on transparent.")
-    scale = min(width / ink.shape[-1], height / ink.shape[-2])
+    return _fitted(ink, height, width, 1.0, 1.0)
+
+
+def _fitted(ink: Tensor, height: int, width: int, widest: float, highest: float) -> Tensor:
+    """Coverage 1×1×h×w scaled into the middle of height×width and outlined.
+
+    Thin strokes would fade to grey when scaled down: all are made a little bolder first.
+    """
+    scale = min(widest * width / ink.shape[-1], highest * height / ink.shape[-2])
+    ink = _grown(ink, round(BOLDER * max(1.0, min(height, width) / 128) / scale))
     size = [max(1, round(side * scale)) for side in ink.shape[-2:]]
+    size = [min(size[0], height), min(size[1], width)]
     ink = F.interpolate(ink, size, mode="bilinear", antialias=True, align_corners=False)
     top, left = (height - size[0]) // 2, (width - size[1]) // 2
     return _outlined(F.pad(ink, (left, width - size[1] - left, top, height - size[0] - top)))
+
+
+def _grown(cover: Tensor, radius: int) -> Tensor:
+    """Coverage grown by `radius` pixels to all sides."""
+    if radius < 1:
+        return cover
+    cover = F.max_pool2d(cover, (2 * radius + 1, 1), 1, (radius, 0))
+    return F.max_pool2d(cover, (1, 2 * radius + 1), 1, (0, radius))
 
 
 def _letters(text: str) -> Tensor:
@@ -79,9 +92,9 @@ def _letters(text: str) -> Tensor:
 
 def _outlined(cover: Tensor) -> Tensor:
     """White where the ink is, black around it: 1×1×H×W coverage to 1×3×H×W in [-1, 1]."""
-    radius = max(1, round(min(cover.shape[-2:]) / 64))
-    grown = F.max_pool2d(cover, 2 * radius + 1, stride=1, padding=radius)
-    return (cover - (grown - cover)).clamp(-1, 1).expand(-1, 3, -1, -1).contiguous()
+    cover = cover.clamp(0, 1)
+    around = _grown(cover, max(1, round(min(cover.shape[-2:]) / 64)))
+    return (cover - around * (1 - cover)).expand(-1, 3, -1, -1).contiguous()
 
 
 def warned(output: Tensor, warning: Tensor) -> Tensor:

@@ -18,7 +18,9 @@ from torch import nn
 
 def encoder(seed: int = 0, size: int | None = 12, width: int = 7) -> Encoder:
     torch.manual_seed(seed)
-    module = nn.Sequential(nn.Conv2d(3, 5, 3, 2), nn.Tanh(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(20, width))
+    module = nn.Sequential(
+        nn.Conv2d(3, 5, 3, 2), nn.Tanh(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(20, width)
+    )
     return Encoder(f"tiny {seed}", module.double(), size, module=module)
 
 

@@ -76,11 +76,11 @@ def pgd(
     steps: int = 100,
     step_levels: float | None = None,
     momentum: float = 0.0,
+    decay: bool = True,
+    random_start: bool = False,
     mask: Tensor | None = None,
     seeds: int | list[int] = 0,
     callback: Callback | None = None,
-    random_start: bool = False,
-    constant_step: bool = False,
     rounded: bool = True,
     together: bool = False,
 ) -> Tensor:
@@ -90,10 +90,10 @@ def pgd(
     levels: radius in 8-bit levels. step_levels: first step, decaying linearly to 0 (default levels / 8; with fewer
         than 16 steps more, so that the border of the ball stays in reach).
     momentum: decay of the accumulated, L1-normalised gradient; 0 is plain PGD.
+    decay: whether the step decays; else every step is the first. random_start: begin at a random point of the ball,
+        for losses whose gradient is 0 at the clean picture.
     mask: B×1×H×W in 0..1, scales the budget per pixel. seeds: one for all pictures, or one per picture.
     callback: called after each step with (done, total, current picture, loss); exceptions pass through.
-    random_start: begin at a uniformly drawn point of the ball (Madry et al.) and not at the picture.
-    constant_step: keep the step size instead of letting it decay.
     rounded: False keeps the result unrounded, for attacks that live inside a training loop.
     together: one loop over the whole batch, under one seed. The loss gets B×3×H×W and must be a sum or mean over
         pictures that do not influence each other.
@@ -121,15 +121,14 @@ def pgd(
             loss = make_loss(to_pixels(clean))
             values, velocity = budget.original.clone(), torch.zeros_like(clean)
             if random_start:
-                # A path of two counters: the steps' streams have one.
-                offsets = 2 * torch.rand(clean.shape, generator=random_stream(seed, 0, 0)) - 1
-                values = budget.project(values + budget.allowed * offsets.to(values))
+                offset = torch.rand(clean.shape, generator=random_stream(seed, -1)).to(clean) * 2 - 1
+                values = budget.project(values + budget.allowed * offset)
             for step in range(steps):
                 value, gradient = _value_and_gradient(loss, values, seed, step)
                 typical = gradient.abs().mean((1, 2, 3), keepdim=True)
                 velocity = momentum * velocity + gradient / typical.clamp(min=1e-30)
-                length = first if constant_step else first * (1 - step / steps)
-                values = budget.project(values + length * velocity.sign())
+                size = first * (1 - step / steps) if decay else first
+                values = budget.project(values + size * velocity.sign())
                 if callback is not None:
                     callback(i * steps + step + 1, runs * steps, values / 255, value)
             results.append(budget.quantise(values) if rounded else values / 255)

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .checkpoints import _read_pickle, read_safetensors
+from .checkpoints import read_pickle, read_safetensors, reason
 from .errors import AntiPureError
 from .mmfa import IMAGENET_MEAN, IMAGENET_STD, Encoder
 
@@ -41,8 +41,7 @@ def transformers_encoder(folder: str | Path) -> Encoder:
                 folder, local_files_only=True, use_safetensors=True, trust_remote_code=False
             )
         except Exception as error:  # a malformed folder makes transformers raise nearly anything
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise AntiPureError(f"{folder} cannot be read as a transformers model: {reason}") from error
+            raise AntiPureError(f"{folder} cannot be read as a transformers model: {reason(error)}") from error
     vision, config = _vision_part(model, folder)
     size, mean, std = _preprocessing(folder, config)
 
@@ -127,7 +126,7 @@ def _state_dict(path: str | Path) -> dict[str, Tensor]:
     path = Path(path)
     if not path.is_file():
         raise AntiPureError(f"There is no encoder at {path}; give a state dict as .safetensors or .pth.")
-    state = read_safetensors(path)[0] if path.suffix == ".safetensors" else _read_pickle(path)
+    state = read_safetensors(path)[0] if path.suffix == ".safetensors" else read_pickle(path, "a plain state dict")
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise AntiPureError(f"{path} holds no plain state dict; save the network's state_dict() to safetensors.")
     return state

@@ -288,7 +288,7 @@ class _Run:
                 step_levels=config.inner_step * 127.5,
                 seeds=seed,
                 random_start=True,
-                constant_step=True,
+                decay=False,
                 rounded=False,
                 together=True,
             )

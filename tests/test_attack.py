@@ -401,7 +401,7 @@ def test_a_constant_step_and_no_rounding():
         levels=6.375,
         steps=4,
         step_levels=1.275,
-        constant_step=True,
+        decay=False,
         rounded=False,
         callback=lambda done, total, current, value: seen.append(float(current[0, 0, 0, 0] * 255 - 128)),
     )

@@ -100,7 +100,7 @@ def disturbed(generator, faces, patch) -> torch.Tensor:
                 step_levels=0.01 * 127.5,
                 steps=10,
                 random_start=True,
-                constant_step=True,
+                decay=False,
                 together=True,
                 seeds=77,
             )

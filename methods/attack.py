@@ -14,9 +14,9 @@ from torch import Tensor
 from .errors import AntiPureError
 from .pictures import check_picture, random_stream, to_pixels
 
-# Given pixels (1×3×H×W in [-1, 1]) and a random stream, yields scalar terms whose sum is maximised. Terms are
-# differentiated one after another, so only one term's graph is in memory at a time. A loss may have a method
-# `shrink()`, called when memory ran out: True when it will ask for less the next time.
+# Given pixels (1×3×H×W in [-1, 1], or B× where pictures run together) and a random stream, yields scalar terms whose
+# sum is maximised. Terms are differentiated one after another, so only one term's graph is in memory at a time. A loss
+# may have a method `shrink()`, called when memory ran out: True when it will ask for less the next time.
 Loss = Callable[[Tensor, torch.Generator], Iterable[Tensor]]
 # callback(done, total, picture, value): may raise to cancel. picture is 1×3×H×W in 0..1, value a 0-d tensor.
 Callback = Callable[[int, int, Tensor, Tensor], None]
@@ -76,9 +76,13 @@ def pgd(
     steps: int = 100,
     step_levels: float | None = None,
     momentum: float = 0.0,
+    decay: bool = True,
+    random_start: bool = False,
     mask: Tensor | None = None,
     seeds: int | list[int] = 0,
     callback: Callback | None = None,
+    rounded: bool = True,
+    together: bool = False,
 ) -> Tensor:
     """Maximise a loss over the L-infinity ball around each picture.
 
@@ -86,8 +90,13 @@ def pgd(
     levels: radius in 8-bit levels. step_levels: first step, decaying linearly to 0 (default levels / 8; with fewer
         than 16 steps more, so that the border of the ball stays in reach).
     momentum: decay of the accumulated, L1-normalised gradient; 0 is plain PGD.
+    decay: whether the step decays; else every step is the first. random_start: begin at a random point of the ball,
+        for losses whose gradient is 0 at the clean picture.
     mask: B×1×H×W in 0..1, scales the budget per pixel. seeds: one for all pictures, or one per picture.
     callback: called after each step with (done, total, current picture, loss); exceptions pass through.
+    rounded: False keeps the result unrounded, for attacks that live inside a training loop.
+    together: one loop over the whole batch, under one seed. The loss gets B×3×H×W and must be a sum or mean over
+        pictures that do not influence each other.
 
     Returns the 8-bit-rounded result, B×3×H×W in 0..1: |result - picture| <= levels/255 everywhere, and exactly
     the input where the mask is 0. Each picture's result does not depend on the others.
@@ -96,25 +105,33 @@ def pgd(
     check_picture(picture)
     check_budget(levels, steps)
     check_mask(mask, picture)
-    seeds = [seeds] * len(picture) if isinstance(seeds, int) else list(seeds)
-    if len(seeds) != len(picture):
-        raise AntiPureError(f"{len(seeds)} seeds for {len(picture)} pictures; give one seed or one for each.")
+    runs = 1 if together else len(picture)
+    seeds = [seeds] * runs if isinstance(seeds, int) else list(seeds)
+    if len(seeds) != runs:
+        raise AntiPureError(f"{len(seeds)} seeds for {runs} pictures; give one seed or one for each.")
+    per_run = len(picture) // runs
     first = levels * max(1 / 8, 2 / steps) if step_levels is None else step_levels
     results = []
     for i, seed in enumerate(seeds):
         # ComfyUI runs prompts in inference mode; clones made outside it are ordinary tensors.
         with torch.inference_mode(False), torch.enable_grad():
-            clean = picture[i : i + 1].float().clone()
-            budget = Budget(clean, levels, None if mask is None else mask[i : i + 1].clone())
+            part = slice(i * per_run, (i + 1) * per_run)
+            clean = picture[part].float().clone()
+            budget = Budget(clean, levels, None if mask is None else mask[part].clone())
             loss = make_loss(to_pixels(clean))
             values, velocity = budget.original.clone(), torch.zeros_like(clean)
+            if random_start:
+                offset = torch.rand(clean.shape, generator=random_stream(seed, -1)).to(clean) * 2 - 1
+                values = budget.project(values + budget.allowed * offset)
             for step in range(steps):
                 value, gradient = _value_and_gradient(loss, values, seed, step)
-                velocity = momentum * velocity + gradient / gradient.abs().mean().clamp(min=1e-30)
-                values = budget.project(values + first * (1 - step / steps) * velocity.sign())
+                typical = gradient.abs().mean((1, 2, 3), keepdim=True)
+                velocity = momentum * velocity + gradient / typical.clamp(min=1e-30)
+                size = first * (1 - step / steps) if decay else first
+                values = budget.project(values + size * velocity.sign())
                 if callback is not None:
-                    callback(i * steps + step + 1, len(picture) * steps, values / 255, value)
-            results.append(budget.quantise(values))
+                    callback(i * steps + step + 1, runs * steps, values / 255, value)
+            results.append(budget.quantise(values) if rounded else values / 255)
     return torch.cat(results)
 
 

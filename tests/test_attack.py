@@ -370,3 +370,63 @@ def test_out_of_memory_for_a_single_tile_is_one_sentence():
 
     with pytest.raises(AntiPureError, match="not enough memory for the gradient of a single tile"):
         pgd(picture(8, 8), make_loss, levels=4, steps=1)
+
+
+def test_a_random_start_is_a_point_of_the_ball():
+    x, mask = picture(24, 20), torch.ones(1, 1, 24, 20)
+    mask[..., :5, :] = 0
+    flat = partial(linear_loss, weights=torch.zeros(x.shape))  # no gradient: the start is the result
+    run = partial(pgd, x, flat, levels=6.4, steps=1, mask=mask, rounded=False)
+    assert torch.equal(run(), x)
+    start = run(random_start=True)
+    offsets = (start - x) * 255
+    assert offsets[..., :5, :].abs().max() == 0
+    inside = offsets[..., 5:, :][(x[..., 5:, :] > 0.05) & (x[..., 5:, :] < 0.95)]
+    assert 6 < inside.abs().max() <= 6.4 + 1e-3
+    assert abs(float(inside.mean())) < 0.5
+    assert float(inside.std()) == pytest.approx(6.4 / 3**0.5, rel=0.1)
+    assert start.min() >= 0
+    assert start.max() <= 1
+    assert torch.equal(start, run(random_start=True))
+    assert not torch.equal(start, run(random_start=True, seeds=1))
+
+
+def test_a_constant_step_and_no_rounding():
+    x = torch.full((1, 3, 4, 5), 128 / 255)
+    weights = torch.ones(x.shape)
+    seen = []
+    result = pgd(
+        x,
+        partial(linear_loss, weights=weights),
+        levels=6.375,
+        steps=4,
+        step_levels=1.275,
+        decay=False,
+        rounded=False,
+        callback=lambda done, total, current, value: seen.append(float(current[0, 0, 0, 0] * 255 - 128)),
+    )
+    assert seen == pytest.approx([1.275, 2.55, 3.825, 5.1], abs=1e-3)
+    torch.testing.assert_close(result, x + 5.1 / 255)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_pictures_run_together_as_they_do_alone(momentum):
+    x = picture(9, 7, batch=3)
+    weights = torch.randn(x.shape, generator=torch.Generator().manual_seed(3))
+    weights[1] *= 1000
+
+    def make_loss(clean):
+        index = [int(torch.nonzero((2 * x - 1 - one).abs().amax((1, 2, 3)) < 1e-5)[0]) for one in clean]
+
+        def loss(pixels, generator):
+            yield (pixels * weights[index] + pixels.square() / 9).sum()
+
+        return loss
+
+    run = partial(pgd, make_loss=make_loss, levels=8, steps=5, momentum=momentum)
+    shapes = []
+    together = run(x, together=True, callback=lambda done, total, current, value: shapes.append((total, len(current))))
+    assert shapes == [(5, 3)] * 5
+    assert torch.equal(together, run(x))
+    with pytest.raises(AntiPureError, match="3 seeds for 1 pictures"):
+        run(x, together=True, seeds=[1, 2, 3])

@@ -76,6 +76,8 @@ def pgd(
     steps: int = 100,
     step_levels: float | None = None,
     momentum: float = 0.0,
+    decay: bool = True,
+    random_start: bool = False,
     mask: Tensor | None = None,
     seeds: int | list[int] = 0,
     callback: Callback | None = None,
@@ -86,6 +88,8 @@ def pgd(
     levels: radius in 8-bit levels. step_levels: first step, decaying linearly to 0 (default levels / 8; with fewer
         than 16 steps more, so that the border of the ball stays in reach).
     momentum: decay of the accumulated, L1-normalised gradient; 0 is plain PGD.
+    decay: whether the step decays; else every step is the first. random_start: begin at a random point of the ball,
+        for losses whose gradient is 0 at the clean picture.
     mask: B×1×H×W in 0..1, scales the budget per pixel. seeds: one for all pictures, or one per picture.
     callback: called after each step with (done, total, current picture, loss); exceptions pass through.
 
@@ -108,10 +112,14 @@ def pgd(
             budget = Budget(clean, levels, None if mask is None else mask[i : i + 1].clone())
             loss = make_loss(to_pixels(clean))
             values, velocity = budget.original.clone(), torch.zeros_like(clean)
+            if random_start:
+                offset = torch.rand(clean.shape, generator=random_stream(seed, -1)).to(clean) * 2 - 1
+                values = budget.project(values + budget.allowed * offset)
             for step in range(steps):
                 value, gradient = _value_and_gradient(loss, values, seed, step)
                 velocity = momentum * velocity + gradient / gradient.abs().mean().clamp(min=1e-30)
-                values = budget.project(values + first * (1 - step / steps) * velocity.sign())
+                size = first * (1 - step / steps) if decay else first
+                values = budget.project(values + size * velocity.sign())
                 if callback is not None:
                     callback(i * steps + step + 1, len(picture) * steps, values / 255, value)
             results.append(budget.quantise(values))

@@ -45,7 +45,7 @@ def load_denoiser(
                 raise
             raise AntiPureError(f"{path} cannot be used. {error}") from error
         except Exception as error:  # whatever a malformed file or configuration makes torch or diffusers raise
-            raise AntiPureError(f"{path} cannot be read as a denoiser: {_reason(error)}") from error
+            raise AntiPureError(f"{path} cannot be read as a denoiser: {reason(error)}") from error
         unet = unet.float().to(device).to(memory_format=torch.channels_last)
         abar = torch.cumprod(1 - betas.double(), 0).float()
         return PixelDenoiser(unet, abar, tile=tile, patch=patch, dtype=DTYPES[precision])
@@ -56,10 +56,11 @@ def _load(path: Path) -> tuple[nn.Module, Tensor, int | None, int]:
         return _load_folder(path)
     if path.suffix == ".safetensors":
         return _load_safetensors(path)
-    return _load_adm(path, _read_pickle(path))
+    return _load_adm(path, read_pickle(path))
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
+    """The first line of an exception's message, or its type."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
@@ -93,14 +94,15 @@ def _build_unet(config: dict, state: dict[str, Tensor], where: Path) -> nn.Modul
         unet.load_state_dict(state, strict=True)
     except Exception as error:  # diffusers checks little: odd settings raise nearly anything
         raise AntiPureError(
-            f"{where} does not hold the UNet2DModel its configuration describes: {_reason(error)}"
+            f"{where} does not hold the UNet2DModel its configuration describes: {reason(error)}"
         ) from error
     if unet.config.class_embed_type is not None or unet.config.num_class_embeds is not None:
         raise AntiPureError(f"{where} is a class-conditional model; give an unconditional one.")
     return unet
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file; raises `AntiPureError` for an incomplete one."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -112,7 +114,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _load_safetensors(path: Path) -> tuple[nn.Module, Tensor, int | None, int]:
-    state, metadata = _read_safetensors(path)
+    state, metadata = read_safetensors(path)
     if metadata.get("format") != OWN_FORMAT:
         return _load_adm(path, state)
     config = json.loads(metadata["config"])
@@ -121,7 +123,8 @@ def _load_safetensors(path: Path) -> tuple[nn.Module, Tensor, int | None, int]:
     return unet, beta_schedule(config["scheduler"]), config["tile"], config["patch"]
 
 
-def _read_pickle(path: Path) -> dict:
+def read_pickle(path: Path, wanted: str = "an ADM .pt file") -> dict:
+    """What a torch checkpoint holds, read with `weights_only`; raises `AntiPureError` where that is refused."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -131,7 +134,7 @@ def _read_pickle(path: Path) -> dict:
                 f"{path} holds more than weights (a pickle that could run code), so it was not loaded; "
                 "convert it to safetensors with a tool you trust."
             ) from error
-        raise AntiPureError(f"{path} is no checkpoint that can be read safely; give an ADM .pt file.") from error
+        raise AntiPureError(f"{path} is no checkpoint that can be read safely; give {wanted}.") from error
     except Exception as error:  # damaged pickles make the reader raise nearly anything
         raise AntiPureError(f"{path} is not a complete checkpoint; download or copy it again.") from error
 
@@ -172,9 +175,9 @@ def _load_folder(folder: Path) -> tuple[nn.Module, Tensor, int | None, int]:
         raise AntiPureError(f"{inner} takes {config['in_channels']} channels; pixel denoisers take 3 (RGB).")
     weights = inner / "diffusion_pytorch_model.safetensors"
     if weights.is_file():
-        state, _ = _read_safetensors(weights)
+        state, _ = read_safetensors(weights)
     elif (inner / "diffusion_pytorch_model.bin").is_file():
-        state = _read_pickle(inner / "diffusion_pytorch_model.bin")
+        state = read_pickle(inner / "diffusion_pytorch_model.bin")
     else:
         raise AntiPureError(f"{inner} has no diffusion_pytorch_model.safetensors; download or copy the folder again.")
     unet = _build_unet(config, state, inner)

@@ -83,7 +83,8 @@ class Faces:
 
 def save(path: Path, weights: dict[str, Tensor], training: dict) -> None:
     """Write the file the pack loads: fp16 weights, architecture and edits in the safetensors metadata."""
-    config = {"network": NETWORK, "edits": EDITS, "size": 64, "training": training}
+    labels = dict(zip(EDITS, labels_of(torch.arange(len(EDITS))).tolist(), strict=True))
+    config = {"labels": labels, "size": 64, "training": training}
     halves = {k: v.detach().half().contiguous().cpu() for k, v in weights.items()}
     temporary = path.with_suffix(".partial")
     save_file(halves, temporary, metadata={"format": "antipure-stargan", "config": json.dumps(config)})

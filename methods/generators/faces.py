@@ -24,7 +24,9 @@ BATCH = 64  # faces drawn at once: bounds memory, changes nothing in the picture
 DRAWS = 96  # random numbers per face; more than are used, so that a new feature leaves the old ones as they are
 
 # Anchors in 0..1 RGB; a face mixes two neighbours.
-SKIN = torch.tensor([[0.99, 0.86, 0.76], [0.94, 0.76, 0.62], [0.80, 0.58, 0.43], [0.58, 0.39, 0.27], [0.42, 0.27, 0.18]])
+SKIN = torch.tensor(
+    [[0.99, 0.86, 0.76], [0.94, 0.76, 0.62], [0.80, 0.58, 0.43], [0.58, 0.39, 0.27], [0.42, 0.27, 0.18]]
+)
 HAIR_RGB = torch.tensor([[0.08, 0.07, 0.09], [0.90, 0.73, 0.40], [0.43, 0.24, 0.11]])
 FRAMES = torch.tensor([[0.05, 0.05, 0.07], [0.40, 0.08, 0.10], [0.08, 0.11, 0.36], [0.25, 0.14, 0.07]])
 IRIS = torch.tensor([[0.25, 0.15, 0.08], [0.20, 0.42, 0.62], [0.25, 0.45, 0.25], [0.40, 0.40, 0.42]])
@@ -168,9 +170,7 @@ class _Portrait:
 
     def _head(self, skin: Tensor) -> None:
         for ear in (-1, 1):
-            self.paint(
-                self.inside(_ellipse(self.u - ear * self.width, self.v - 0.04, 0.085, 0.12)), skin * 0.9
-            )
+            self.paint(self.inside(_ellipse(self.u - ear * self.width, self.v - 0.04, 0.085, 0.12)), skin * 0.9)
         narrowing = 1 - self.jaw * self.v.clamp(min=0) / self.height  # towards the chin
         self.face = _ellipse(self.u / narrowing, self.v, self.width, self.height)
         side = 1 - 0.16 * ((self.u - self.turn) * self.uniform(-1, 1) / self.width).clamp(-1, 1)

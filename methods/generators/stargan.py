@@ -1,4 +1,4 @@
-"""StarGAN's generator under the names its published checkpoints use (`200000-G.ckpt`).
+"""StarGAN, its generator under the names its published checkpoints use (`200000-G.ckpt`).
 
 Choi et al., "StarGAN: Unified Generative Adversarial Networks for Multi-Domain Image-to-Image Translation", CVPR 2018,
 Table 4. The target labels enter as constant maps beside the picture; two strided convolutions, residual blocks, and
@@ -9,6 +9,14 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+
+from ..errors import AntiPureError
+from .generator import Generator
+
+# The order of the labels in the published CelebA model. Hair colours exclude one another.
+ATTRIBUTES = ("Black_Hair", "Blond_Hair", "Brown_Hair", "Male", "Young")
+# What a picture without labels is taken to be: a young woman, CelebA's most frequent combination, no hair colour set.
+BASE = (0.0, 0.0, 0.0, 0.0, 1.0)
 
 
 def _convolution(channels: int, out: int, kernel: int, stride: int = 1, *, up: bool = False) -> list[nn.Module]:
@@ -39,6 +47,7 @@ class StarGANNetwork(nn.Module):
 
     def __init__(self, conv_dim: int = 64, n_labels: int = 5, blocks: int = 6):
         super().__init__()
+        self.n_labels = n_labels
         layers = _convolution(3 + n_labels, conv_dim, 7)
         layers += _convolution(conv_dim, 2 * conv_dim, 4, 2) + _convolution(2 * conv_dim, 4 * conv_dim, 4, 2)
         layers += [ResidualBlock(4 * conv_dim) for _ in range(blocks)]
@@ -50,3 +59,38 @@ class StarGANNetwork(nn.Module):
     def forward(self, pixels: Tensor, labels: Tensor) -> Tensor:
         maps = labels[..., None, None].expand(-1, -1, *pixels.shape[-2:])
         return self.main(torch.cat([pixels, maps.to(pixels)], 1))
+
+
+class StarGAN(Generator):
+    """StarGAN with its labels behind named edits.
+
+    StarGAN takes the *whole* target description, so an edit also asserts everything it does not name. `labels` maps
+    each edit to that description, a tuple of n_labels numbers. For the published model, whose pictures come without
+    labels here, the edits are "Black_Hair", "Blond_Hair", "Brown_Hair", "Male" and "Old": the named attribute is set
+    (or flipped) on `BASE`. Give other `labels` for a picture you know: for a man's hair, (1, 0, 0, 1, 1).
+    """
+
+    name = "StarGAN"
+
+    def __init__(self, network: StarGANNetwork, labels: dict[str, tuple[float, ...]], *, size: int = 256):
+        self.labels = dict(labels)
+        wrong = next((edit for edit, values in labels.items() if len(values) != network.n_labels), None)
+        if wrong is not None:
+            raise AntiPureError(f"The edit '{wrong}' needs {network.n_labels} labels, not {len(labels[wrong])}.")
+        super().__init__(network, edits=tuple(labels), size=size, multiple=4)
+
+    def _call(self, pixels: Tensor, edit: str) -> Tensor:
+        labels = torch.tensor(self.labels[edit], device=pixels.device, dtype=pixels.dtype)
+        return self.network(pixels, labels.expand(len(pixels), -1))
+
+
+def default_labels(n_labels: int) -> dict[str, tuple[float, ...]]:
+    """Edits of a model that came without a list: CelebA's five, or "label 0", "label 1", ... set one at a time."""
+    if n_labels != len(ATTRIBUTES):
+        return {f"label {i}": tuple(float(i == j) for j in range(n_labels)) for i in range(n_labels)}
+    edits = {}
+    for i, attribute in enumerate(ATTRIBUTES):
+        values = list(BASE)
+        values[i] = 1 - values[i]
+        edits["Old" if attribute == "Young" else attribute] = tuple(values)
+    return edits

@@ -20,12 +20,11 @@ import time
 from pathlib import Path
 
 import torch
+from antipure.methods.generators.faces import HAIR, draw_faces, random_attributes
+from antipure.methods.generators.stargan import StarGANNetwork
 from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
-
-from antipure.methods.generators.faces import HAIR, draw_faces, random_attributes
-from antipure.methods.generators.stargan import StarGANNetwork
 
 NETWORK = {"conv_dim": 16, "n_labels": 5, "blocks": 6}
 # One label each; a face whose labels are all 0 is to stay as it is.
@@ -94,15 +93,15 @@ def save(path: Path, weights: dict[str, Tensor], training: dict) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("bundled/toy_stargan.safetensors"))
-    parser.add_argument("--faces", type=int, default=4000)
-    parser.add_argument("--steps", type=int, default=5000)
-    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--faces", type=int, default=2000)
+    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--cycle", type=float, default=2.0, help="weight of the reconstruction loss")
-    parser.add_argument("--cycle-from", type=int, default=800, help="step from which it is added")
+    parser.add_argument("--cycle", type=float, default=2.0, help="weight of the reconstruction loss (half the batch)")
+    parser.add_argument("--cycle-from", type=int, default=600, help="step from which it is added")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--save-every", type=int, default=500)
+    parser.add_argument("--save-every", type=int, default=200)
     parser.add_argument("--resume", action="store_true", help="go on from OUT's .state file")
     args = parser.parse_args()
 
@@ -129,20 +128,19 @@ def main() -> None:
     running = None
     for step in bar:
         cycle = step >= args.cycle_from
-        # Half as many faces go twice through the network.
-        batch = faces.batch(args.batch // 2 if cycle else args.batch, generator)
-        pixels, labels, truth, back = (x.to(device) for x in batch)
+        pixels, labels, truth, back = (x.to(device) for x in faces.batch(args.batch, generator))
         output = network(pixels.contiguous(memory_format=torch.channels_last), labels)
         # Where the edit changes the face counts most: it is a small part of the picture.
         weight = 1 + 4 * ((truth - pixels).abs().amax(1, keepdim=True) > 0.05)
         loss = (weight * (output - truth).abs()).mean()
         if cycle:
-            loss = loss + args.cycle * (network(output, back) - pixels).abs().mean()
+            half = args.batch // 2
+            loss = loss + args.cycle * (network(output[:half], back[:half]) - pixels[:half]).abs().mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
         schedule.step()
-        decay = min(0.998, (1 + step) / (10 + step))
+        decay = min(0.995, (1 + step) / (10 + step))
         with torch.no_grad():
             for k, v in network.state_dict().items():
                 average[k].lerp_(v, 1 - decay)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import math
 
-import numpy as np
 import pytest
 import torch
 from antipure.methods.attack import pgd
@@ -16,7 +14,6 @@ from antipure.methods.generators import ModuleGenerator
 from antipure.methods.generators.loading import generator_from_state
 from antipure.methods.generators.stargan import StarGANNetwork
 from antipure.methods.pictures import random_stream, round_8bit
-from PIL import Image
 from torch import nn
 
 
@@ -119,12 +116,3 @@ def test_any_module_can_be_disrupted(picture):
     module = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Tanh(), nn.Conv2d(4, 3, 3, padding=1), nn.Tanh())
     result = disrupt(ModuleGenerator(module), picture, steps=2)
     assert (result - picture).abs().max() > 3 / 255
-
-
-def jpeg(picture: torch.Tensor, quality: int) -> torch.Tensor:
-    results = []
-    for one in picture:
-        memory = io.BytesIO()
-        Image.fromarray((one.permute(1, 2, 0) * 255).round().byte().numpy()).save(memory, "JPEG", quality=quality)
-        results.append(torch.from_numpy(np.array(Image.open(memory))).permute(2, 0, 1) / 255)
-    return torch.stack(results)

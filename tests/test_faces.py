@@ -61,7 +61,7 @@ def test_faces_vary():
 
 
 def test_edges_are_soft():
-    """Anti-aliased: the glasses cover some pixels in part. Halving a picture drawn twice as large is nearly the same."""
+    """Anti-aliased: halving a picture drawn twice as large gives nearly the same."""
     small, large = draw_faces([3], [1], [True]), draw_faces([3], [1], [True], side=128)
     halved = torch.nn.functional.avg_pool2d(large, 2)
     assert (small - halved).abs().mean() < 0.02

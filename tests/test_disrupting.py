@@ -7,11 +7,13 @@ import math
 import pytest
 import torch
 from antipure.methods.attack import pgd
+from antipure.methods.controls import apply_control
 from antipure.methods.defence_metrics import edit_mask, masked_l2, success_rate
 from antipure.methods.disrupting import LEVELS, disrupt
 from antipure.methods.errors import AntiPureError
-from antipure.methods.generators import ModuleGenerator
-from antipure.methods.generators.loading import generator_from_state
+from antipure.methods.generators import ModuleGenerator, load_generator
+from antipure.methods.generators.faces import draw_faces, random_attributes
+from antipure.methods.generators.loading import BUNDLED, generator_from_state
 from antipure.methods.generators.stargan import StarGANNetwork
 from antipure.methods.pictures import random_stream, round_8bit
 from torch import nn
@@ -116,3 +118,50 @@ def test_any_module_can_be_disrupted(picture):
     module = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Tanh(), nn.Conv2d(4, 3, 3, padding=1), nn.Tanh())
     result = disrupt(ModuleGenerator(module), picture, steps=2)
     assert (result - picture).abs().max() > 3 / 255
+
+
+# The bundled toy, on faces it was not trained on.
+
+
+@pytest.fixture(scope="module")
+def toy():
+    return load_generator()
+
+
+@pytest.fixture(scope="module")
+def held_out():
+    seeds = range(1_000_000, 1_000_012)
+    hair, glasses = random_attributes(seeds)
+    return seeds, hair, glasses, round_8bit(draw_faces(seeds))
+
+
+def test_the_toy_is_small_and_knows_its_edits(toy):
+    assert toy.edits == ("black hair", "blond hair", "brown hair", "glasses", "no glasses")
+    assert (toy.name, toy.size, toy.device.type) == ("StarGAN", 64, "cpu")
+    assert BUNDLED.stat().st_size < 2 * 2**20
+
+
+def test_the_toy_edits_faces_it_never_saw(toy, held_out):
+    """The output is much nearer to the true edited face than the picture is, where the two differ."""
+    seeds, hair, glasses, picture = held_out
+    for edit, truth in (
+        ("blond hair", draw_faces(seeds, torch.full_like(hair, 1), glasses)),
+        ("no glasses", draw_faces(seeds, hair, torch.zeros_like(glasses))),
+    ):
+        changes = ((truth - picture).abs().sum(1, keepdim=True) > 0.05).float()
+        before = (changes * (picture - truth).abs()).sum()
+        after = (changes * ((toy.edit(picture * 2 - 1, edit) + 1) / 2 - truth).abs()).sum()
+        assert after < 0.5 * before
+
+
+def test_the_toy_is_disrupted_by_the_attack_and_not_by_noise(toy, held_out):
+    _, hair, _, picture = held_out
+    picture = picture[hair != 1][:4]
+    pixels = picture * 2 - 1
+    plain = toy.edit(pixels, "blond hair")
+
+    def rate(other):
+        return success_rate(masked_l2(toy.edit(other * 2 - 1, "blond hair"), plain, pixels))
+
+    assert rate(disrupt(toy, picture, ["blond hair"])) >= 0.75
+    assert rate(apply_control("random", picture, levels=LEVELS)) <= 0.25

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from antipure.methods.errors import AntiPureError
+from antipure.methods.generators import load_generator
 from antipure.methods.generators.faces import BATCH, HAIR, draw_faces, random_attributes
 
 
@@ -102,3 +103,35 @@ def test_training_never_sees_held_out_faces_and_truth_is_the_edited_face(tool, m
     assert (back[glasses][:, 3:].sum(1) == 1).all()
     assert own.any()
     assert not own.all()
+
+
+def test_an_interrupted_training_goes_on_where_it_stopped(tool, monkeypatch, tmp_path):
+    training = tool("train_generator")
+    monkeypatch.setattr(training, "NETWORK", {"conv_dim": 4, "n_labels": 5, "blocks": 1})
+
+    def train(name, *arguments):
+        fixed = ["--faces", "3", "--steps", "4", "--batch", "2", "--cycle-from", "1", "--save-every", "2"]
+        monkeypatch.setattr("sys.argv", ["train_generator", "--out", str(tmp_path / name), *fixed, *arguments])
+        training.main()
+        return load_generator(tmp_path / name)
+
+    whole = train("whole.safetensors")
+    assert whole.edits == training.EDITS
+    assert whole.size == 64
+    with monkeypatch.context() as patch:
+
+        def stop(state, path):
+            real(state, path)
+            raise KeyboardInterrupt
+
+        real = torch.save
+        patch.setattr(training.torch, "save", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train("parts.safetensors")
+    half = load_generator(tmp_path / "parts.safetensors").network.state_dict()
+    parts = train("parts.safetensors", "--resume")
+    key = "main.0.weight"
+    assert not torch.equal(half[key], whole.network.state_dict()[key])
+    for key, value in whole.network.state_dict().items():
+        assert torch.equal(value, parts.network.state_dict()[key])
+    assert not list(tmp_path.glob("*.state"))

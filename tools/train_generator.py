@@ -154,6 +154,7 @@ def main() -> None:
             state = {"network": network.state_dict(), "average": average, "optimizer": optimizer.state_dict()}
             state |= {"schedule": schedule.state_dict(), "generator": generator.get_state(), **done}
             torch.save(state, state_file)
+    state_file.unlink()  # lies beside the file that is packaged
 
 
 if __name__ == "__main__":

@@ -85,9 +85,10 @@ class _Portrait:
     def chance(self, probability: float) -> Tensor:
         return self.uniform(0, 1) < probability
 
-    def colour(self, low: float = 0.1, high: float = 0.95) -> Tensor:
-        """A random colour, N×3×1×1."""
-        return torch.stack([self.uniform(low, high) for _ in range(3)], 1)
+    def colour(self, low: float = 0.1, high: float = 0.95, saturation: float = 0.6) -> Tensor:
+        """A random colour, N×3×1×1, drawn towards its own grey."""
+        colour = torch.stack([self.uniform(low, high) for _ in range(3)], 1)
+        return torch.lerp(colour.mean(1, keepdim=True), colour, saturation)
 
     def anchor(self, palette: Tensor) -> Tensor:
         """A mix of two neighbours of a palette, N×3×1×1."""
@@ -121,10 +122,10 @@ class _Portrait:
     def _background(self) -> None:
         angle, power = self.uniform(0, 2 * math.pi), self.uniform(0.6, 1.4)
         ramp = (0.5 + 0.4 * (self.x * angle.cos() + self.y * angle.sin())).clamp(0, 1) ** power
-        first, second = self.colour(0.15, 0.9), self.colour(0.15, 0.9)
+        first, second = self.colour(0.25, 0.9, 0.35), self.colour(0.25, 0.9, 0.35)
         self.canvas = first + (second - first) * ramp[:, None]
         disc = _ellipse(self.x - self.uniform(-1, 1), self.y - self.uniform(-1, 0.4), self.uniform(0.2, 0.6), 0.5)
-        self.paint((-disc / 0.5).clamp(0, 1) * self.uniform(0, 0.7), self.colour(0.2, 1))
+        self.paint((-disc / 0.5).clamp(0, 1) * self.uniform(0, 0.7), self.colour(0.3, 1, 0.35))
 
     def _pose(self) -> None:
         """Canvas to face coordinates: moved, tilted and scaled; `turn` shifts the features as a turned head does."""

@@ -9,7 +9,8 @@ From `--cycle-from` on StarGAN's reconstruction loss is added: the edit that und
 is part of what makes such generators easy to disturb.
 The faces a network is trained on have seeds below `HELD_OUT`; those it is judged on start there. Neither set is stored.
 bf16 autocast but for the last tenth of the steps. Weights are an exponential moving average, stored as fp16.
-`--resume` goes on from the state beside the output file, which is gone when training is complete. Same seed, machine and thread count: same file.
+`--resume` goes on from the state beside the output file, which is gone when training is complete.
+Same seed, machine and thread count: same file.
 """
 
 from __future__ import annotations

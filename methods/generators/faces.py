@@ -20,7 +20,7 @@ from ..pictures import random_stream
 HAIR = ("black", "blond", "brown")
 SIDE = 64
 SUPERSAMPLING = 2
-BATCH = 64  # faces drawn at once: bounds memory, changes nothing in the pictures
+BATCH = 16  # faces drawn at once: bounds memory, changes nothing in the pictures
 DRAWS = 96  # random numbers per face; more than are used, so that a new feature leaves the old ones as they are
 
 # Anchors in 0..1 RGB; a face mixes two neighbours.

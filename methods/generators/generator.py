@@ -1,0 +1,161 @@
+"""The one interface between a face-editing network and the defences, patches and metrics of this pack.
+
+Conventions: pixels are B×3×H×W in [-1, 1]. A generator has *named* edits; what a name means to its network (labels,
+a style) is the business of its class.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import AntiPureError
+from ..pictures import check_picture, pad_reflect, round_up, to_picture, to_pixels
+
+
+class Generator(ABC):
+    """A frozen image-to-image network with named edits.
+
+    name: of the architecture. network: everything a patch may touch lies in it. edits: names `edit` accepts.
+    size: side it was trained at. multiple: sides are padded to multiples of this many pixels.
+    fingerprint: of the architecture, taken before anything is patched (see `architecture`).
+    """
+
+    name: str
+
+    def __init__(self, network: nn.Module, *, edits: tuple[str, ...], size: int, multiple: int):
+        # Not eval(): exported programs refuse it, though their modules can be set.
+        self.network = nn.Module.train(network, False).requires_grad_(False)
+        self.edits = tuple(edits)
+        self.size = size
+        self.multiple = multiple
+        self.fingerprint = architecture(network)
+
+    @property
+    def device(self) -> torch.device:
+        return next((p.device for p in self.network.parameters()), torch.device("cpu"))
+
+    @property
+    def parameters(self) -> int:
+        """How many parameters the network has."""
+        return sum(p.numel() for p in self.network.parameters())
+
+    def to(self, device: torch.device | str) -> Generator:
+        """Move the weights to a device, in place."""
+        self.network.to(device)
+        return self
+
+    @abstractmethod
+    def _call(self, pixels: Tensor, edit: str) -> Tensor:
+        """`self.network` on pixels whose sides are multiples of `multiple`; edit is one of `edits`."""
+
+    def edit(self, pixels: Tensor, edit: str) -> Tensor:
+        """G(pixels, edit), B×3×H×W in [-1, 1]; differentiable in the pixels and in the weights.
+
+        pixels: B×3×H×W in [-1, 1] on `device`, ideally `size` on a side: nothing is resized, because resizing would
+        wash out what a defence added. Sides that are no multiple of `multiple` are reflected to one, and cut again.
+        Raises `AntiPureError` for an unknown edit, and for pixels that are too small or not RGB.
+        """
+        self.check(pixels, edit)
+        height, width = pixels.shape[-2:]
+        padded = pad_reflect(pixels, round_up(height, self.multiple), round_up(width, self.multiple))
+        return self._call(padded, edit)[..., :height, :width]
+
+    def edit_picture(self, picture: Tensor, edit: str) -> Tensor:
+        """The edit for a picture of any size, B×3×H×W in 0..1 on any device, as a deepfake tool would apply it.
+
+        The short side is scaled to `size`, at which the network knows faces, and the result back.
+        Raises `AntiPureError` as `edit` does.
+        """
+        check_picture(picture)
+        height, width = picture.shape[-2:]
+        pixels = to_pixels(picture.float()).to(self.device)
+        scale = self.size / min(height, width)
+        if scale == 1:
+            return to_picture(self.edit(pixels, edit)).to(picture)
+        self.check(pixels, edit)
+        small = _resize(pixels, round(height * scale), round(width * scale)).clamp(-1, 1)
+        return to_picture(_resize(self.edit(small, edit), height, width)).to(picture)
+
+    def check(self, pixels: Tensor, edit: str) -> None:
+        """Raise `AntiPureError` unless `edit` can be asked for and `pixels` be given."""
+        if edit not in self.edits:
+            raise AntiPureError(f"{self.name} has no edit '{edit}'; choose one of {', '.join(self.edits)}.")
+        if pixels.ndim != 4 or pixels.shape[1] != 3 or not pixels.is_floating_point():
+            raise AntiPureError(
+                f"{self.name} was given a tensor of shape {tuple(pixels.shape)} and type {pixels.dtype}; "
+                "give a batch of RGB pictures, B×3×H×W, floats."
+            )
+        least = max(16, self.multiple)
+        if len(pixels) == 0 or min(pixels.shape[-2:]) < least:
+            height, width = pixels.shape[-2:]
+            raise AntiPureError(
+                f"{self.name} cannot edit {len(pixels)} pictures of {width}×{height}; give at least one of at least "
+                f"{least}×{least}, best {self.size}×{self.size}."
+            )
+
+
+def architecture(network: nn.Module) -> str:
+    """SHA-256 over the sorted names and shapes of the parameters, as hex: the same for any weights."""
+    lines = sorted(f"{name} {tuple(p.shape)}" for name, p in network.named_parameters())
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _resize(pixels: Tensor, height: int, width: int) -> Tensor:
+    return F.interpolate(pixels, (height, width), mode="bicubic", antialias=True, align_corners=False)
+
+
+class ModuleGenerator(Generator):
+    """Any module that maps pixels to pixels of the same shape; its single edit is called "edit".
+
+    network: called as network(pixels), B×3×H×W in [-1, 1] to the same. Put it on a device before.
+    """
+
+    def __init__(self, network: nn.Module, *, name: str = "module", size: int = 256, multiple: int = 1):
+        self.name = name
+        super().__init__(network, edits=("edit",), size=size, multiple=multiple)
+
+    def _call(self, pixels: Tensor, edit: str) -> Tensor:
+        try:
+            output = self.network(pixels)
+        except AssertionError as error:  # an exported program's guards
+            raise AntiPureError(
+                f"{self.name} refuses pixels of shape {tuple(pixels.shape)}: {str(error).splitlines()[0]}"
+            ) from error
+        if not isinstance(output, Tensor) or output.shape != pixels.shape:
+            shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+            raise AntiPureError(
+                f"{self.name} turned pixels of shape {tuple(pixels.shape)} into {shape}; it must keep the shape."
+            )
+        return output
+
+
+def load_exported(path: str | Path, *, trust: bool = False, size: int = 256) -> ModuleGenerator:
+    """A `torch.export` program from a .pt2 file, as a generator with the one edit "edit".
+
+    Reading such a file can run code that lies in it: torch unpickles custom objects, evaluates shape expressions, and
+    compiles the graph as Python. So it is refused unless `trust` is True, which says that you know who made the file.
+    The program has no layers, only parameters: it can be attacked and measured, layer-wise patches find nothing in it.
+    Raises `AntiPureError` for a file that is missing, not trusted, or no such program.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise AntiPureError(f"There is no generator at {path}; give a .pt2 file.")
+    if not trust:
+        raise AntiPureError(
+            f"{path} is an exported program, which can run code when it is read, so it was not loaded; "
+            "load it with trust on if you know who made it, or give a checkpoint of weights."
+        )
+    try:
+        program = torch.export.load(path)
+        network = program.module()
+    except Exception as error:  # torch raises nearly anything here
+        raise AntiPureError(
+            f"{path} is no torch.export program this version of torch reads; export it again."
+        ) from error
+    return ModuleGenerator(network, name=path.stem, size=size)

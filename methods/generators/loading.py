@@ -1,0 +1,183 @@
+"""Loading generators: StarGAN, AttGAN and HiSD checkpoints as their authors publish them, and the bundled toy.
+
+The architecture and its dimensions are read from names and shapes. Files are safetensors, or torch checkpoints read
+with `weights_only`; exported programs (.pt2) can carry code and are loaded only on request (`load_exported`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..checkpoints import read_pickle, read_safetensors, reason
+from ..errors import AntiPureError
+from .attgan import AttGAN, AttGANNetwork
+from .generator import Generator, load_exported
+from .hisd import HiSD, HiSDNetwork
+from .stargan import StarGAN, StarGANNetwork, default_labels
+
+BUNDLED = Path(__file__).resolve().parents[2] / "bundled" / "toy_stargan.safetensors"
+OWN_FORMAT = "antipure-stargan"
+WANTED = "a StarGAN, AttGAN or HiSD generator checkpoint"
+# Where trainers put the generator's state: HiSD (its averaged weights first), AttGAN, others.
+NESTS = ("gen_test", "gen", "G", "generator", "state_dict")
+# Bookkeeping of normalisation layers; batch normalisation needs its means and variances, StarGAN's must not use them.
+COUNTERS = ("num_batches_tracked",)
+STATISTICS = ("running_mean", "running_var", *COUNTERS)
+
+
+def load_generator(
+    path: str | Path | None = None, *, device: torch.device | str = "cpu", size: int | None = None, trust: bool = False
+) -> Generator:
+    """Load a face-editing generator from a file (None: the bundled toy), float32, frozen.
+
+    size: side it was trained at; weights do not tell, so published models are taken to be of 256 (StarGAN's CelebA
+        model comes in 128 too). trust: needed for .pt2 programs, see `load_exported`.
+    Raises `AntiPureError` naming the path when it is no such generator, is incomplete, or holds code.
+    """
+    path = Path(path) if path is not None else BUNDLED
+    if not path.is_file():
+        raise AntiPureError(f"There is no generator at {path}; give {WANTED}.")
+    with torch.inference_mode(False), torch.no_grad():
+        if path.suffix == ".pt2":
+            return load_exported(path, trust=trust, size=size or 256).to(device)
+        try:
+            generator = _load(path, size)
+        except AntiPureError as error:
+            if str(path) in str(error):
+                raise
+            raise AntiPureError(f"{path} cannot be used. {error}") from error
+        except Exception as error:  # whatever malformed names, shapes or settings make Python or torch raise
+            raise AntiPureError(f"{path} cannot be read as a generator: {reason(error)}") from error
+        return generator.to(device)
+
+
+def _load(path: Path, size: int | None) -> Generator:
+    metadata: dict[str, str] = {}
+    if path.suffix == ".safetensors":
+        state, metadata = read_safetensors(path)
+    else:
+        state = read_pickle(path, WANTED)
+    if metadata.get("format") != OWN_FORMAT:
+        return generator_from_state(state, size=size)
+    config = json.loads(metadata["config"])
+    labels = {edit: tuple(values) for edit, values in config["labels"].items()}
+    return StarGAN(_stargan(generator_state(state)), labels, size=size or config["size"])
+
+
+def generator_state(checkpoint: object) -> dict[str, Tensor]:
+    """The generator's tensors in a checkpoint, without the names wrappers put before them."""
+    state = checkpoint
+    while isinstance(state, Mapping) and (nest := next((n for n in NESTS if isinstance(state.get(n), Mapping)), None)):
+        state = state[nest]
+    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise AntiPureError(f"It holds no generator's weights; give {WANTED}.")
+    return {key.removeprefix("module."): value for key, value in state.items()}
+
+
+def generator_from_state(checkpoint: object, *, size: int | None = None) -> Generator:
+    """The generator a checkpoint's names describe, with the default edits of its architecture.
+
+    checkpoint: a state dict, or a dictionary that holds one under a name in `NESTS`.
+    Raises `AntiPureError` for other networks, and naming the first key that is missing, misshapen, or has no place.
+    """
+    state = generator_state(checkpoint)
+    size = size or 256
+    if "main.0.weight" in state and "main.3.weight" in state and state["main.0.weight"].ndim == 4:
+        network = _stargan(state)
+        return StarGAN(network, default_labels(network.n_labels), size=size)
+    if "enc_layers.0.layers.0.weight" in state and "dec_layers.0.layers.0.weight" in state:
+        return AttGAN(_attgan(state), size=size)
+    if "encoder.0.weight" in state and "mappers.0.pre_model.0.weight" in state:
+        return HiSD(_hisd(state), size=size)
+    raise AntiPureError(f"Its weights are those of another network; give {WANTED}.")
+
+
+def _stargan(state: dict[str, Tensor]) -> StarGANNetwork:
+    first = _shape(state, "main.0.weight")
+    blocks = _count(state, "main.", ".main.0.weight")
+    with torch.device("meta"):
+        network = StarGANNetwork(first[0], first[1] - 3, blocks)
+    return _fill(network, state, ignored=STATISTICS)
+
+
+def _attgan(state: dict[str, Tensor]) -> AttGANNetwork:
+    encoder = [_shape(state, f"enc_layers.{i}.layers.0.weight")[0] for i in range(_count(state, "enc_layers."))]
+    shapes = [_shape(state, f"dec_layers.{i}.layers.0.weight") for i in range(_count(state, "dec_layers."))]
+    attributes = shapes[0][0] - encoder[-1]
+    shortcuts = injections = 0
+    for i, (previous, current) in enumerate(zip(shapes, shapes[1:], strict=False)):
+        extra, code = current[0] - previous[1], encoder[-2 - i] if i + 2 <= len(encoder) else 0
+        shortcuts += extra in (code, code + attributes) and code > 0
+        injections += extra in (attributes, code + attributes) and attributes > 0
+    with torch.device("meta"):
+        network = AttGANNetwork(
+            tuple(encoder), tuple(shape[1] for shape in shapes[:-1]), attributes, shortcuts, injections
+        )
+    return _fill(network, state, ignored=COUNTERS)
+
+
+def _hisd(state: dict[str, Tensor]) -> HiSDNetwork:
+    def widths(prefix: str, layer: str, first: int) -> tuple[int, ...]:
+        """Outputs of the layer `first`, then of the residual blocks after it."""
+        count = _count(state, prefix, layer)
+        start = (_shape(state, f"{prefix}{first}.weight")[0],) if first >= 0 else ()
+        return start + tuple(_shape(state, f"{prefix}{first + 1 + i}{layer}")[0] for i in range(count))
+
+    mappers = range(_count(state, "mappers."))
+    post = "mappers.0.post_models.0."
+    post_count = _count(state, post, ".linear.weight")
+    style, inner = _shape(state, f"{post}{post_count}.weight")
+    with torch.device("meta"):
+        network = HiSDNetwork(
+            attributes=tuple(_count(state, f"mappers.{i}.post_models.") for i in mappers),
+            encoder=widths("encoder.", ".conv2.weight", 0),
+            translators=widths("translators.0.model.", ".conv2.weight", 0),
+            extractors=widths("extractors.model.", ".conv2.weight", 0),
+            pre=widths("mappers.0.pre_model.", ".linear.weight", 0),
+            post=(
+                _shape(state, f"{post}0.linear.weight")[1] if post_count else inner,
+                *widths(post, ".linear.weight", -1),
+            ),
+            style=style,
+            noise=_shape(state, "mappers.0.pre_model.0.weight")[1],
+        )
+    return _fill(network, state)
+
+
+def _count(state: dict[str, Tensor], prefix: str, suffix: str = "") -> int:
+    """How many different indices stand between the prefix and the suffix, or between it and a dot."""
+    tails = (key.removeprefix(prefix) for key in state if key.startswith(prefix) and key.endswith(suffix))
+    return len({tail.split(".")[0] for tail in tails if not suffix or tail == tail.split(".")[0] + suffix})
+
+
+def _shape(state: dict[str, Tensor], key: str) -> torch.Size:
+    if key not in state:
+        raise AntiPureError(f"It is incomplete: it has no '{key}'.")
+    return state[key].shape
+
+
+def _fill(network: nn.Module, state: dict[str, Tensor], ignored: tuple[str, ...] = ()) -> nn.Module:
+    """A network built without memory, given the state's weights as float32; `ignored`: last parts of names."""
+    state = {key: value.float() for key, value in state.items() if key.rpartition(".")[2] not in ignored}
+    targets = {k: v for k, v in network.state_dict().items() if k.rpartition(".")[2] not in COUNTERS}
+    for key, target in targets.items():
+        shape = _shape(state, key)
+        if shape != target.shape:
+            raise AntiPureError(
+                f"'{key}' has shape {tuple(shape)}, where its other keys ask for {tuple(target.shape)}."
+            )
+        if not torch.isfinite(state[key]).all():
+            raise AntiPureError(f"'{key}' holds NaN or infinite weights.")
+    extra = next((key for key in state if key not in targets), None)
+    if extra is not None:
+        raise AntiPureError(f"It has '{extra}', which has no place in the generator its other keys describe.")
+    network.load_state_dict(state, strict=False, assign=True)
+    for module in network.modules():  # the only tensors a state may lack
+        if getattr(module, "num_batches_tracked", None) is not None:
+            module.num_batches_tracked = torch.zeros((), dtype=torch.long)
+    return network

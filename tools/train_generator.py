@@ -1,0 +1,165 @@
+"""Train the bundled toy generator (bundled/toy_stargan.safetensors) from scratch on a CPU or a GPU.
+
+    python -m tools.train_generator --out bundled/toy_stargan.safetensors
+
+StarGAN's generator in small over procedural portraits (antipure.methods.generators.faces), which know what the same
+face looks like with other attributes: so the loss is the distance to the true edited face, without a discriminator.
+From `--cycle-from` on StarGAN's reconstruction loss is added: the edit that undoes the first must give back the picture
+(Choi et al., eq. 4). It makes a network hide faint traces of what it takes away, and read them (Chu et al. 2017), which
+is part of what makes such generators easy to disturb.
+The faces a network is trained on have seeds below `HELD_OUT`; those it is judged on start there. Neither set is stored.
+bf16 autocast but for the last tenth of the steps. Weights are an exponential moving average, stored as fp16.
+`--resume` goes on from the state beside the output file, which is gone when training is complete.
+Same seed, machine and thread count: same file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import torch
+from antipure.methods.generators.faces import HAIR, draw_faces, random_attributes
+from antipure.methods.generators.stargan import StarGANNetwork
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm import tqdm
+
+NETWORK = {"conv_dim": 16, "n_labels": 5, "blocks": 6}
+# One label each; a face whose labels are all 0 is to stay as it is.
+EDITS = ("black hair", "blond hair", "brown hair", "glasses", "no glasses")
+HELD_OUT = 1_000_000
+
+
+def edited_attributes(hair: Tensor, glasses: Tensor, edit: Tensor) -> tuple[Tensor, Tensor]:
+    """The attributes after each face's edit; edit: N indices into `EDITS`, or len(EDITS) for none."""
+    coloured = edit < len(HAIR)
+    return torch.where(coloured, edit, hair), torch.where(edit == 3, True, torch.where(edit == 4, False, glasses))
+
+
+def labels_of(edit: Tensor) -> Tensor:
+    """N×len(EDITS) target labels; all 0 for the edit len(EDITS)."""
+    return torch.nn.functional.one_hot(edit, len(EDITS) + 1)[:, :-1].float()
+
+
+def undoing(hair: Tensor, glasses: Tensor, edit: Tensor) -> Tensor:
+    """The edit that leads back to a face with these attributes."""
+    back = torch.where(glasses, 3, 4)
+    return torch.where(edit < len(HAIR), hair, torch.where(edit == len(EDITS), edit, back))
+
+
+class Faces:
+    """Batches from `count` training faces, all of them drawn under all six attributes beforehand (uint8)."""
+
+    def __init__(self, count: int):
+        seeds = range(count)
+        if count > HELD_OUT:
+            raise SystemExit(f"At most {HELD_OUT} training faces: the seeds from there on are held out.")
+        self.own = random_attributes(seeds)
+        shape = (len(HAIR), 2, count, 3, 64, 64)
+        self.pictures = torch.empty(shape, dtype=torch.uint8)
+        for h in range(len(HAIR)):
+            for g in range(2):
+                drawn = draw_faces(seeds, torch.full((count,), h), torch.full((count,), bool(g)))
+                self.pictures[h, g] = (drawn * 255).round().byte()
+
+    def batch(self, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Pixels in [-1, 1], labels of a random edit, the truth of that edit, labels of the edit back."""
+        i = torch.randint(self.pictures.shape[2], (size,), generator=generator)
+        edit = torch.randint(len(EDITS) + 1, (size,), generator=generator)
+        hair, glasses = self.own[0][i], self.own[1][i]
+        new_hair, new_glasses = edited_attributes(hair, glasses, edit)
+        flip = torch.rand(size, 1, 1, 1, generator=generator) < 0.5
+
+        def pixels(h: Tensor, g: Tensor) -> Tensor:
+            x = self.pictures[h, g.long(), i].float() / 127.5 - 1
+            return torch.where(flip, x.flip(-1), x)
+
+        back = labels_of(undoing(hair, glasses, edit))
+        return pixels(hair, glasses), labels_of(edit), pixels(new_hair, new_glasses), back
+
+
+def save(path: Path, weights: dict[str, Tensor], training: dict) -> None:
+    """Write the file the pack loads: fp16 weights, architecture and edits in the safetensors metadata."""
+    labels = dict(zip(EDITS, labels_of(torch.arange(len(EDITS))).tolist(), strict=True))
+    config = {"labels": labels, "size": 64, "training": training}
+    halves = {k: v.detach().half().contiguous().cpu() for k, v in weights.items()}
+    temporary = path.with_suffix(".partial")
+    save_file(halves, temporary, metadata={"format": "antipure-stargan", "config": json.dumps(config)})
+    temporary.replace(path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("bundled/toy_stargan.safetensors"))
+    parser.add_argument("--faces", type=int, default=2000)
+    parser.add_argument("--steps", type=int, default=7000)
+    parser.add_argument("--batch", type=int, default=6)
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--cycle", type=float, default=1.0, help="weight of the reconstruction loss (half the batch)")
+    parser.add_argument("--cycle-from", type=int, default=4000, help="step from which it is added")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--save-every", type=int, default=250)
+    parser.add_argument("--resume", action="store_true", help="go on from OUT's .state file")
+    args = parser.parse_args()
+
+    torch.manual_seed(args.seed)
+    generator = torch.Generator().manual_seed(args.seed)
+    device = torch.device(args.device)
+    faces = Faces(args.faces)
+    network = StarGANNetwork(**NETWORK).to(device)
+    average = {k: v.detach().clone() for k, v in network.state_dict().items()}
+    optimizer = torch.optim.Adam(network.parameters(), lr=args.lr, betas=(0.5, 0.99))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, total_steps=args.steps, pct_start=0.1)
+    state_file, start, minutes = args.out.with_suffix(".state"), 0, 0.0
+    if args.resume:
+        state = torch.load(state_file, map_location="cpu", weights_only=True)
+        network.load_state_dict(state["network"])
+        optimizer.load_state_dict(state["optimizer"])
+        schedule.load_state_dict(state["schedule"])
+        generator.set_state(state["generator"])
+        average = {k: v.to(device) for k, v in state["average"].items()}
+        start, minutes = state["step"], state["minutes"]
+
+    started = time.time()
+    bar = tqdm(range(start, args.steps), mininterval=20, desc="training")
+    running = None
+    for step in bar:
+        cycle = step >= args.cycle_from
+        pixels, labels, truth, back = (x.to(device) for x in faces.batch(args.batch, generator))
+        with torch.autocast(device.type, torch.bfloat16, enabled=step < 0.9 * args.steps):
+            output = network(pixels, labels).float()
+        # Where the edit changes the face counts most: it is a small part of the picture.
+        weight = 1 + 4 * ((truth - pixels).abs().amax(1, keepdim=True) > 0.05)
+        loss = (weight * (output - truth).abs()).mean()
+        if cycle:
+            half = args.batch // 2
+            with torch.autocast(device.type, torch.bfloat16, enabled=step < 0.9 * args.steps):
+                again = network(output[:half], back[:half]).float()
+            loss = loss + args.cycle * (again - pixels[:half]).abs().mean()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        decay = min(0.997, (1 + step) / (10 + step))
+        with torch.no_grad():
+            for k, v in network.state_dict().items():
+                average[k].lerp_(v, 1 - decay)
+        running = loss.item() if running is None else 0.99 * running + 0.01 * loss.item()
+        if step % 20 == 0:
+            bar.set_postfix(loss=f"{running:.4f}")
+        if (step + 1) % args.save_every == 0 or step + 1 == args.steps:
+            spent = minutes + (time.time() - started) / 60
+            done = {"step": step + 1, "minutes": round(spent, 1)}
+            save(args.out, average, {**vars(args), "out": args.out.name, "resume": bool(args.resume), **done})
+            state = {"network": network.state_dict(), "average": average, "optimizer": optimizer.state_dict()}
+            state |= {"schedule": schedule.state_dict(), "generator": generator.get_state(), **done}
+            torch.save(state, state_file)
+    state_file.unlink()  # lies beside the file that is packaged
+
+
+if __name__ == "__main__":
+    main()

@@ -74,6 +74,15 @@ class Denoiser(ABC):
         """eps_theta(x_t, t): B×C×H×W, float32."""
         return self.predict(x_t, t)[0]
 
+    @property
+    def network(self) -> nn.Module:
+        """The noise-predicting network itself: what a patch changes."""
+        raise NotImplementedError
+
+    def predict_trainable(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """`predict_noise` through which gradients reach the network's weights, too."""
+        return self.predict_noise(x_t, t)
+
     def clamp(self, x0: Tensor) -> Tensor:
         """x0 within the range the model was trained on."""
         return x0.clamp(-1, 1) if self.clip_x0 else x0
@@ -148,6 +157,10 @@ class PixelDenoiser(Denoiser):
         self.multiple = patch * 2 ** (len(unet.config.block_out_channels) - 1)
         self.tile = tile
         self._bytes_per_pixel: float | None = None
+
+    @property
+    def network(self) -> nn.Module:
+        return self.unet
 
     def to(self, device: torch.device | str) -> PixelDenoiser:
         """Move weights and schedule to a device, in place."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from .attack import Callback, pgd
 from .errors import AntiPureError
 from .generators.generator import Generator
-from .pictures import check_picture
+from .pictures import check_picture, to_picture, to_pixels
 
 LEVELS = 0.05 * 127.5  # eps 0.05 on [-1, 1], in 8-bit levels
 STEP_LEVELS = 0.01 * 127.5
@@ -33,14 +33,16 @@ def disrupt(
     mask: Tensor | None = None,
     seeds: int | list[int] = 0,
     callback: Callback | None = None,
+    together: bool = False,
 ) -> Tensor:
     """Maximise sum_e MSE(G(x_adv, e), G(x, e)) over the L-infinity ball: constant steps from a random start.
 
-    picture: B×3×H×W in 0..1, on the generator's device. edits: those to disrupt, all with one perturbation (None: all
+    picture: B×3×H×W in 0..1, on the generator's device; other sizes than the generator's are attacked through the
+    resizing that an editing tool does (`edit_picture`). edits: those to disrupt, all with one perturbation (None: all
     the generator has); the literature attacks one at a time. levels, step_levels: in 8-bit levels.
-    mask, seeds, callback: as for `pgd`.
+    mask, seeds, callback, together: as for `pgd`.
     Returns the protected 8-bit-rounded picture, B×3×H×W in 0..1; rounding happens inside the ball, so of the default
-    6.375 levels 6 are used. Every picture is attacked by itself.
+    6.375 levels 6 are used. Every picture is attacked by itself; together, in one batch, only its random start differs.
     Raises `AntiPureError` for bad pictures, budgets or edits.
     """
     check_picture(picture)
@@ -50,12 +52,18 @@ def disrupt(
     for edit in edits:
         generator.check(picture, edit)
 
+    def apply(pixels: Tensor, edit: str) -> Tensor:
+        if min(pixels.shape[-2:]) == generator.size:
+            return generator.edit(pixels, edit)
+        return to_pixels(generator.edit_picture(to_picture(pixels), edit))
+
     def make_loss(clean: Tensor) -> Callable[[Tensor, torch.Generator], Iterator[Tensor]]:
         with torch.no_grad():
-            undisturbed = {edit: generator.edit(clean, edit) for edit in edits}
+            undisturbed = {edit: apply(clean, edit) for edit in edits}
 
         def loss(pixels: Tensor, _: torch.Generator) -> Iterator[Tensor]:
-            return (F.mse_loss(generator.edit(pixels, edit), target) for edit, target in undisturbed.items())
+            # Summed over the pictures, so that none weighs less in a larger batch.
+            return (F.mse_loss(apply(pixels, edit), target) * len(pixels) for edit, target in undisturbed.items())
 
         return loss
 
@@ -70,4 +78,5 @@ def disrupt(
         mask=mask,
         seeds=seeds,
         callback=callback,
+        together=together,
     )

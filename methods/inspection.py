@@ -143,6 +143,12 @@ def inspection_sheet(
     return _compose(rows, columns)
 
 
+def labelled_sheet(pictures: dict[str, Tensor], columns: int = 4) -> Tensor:
+    """Pictures (1×3×H×W in 0..1) by name, side by side: 1×3×H'×W' in 0..1."""
+    cells = [(name, "", _image(picture)) for name, picture in pictures.items()]
+    return _compose([cells[i : i + columns] for i in range(0, len(cells), columns)], min(columns, len(cells)))
+
+
 def _compose(rows: list[list[tuple[str, str, Image.Image]]], columns: int) -> Tensor:
     """Rows of captioned images on one sheet; everything but the plot takes one cell's width."""
     heights = [CAPTION + max(image.height for _, _, image in row) for row in rows]

@@ -15,7 +15,7 @@ from peft.tuners.lora.layer import LoraLayer
 from torch import Tensor, nn
 
 from .errors import AntiPureError
-from .low_rank import PATCHABLE, PatchConfig, channels_of, make_factors, make_gate, product
+from .low_rank import PATCHABLE, PatchConfig, channels_of, check_mergeable, make_factors, make_gate, product
 
 ADAPTER = "default"
 
@@ -76,11 +76,7 @@ class PatchLayer(nn.Module, LoraLayer):
 
     def effective_scale(self) -> float | Tensor:
         """strength * g * s, for the gates that do not look at the picture."""
-        if not self.patch.mergeable:
-            raise AntiPureError(
-                f"A patch with '{self.patch.gate}' gates depends on the picture and cannot be merged into the weights; "
-                "apply it instead, or train one with 'scalar' gates."
-            )
+        check_mergeable(self.patch)
         gate = self.gate
         return self.strength * self.scaling[ADAPTER] * (1.0 if gate is None else gate().detach())
 

@@ -11,6 +11,7 @@ of `patched` leave the very same modules, parameters and trainability behind tha
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 from collections.abc import Iterator, Mapping
@@ -325,6 +326,21 @@ def patched(target: object, patch: LoraPatch | None, strength: float = 1.0) -> I
         yield target
     finally:
         applied.remove()
+
+
+def patched_copy(generator: object, patch: LoraPatch, strength: float = 1.0) -> object:
+    """Another generator that carries the patch; the one given stays as it is, and both share their weights.
+
+    A patch whose gates allow it is merged (its layers then have weights of their own), others run beside the layers.
+    Raises `AntiPureError` as `apply_patch` does.
+    """
+    network = network_of(generator)
+    check_patch(generator, patch)
+    shared = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
+    other = copy.copy(generator)
+    other.network = copy.deepcopy(network, shared)
+    (merge_patch if patch.config.mergeable else apply_patch)(other, patch, strength)
+    return other
 
 
 def with_metadata(patch: LoraPatch, **metadata: object) -> LoraPatch:

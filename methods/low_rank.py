@@ -56,6 +56,15 @@ class PatchConfig:
         return self.gate in MERGEABLE_GATES
 
 
+def check_mergeable(config: PatchConfig) -> None:
+    """Raise `AntiPureError` for gates that look at the picture."""
+    if not config.mergeable:
+        raise AntiPureError(
+            f"A patch with '{config.gate}' gates depends on the picture and cannot be merged into the weights; "
+            "apply it instead, or train one with 'scalar' gates."
+        )
+
+
 class ScalarGate(nn.Module):
     """g = sigmoid(p), one learned p for the layer."""
 

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from .checkpoints import read_safetensors
 from .errors import AntiPureError
-from .lora_patching import LoraPatch, apply_patch
-from .low_rank import PatchConfig
+from .lora_patching import LoraPatch, check_patch, network_of, patchable_layers
+from .low_rank import PatchConfig, check_mergeable
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 PREFIX = "base_model.model."  # what peft's own files start every key with
@@ -150,24 +150,23 @@ def standard_lora(target: object, patch: LoraPatch, strength: float = 1.0, prefi
     up is block-diagonal, of rank r per group. target: what the patch was made for, for its layers' groups; untouched.
     Raises `AntiPureError` for gates that look at the picture, and for transposed convolutions, which the format lacks.
     """
-    applied = apply_patch(target, patch, strength)
-    try:
-        exported = {}
-        for name, layer in applied.layers.items():
-            a, b = layer.factors
-            if isinstance(a, torch.nn.ConvTranspose2d):
-                raise AntiPureError(
-                    f"{name} is a transposed convolution, which standard LoRA files cannot hold; merge the patch into "
-                    "the weights instead."
-                )
-            up = layer.effective_scale() * b.weight
-            groups = getattr(b, "groups", 1)
+    check_patch(target, patch)
+    check_mergeable(patch.config)
+    exported = {}
+    for name, layer in patchable_layers(network_of(target)).items():
+        if isinstance(layer, torch.nn.ConvTranspose2d):
+            raise AntiPureError(
+                f"{name} is a transposed convolution, which standard LoRA files cannot hold; merge the patch into "
+                "the weights instead."
+            )
+        with torch.inference_mode(False):
+            a, b = (patch.tensors[f"{name}.lora_{factor}.weight"].float() for factor in "AB")
+            logit = patch.tensors.get(f"{name}.lora_gate.logit")
+            up = strength * patch.config.scale * (1.0 if logit is None else torch.sigmoid(logit.float())) * b
+            groups = getattr(layer, "groups", 1)
             if groups > 1:
                 up = torch.block_diag(*up.flatten(1).chunk(groups))[..., None, None]
-            key = prefix + name
-            exported[f"{key}.lora_up.weight"] = up.detach().cpu().clone()
-            exported[f"{key}.lora_down.weight"] = a.weight.detach().cpu().clone()
-            exported[f"{key}.alpha"] = torch.tensor(float(a.weight.shape[0]))
-        return exported
-    finally:
-        applied.remove()
+            exported[f"{prefix}{name}.lora_up.weight"] = up.clone()
+            exported[f"{prefix}{name}.lora_down.weight"] = a.clone()
+            exported[f"{prefix}{name}.alpha"] = torch.tensor(float(a.shape[0]))
+    return exported

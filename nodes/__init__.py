@@ -2,6 +2,16 @@
 
 from . import host
 from .denoisers import LoadDenoiser
+from .encoders import LoadVisualEncoder
+from .generators import DisruptProtect, EditFace, LoadGenerator, ProceduralFaces
+from .lora_patch import (
+    DefenceReport,
+    LoadLoraPatch,
+    LoraPatchApply,
+    SaveLoraPatch,
+    TrainLoraPatch,
+    TrainModelPatch,
+)
 from .metrics import Inspect, Metrics
 from .models import CombineDenoisers, DenoiserFromModel
 from .protect import ObjectiveSettings, Protect
@@ -16,6 +26,17 @@ NODE_CLASS_MAPPINGS = {
     "AntiPureDiffusionPurify": DiffusionPurify,
     "AntiPureMetrics": Metrics,
     "AntiPureInspect": Inspect,
+    "AntiPureLoadGenerator": LoadGenerator,
+    "AntiPureProceduralFaces": ProceduralFaces,
+    "AntiPureEditFace": EditFace,
+    "AntiPureDisruptProtect": DisruptProtect,
+    "AntiPureTrainLoraPatch": TrainLoraPatch,
+    "AntiPureTrainModelPatch": TrainModelPatch,
+    "AntiPureLoraPatchApply": LoraPatchApply,
+    "AntiPureSaveLoraPatch": SaveLoraPatch,
+    "AntiPureLoadLoraPatch": LoadLoraPatch,
+    "AntiPureDefenceReport": DefenceReport,
+    "AntiPureLoadVisualEncoder": LoadVisualEncoder,
 }
 
 NODE_DISPLAY_NAME_MAPPINGS = {
@@ -27,6 +48,17 @@ NODE_DISPLAY_NAME_MAPPINGS = {
     "AntiPureDiffusionPurify": "Diffusion Purify",
     "AntiPureMetrics": "Image Metrics",
     "AntiPureInspect": "Inspection Sheet",
+    "AntiPureLoadGenerator": "Load Generator",
+    "AntiPureProceduralFaces": "Procedural Faces",
+    "AntiPureEditFace": "Edit Face",
+    "AntiPureDisruptProtect": "Disrupt Protect",
+    "AntiPureTrainLoraPatch": "Train LoRA Patch",
+    "AntiPureTrainModelPatch": "Train Model Patch",
+    "AntiPureLoraPatchApply": "LoRA Patch Apply",
+    "AntiPureSaveLoraPatch": "Save LoRA Patch",
+    "AntiPureLoadLoraPatch": "Load LoRA Patch",
+    "AntiPureDefenceReport": "Defence Report",
+    "AntiPureLoadVisualEncoder": "Load Visual Encoder",
 }
 
-host.register_model_folder()
+host.register_model_folders()

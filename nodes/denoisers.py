@@ -23,7 +23,7 @@ class LoadDenoiser:
         return {
             "required": {
                 "denoiser": (
-                    host.list_denoisers(),
+                    host.list_models("denoisers"),
                     {
                         "default": host.BUNDLED,
                         "tooltip": "'bundled' is the 64-px model shipped with the pack. Put others into "
@@ -43,11 +43,11 @@ class LoadDenoiser:
 
     @classmethod
     def IS_CHANGED(cls, denoiser: str, precision: str) -> str:
-        path = host.find_denoiser(denoiser)
+        path = host.find_model("denoisers", denoiser)
         if path is None or not path.exists():
             return denoiser
         stat = path.stat()
         return f"{path}:{stat.st_mtime_ns}:{stat.st_size}"
 
     def load(self, denoiser: str, precision: str) -> tuple:
-        return (host.manage(load_denoiser(host.find_denoiser(denoiser), precision=precision)),)
+        return (host.manage(load_denoiser(host.find_model("denoisers", denoiser), precision=precision)),)

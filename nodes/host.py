@@ -10,6 +10,7 @@ import math
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +19,25 @@ from ..methods.denoiser import DEFAULT_MEMORY_BYTES, Denoiser, PixelDenoiser
 from ..methods.ensemble import CombinedDenoiser, members_of
 from ..methods.errors import AntiPureError
 
-MODEL_FOLDER = "antipure"
 BUNDLED = "bundled"
-_CHECKPOINT_SUFFIXES = {".safetensors", ".pt", ".pth"}
+SAVED_PATCHES = "antipure_patches"
+
+
+class _Kind(NamedTuple):
+    """Models of one kind: their folder, the endings of files, what is in a folder that is one, a bundled one."""
+
+    folder: str
+    suffixes: tuple[str, ...]
+    folder_parts: tuple[str, ...] = ()
+    bundled: bool = False
+
+
+_KINDS = {
+    "denoisers": _Kind("antipure", (".safetensors", ".pt", ".pth"), ("unet", "config.json"), True),
+    "generators": _Kind("antipure_generators", (".safetensors", ".ckpt", ".pth", ".pt"), (), True),
+    "patches": _Kind("antipure_patches", (".safetensors",), ("adapter_config.json",)),
+    "encoders": _Kind("antipure_encoders", (".safetensors", ".pth"), ("config.json",)),
+}
 _PREVIEW_SECONDS = 0.5
 _TEXT_SECONDS = 1.0
 # On the CPU, where the host accounts for no memory: what activations may take of a borrowed model's size. Passing
@@ -61,55 +78,84 @@ def show_text(text: str, node_id: str | None) -> None:
 # Models ------------------------------------------------------------------------------------------------------
 
 
-def register_model_folder() -> None:
-    """Add models/antipure to ComfyUI's folders, keeping what extra_model_paths.yaml says."""
-    if inside_comfyui():
-        import folder_paths
+def register_model_folders() -> None:
+    """Add our folders in models/ to ComfyUI's, keeping what extra_model_paths.yaml says."""
+    if not inside_comfyui():
+        return
+    import folder_paths
 
-        folder_paths.add_model_folder_path(MODEL_FOLDER, str(Path(folder_paths.models_dir) / MODEL_FOLDER))
+    for kind in _KINDS.values():
+        folder_paths.add_model_folder_path(kind.folder, str(Path(folder_paths.models_dir) / kind.folder))
+    # As ComfyUI does with LoRAs: what was saved can be loaded.
+    saved = Path(folder_paths.get_output_directory()) / SAVED_PATCHES
+    folder_paths.add_model_folder_path(_KINDS["patches"].folder, str(saved))
 
 
-def _model_roots() -> list[Path]:
+def _model_roots(folder: str) -> list[Path]:
     if not inside_comfyui():
         return []
     import folder_paths
 
-    return [Path(root) for root in folder_paths.get_folder_paths(MODEL_FOLDER)]
+    return [Path(root) for root in folder_paths.get_folder_paths(folder)]
 
 
-def _models() -> dict[str, Path]:
+def _models(kind: _Kind) -> dict[str, Path]:
     found: dict[str, Path] = {}
-    for root in _model_roots():
+    for root in _model_roots(kind.folder):
         if not root.is_dir():
             continue
         for path in sorted(root.rglob("*")):
             name = path.relative_to(root).as_posix()
             inside_folder = any(parent.as_posix() in found for parent in Path(name).parents)
-            is_folder = path.is_dir() and ((path / "unet").is_dir() or (path / "config.json").is_file())
-            is_file = path.is_file() and path.suffix.lower() in _CHECKPOINT_SUFFIXES
+            is_folder = path.is_dir() and any((path / part).exists() for part in kind.folder_parts)
+            is_file = path.is_file() and path.suffix.lower() in kind.suffixes
             if (is_folder or is_file) and not inside_folder:
                 found.setdefault(name, path)
     return found
 
 
-def list_denoisers() -> list[str]:
-    """Names for the denoiser input: the bundled one first, then files and folders in models/antipure."""
-    return [BUNDLED, *_models()]
+def list_models(kind: str) -> list[str]:
+    """Names for an input, of "denoisers", "generators", "patches" or "encoders": the bundled one first, if any."""
+    return [*([BUNDLED] if _KINDS[kind].bundled else []), *_models(_KINDS[kind])]
 
 
-def find_denoiser(name: str) -> Path | None:
-    """The path behind a name of `list_denoisers`; None for the bundled one.
+def find_model(kind: str, name: str) -> Path | None:
+    """The path behind a name of `list_models`; None for the bundled one.
 
     Inside ComfyUI only listed names are accepted (workflows come from strangers); the command line takes any path.
     """
-    if name == BUNDLED:
+    if name == BUNDLED and _KINDS[kind].bundled:
         return None
-    known = _models()
+    known = _models(_KINDS[kind])
     if name in known:
         return known[name]
     if inside_comfyui():
-        raise AntiPureError(f"There is no denoiser '{name}' in models/{MODEL_FOLDER}; put it there and refresh.")
+        what, folder = kind.removesuffix("s").removesuffix("e" if kind == "patches" else ""), _KINDS[kind].folder
+        raise AntiPureError(f"There is no {what} '{name}' in models/{folder}; put it there and refresh.")
     return Path(name)
+
+
+def saved_path(name: str, suffix: str) -> Path:
+    """output/{SAVED_PATCHES}/{name}{suffix}. Raises `AntiPureError` for a name that leaves the folder."""
+    root = Path("output")
+    if inside_comfyui():
+        import folder_paths
+
+        root = Path(folder_paths.get_output_directory())
+    root = (root / SAVED_PATCHES).resolve()
+    path = (root / name).resolve()
+    if not path.is_relative_to(root) or not name.strip() or path == root:
+        raise AntiPureError(f"The name '{name}' leads out of the output folder; give a plain name.")
+    return path.with_name(path.name + suffix)
+
+
+def new_output_path(prefix: str, suffix: str) -> Path:
+    """A path that does not exist yet for something a node saves: `saved_path` with a number."""
+    base = saved_path(prefix, "")
+    number = 1
+    while (path := base.with_name(f"{base.name}_{number:05}{suffix}")).exists():
+        number += 1
+    return path
 
 
 class _Holder(nn.Module):
@@ -122,18 +168,43 @@ class _Holder(nn.Module):
 
 def manage(denoiser: PixelDenoiser) -> PixelDenoiser:
     """Let ComfyUI's memory management know the denoiser's weights; elsewhere move them to the device."""
+    return _manage(denoiser, denoiser.unet)
+
+
+def manage_network(owner):
+    """The same for anything with a `network` and a `to` (generators)."""
+    return _manage(owner, owner.network)
+
+
+def _manage(owner, network: nn.Module):
     if not inside_comfyui():
-        denoiser.to(device())
-        return denoiser
+        owner.to(device())
+        return owner
     import comfy.model_management
     import comfy.model_patcher
 
-    denoiser.host_patcher = comfy.model_patcher.ModelPatcher(
-        _Holder(denoiser.unet),
+    owner.host_patcher = comfy.model_patcher.ModelPatcher(
+        _Holder(network),
         load_device=comfy.model_management.get_torch_device(),
         offload_device=comfy.model_management.unet_offload_device(),
     )
-    return denoiser
+    return owner
+
+
+def ready_network(owner) -> None:
+    """Bring what `manage_network` took on onto its device, wholly."""
+    load_patchers([owner.host_patcher] if hasattr(owner, "host_patcher") else [])
+    if hasattr(owner, "host_patcher"):
+        owner.to(owner.host_patcher.load_device)
+
+
+def load_patchers(patchers: list) -> None:
+    """Let ComfyUI bring models onto their devices, wholly; nothing to do elsewhere."""
+    if patchers:
+        import comfy.model_management
+
+        with torch.inference_mode(False):
+            comfy.model_management.load_models_gpu(patchers, force_full_load=True)
 
 
 def ready(denoiser: Denoiser | CombinedDenoiser) -> Denoiser | CombinedDenoiser:

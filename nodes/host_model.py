@@ -154,6 +154,15 @@ class ModelDenoiser(Denoiser):
     def predict(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor | None]:
         return self._segment("predict", lambda x: self._predict_noise(x, t), x_t), None
 
+    @property
+    def network(self) -> nn.Module:
+        return self.patcher.model.diffusion_model
+
+    def predict_trainable(self, x_t: Tensor, t: Tensor) -> Tensor:
+        self._tidy()
+        self._in_blocks = True
+        return self._predict_noise(x_t, t)
+
     def _tidy(self) -> None:
         """Before a segment or block runs: leave when the user has cancelled, a whole step may take minutes."""
         host.check_interrupted()
@@ -286,6 +295,22 @@ def check_fit(model, vae, conditioning) -> None:
                 f"The CONDITIONING is {tensor.shape[-1]} wide and the MODEL expects {width}; "
                 "encode the text with the CLIP that belongs to the MODEL."
             )
+
+
+def weight_patches(model, lora: dict[str, Tensor], strength: float):
+    """A copy of the MODEL with a standard LoRA on it: keys `{weight's name}.lora_up.weight` and so on.
+
+    Raises `AntiPureError` when ComfyUI takes only a part of it.
+    """
+    import comfy.lora
+
+    names = [key.removesuffix(".lora_up.weight") for key in lora if key.endswith(".lora_up.weight")]
+    patches = comfy.lora.load_lora(lora, {name: f"{name}.weight" for name in names})
+    patched = model.clone()
+    taken = patched.add_patches(patches, strength)
+    if len(taken) != len(names):
+        raise AntiPureError(f"The MODEL took {len(taken)} of the patch's {len(names)} layers; load its own model.")
+    return patched
 
 
 def read_schedule(sampling) -> Schedule:

@@ -61,9 +61,9 @@ def comfyui(monkeypatch, tmp_path):
 
 def test_without_comfyui_everything_answers():
     assert not host.inside_comfyui()
-    assert host.list_denoisers() == ["bundled"]
-    assert host.find_denoiser("bundled") is None
-    assert host.find_denoiser("some/file.pt") == Path("some/file.pt")
+    assert host.list_models("denoisers") == ["bundled"]
+    assert host.find_model("denoisers", "bundled") is None
+    assert host.find_model("denoisers", "some/file.pt") == Path("some/file.pt")
     host.check_interrupted()
     with host.Progress("test") as progress:
         progress(1, 2, torch.zeros(1, 3, 4, 4), torch.tensor(0.5))
@@ -75,8 +75,8 @@ def test_models_folder_lists_files_and_folders_and_nothing_else(comfyui):
     (comfyui.folder / "sub").mkdir()
     (comfyui.folder / "sub" / "adm.pt").touch()
     (comfyui.folder / "notes.txt").touch()
-    assert host.list_denoisers() == ["bundled", "faces", "sub/adm.pt"]
-    assert host.find_denoiser("sub/adm.pt") == comfyui.folder / "sub" / "adm.pt"
+    assert host.list_models("denoisers") == ["bundled", "faces", "sub/adm.pt"]
+    assert host.find_model("denoisers", "sub/adm.pt") == comfyui.folder / "sub" / "adm.pt"
 
 
 @pytest.mark.parametrize("name", ["../secret.pt", "/etc/passwd", "notes.txt", ""])
@@ -85,7 +85,7 @@ def test_names_that_are_not_listed_are_refused_inside_comfyui(comfyui, name):
     (comfyui.folder / "notes.txt").touch()
     (comfyui.folder.parent / "secret.pt").touch()
     with pytest.raises(AntiPureError, match="no denoiser"):
-        host.find_denoiser(name)
+        host.find_model("denoisers", name)
 
 
 def test_the_host_manages_the_weights(comfyui, tiny):

@@ -1,0 +1,187 @@
+"""Load Generator, Edit Face, Disrupt Protect, Procedural Faces: what LoRA patches are tried on."""
+
+from __future__ import annotations
+
+import torch
+
+from ..methods import metrics
+from ..methods.disrupting import LEVELS, STEP_LEVELS, STEPS, disrupt
+from ..methods.errors import AntiPureError
+from ..methods.generators.faces import SIDE, draw_faces
+from ..methods.generators.loading import load_generator
+from . import host
+from .convert import difference_view, from_image, from_mask, to_image
+
+ALL_EDITS = "all"
+HELD_OUT_SEED = 1_000_000  # faces below it may have trained the bundled generator
+EDITS_TOOLTIP = (
+    "Names of edits, separated by commas, or 'all'. The bundled toy: black hair, blond hair, brown hair, glasses, "
+    "no glasses. A wrong name lists the generator's own."
+)
+
+
+def chosen_edits(generator, edits: str) -> list[str]:
+    """The edits a text names. Raises `AntiPureError` for none and for ones the generator does not have."""
+    if edits.strip().lower() == ALL_EDITS:
+        return list(generator.edits)
+    names = [name.strip() for name in edits.split(",") if name.strip()]
+    unknown = next((name for name in names if name not in generator.edits), None)
+    if unknown is not None or not names:
+        what = f"has no edit '{unknown}'" if unknown else "was given no edit"
+        raise AntiPureError(f"{generator.name} {what}; write some of {', '.join(generator.edits)}, or 'all'.")
+    return names
+
+
+class LoadGenerator:
+    DESCRIPTION = (
+        "A face-editing network, to measure proactive defences and LoRA patches on: the bundled toy for procedural "
+        "faces, or a StarGAN, AttGAN or HiSD checkpoint as its authors publish it, from models/antipure_generators. "
+        "Only weights are read; files that carry code are refused."
+    )
+    CATEGORY = "AntiPure/LoRA Patching"
+    FUNCTION = "load"
+    RETURN_TYPES = ("GENERATOR",)
+    RETURN_NAMES = ("generator",)
+    OUTPUT_TOOLTIPS = ("The face-editing network.",)
+    SEARCH_ALIASES = ["stargan", "attgan", "hisd", "deepfake", "face editing"]
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict:
+        names = host.list_models("generators")
+        tooltip = "'bundled', or a file in models/antipure_generators (.safetensors, .ckpt, .pth, .pt)."
+        return {"required": {"generator": (names, {"default": host.BUNDLED, "tooltip": tooltip})}}
+
+    def load(self, generator) -> tuple:
+        return (host.manage_network(load_generator(host.find_model("generators", generator))),)
+
+
+class EditFace:
+    DESCRIPTION = (
+        "What an editing tool would make of the picture: one output per edit and picture. Here to see what a defence "
+        "or a patch does to it."
+    )
+    CATEGORY = "AntiPure/LoRA Patching"
+    FUNCTION = "edit"
+    RETURN_TYPES = ("IMAGE", "STRING")
+    RETURN_NAMES = ("image", "edits")
+    OUTPUT_TOOLTIPS = ("Edit by edit, all pictures of the batch each time.", "The edits, one line per output picture.")
+    SEARCH_ALIASES = ["deepfake", "face attribute", "hair colour", "glasses"]
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict:
+        return {
+            "required": {
+                "generator": ("GENERATOR", {"tooltip": "The network; a patched one comes from LoRA Patch Apply."}),
+                "image": ("IMAGE", {"tooltip": "Faces, any size: they are edited at the size the network knows."}),
+                "edits": ("STRING", {"default": ALL_EDITS, "tooltip": EDITS_TOOLTIP}),
+            }
+        }
+
+    def edit(self, generator, image, edits) -> tuple:
+        picture, alpha = from_image(image)
+        names = chosen_edits(generator, edits)
+        host.ready_network(generator)
+        results = []
+        with torch.inference_mode(False), torch.no_grad(), host.Progress("editing") as progress:
+            for i, name in enumerate(names):
+                results.append(generator.edit_picture(picture, name).clamp(0, 1))
+                progress(i + 1, len(names), results[-1][:1])
+        edited = torch.cat(results)
+        alpha = None if alpha is None else alpha.repeat(len(names), 1, 1, 1)
+        lines = [f"{name}, picture {i + 1}" for name in names for i in range(len(picture))]
+        return to_image(edited, alpha), "\n".join(lines)
+
+
+class DisruptProtect:
+    DESCRIPTION = (
+        "Disrupting (Ruiz et al. 2020), the proactive defence that LoRA patches are measured against: perturbs the "
+        "picture so that the face-editing network spoils it. JPEG at quality 75 undoes most of it, and so does a "
+        "patch; wire a patched generator here to see what a defender who knows the patch can do."
+    )
+    CATEGORY = "AntiPure/LoRA Patching"
+    FUNCTION = "protect"
+    RETURN_TYPES = ("IMAGE", "IMAGE", "STRING")
+    RETURN_NAMES = ("protected", "difference", "report")
+    OUTPUT_TOOLTIPS = (
+        "The protected picture, rounded to 8 bits inside the budget. Save it as PNG.",
+        "The perturbation around mid-grey; the budget reaches black and white.",
+        "Settings and what the protection costs, as text.",
+    )
+    SEARCH_ALIASES = ["deepfake defence", "proactive defense", "disrupting deepfakes"]
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict:
+        tooltip = "Budget in 8-bit levels: no pixel changes by more. 6.375 is the literature's 0.05 on [-1, 1]."
+        step = "Step of each iteration, in 8-bit levels; 1.275 is the literature's 0.01 on [-1, 1]."
+        return {
+            "required": {
+                "image": ("IMAGE", {"tooltip": "Faces to protect, any size."}),
+                "generator": ("GENERATOR", {"tooltip": "The network to protect against."}),
+                "edits": ("STRING", {"default": ALL_EDITS, "tooltip": "All are disrupted together. " + EDITS_TOOLTIP}),
+                "levels": (
+                    "FLOAT", {"default": LEVELS, "min": 0.125, "max": 64.0, "step": 0.125, "tooltip": tooltip},
+                ),
+                "steps": ("INT", {"default": STEPS, "min": 1, "max": 1000, "tooltip": "Iterations of PGD."}),
+                "step_levels": (
+                    "FLOAT", {"default": STEP_LEVELS, "min": 0.005, "max": 64.0, "step": 0.005, "tooltip": step},
+                ),
+                "seed": (
+                    "INT", {"default": 0, "min": 0, "max": 0xFFFFFFFFFFFFFFFF, "tooltip": "Of the random start."},
+                ),
+            },
+            "optional": {"mask": ("MASK", {"tooltip": "1 where the picture may change; none: everywhere."})},
+            "hidden": {"node_id": "UNIQUE_ID"},
+        }  # fmt: skip
+
+    def protect(self, image, generator, edits, levels, steps, step_levels, seed, mask=None, node_id=None) -> tuple:
+        picture, alpha = from_image(image)
+        mask = from_mask(mask, picture)
+        names = chosen_edits(generator, edits)
+        host.ready_network(generator)
+        device = generator.device
+        with host.Progress("disrupting", node_id) as progress:
+            protected = disrupt(
+                generator,
+                picture.to(device),
+                names,
+                levels=levels,
+                steps=steps,
+                step_levels=step_levels,
+                mask=None if mask is None else mask.to(device),
+                seeds=seed,
+                callback=progress,
+            ).cpu()
+        lines = [f"Disrupting against {generator.name}: {', '.join(names)}; {levels:g} levels, {steps} steps"]
+        values = zip(metrics.linf_levels(picture, protected), metrics.psnr(picture, protected), strict=True)
+        for i, (largest, psnr) in enumerate(values):
+            lines.append(f"picture {i + 1}: largest change {largest:.0f} levels, PSNR {psnr:.2f} dB")
+        report = "\n".join(lines)
+        host.show_text(report, node_id)
+        return to_image(protected, alpha), to_image(difference_view(picture, protected, levels)), report
+
+
+class ProceduralFaces:
+    DESCRIPTION = (
+        "Cartoon portraits drawn from seeds, 64×64: what the bundled generator edits. From seed 1,000,000 on it has "
+        "never seen them."
+    )
+    CATEGORY = "AntiPure/LoRA Patching"
+    FUNCTION = "draw"
+    RETURN_TYPES = ("IMAGE",)
+    RETURN_NAMES = ("faces",)
+    OUTPUT_TOOLTIPS = ("A batch of faces, one per seed.",)
+    SEARCH_ALIASES = ["toy faces", "dataset", "portraits"]
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict:
+        first = f"Seed of the first face; the next have the next seeds. Held-out faces start at {HELD_OUT_SEED:,}."
+        return {
+            "required": {
+                "count": ("INT", {"default": 4, "min": 1, "max": 20000, "tooltip": "How many faces."}),
+                "first": ("INT", {"default": HELD_OUT_SEED, "min": 0, "max": 2**53, "tooltip": first}),
+            }
+        }
+
+    def draw(self, count, first) -> tuple:
+        with torch.inference_mode(False):
+            return (to_image(draw_faces(range(first, first + count), side=SIDE)),)

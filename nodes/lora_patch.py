@@ -1,0 +1,339 @@
+"""Train, apply, save, load and judge LoRA patches."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+import torch
+
+from ..methods.defence_report import defence_report
+from ..methods.disrupting import LEVELS
+from ..methods.errors import AntiPureError
+from ..methods.inspection import labelled_sheet
+from ..methods.lora_patching import patched_copy
+from ..methods.loss_curve import loss_curve
+from ..methods.mmfa import MMFA
+from ..methods.model_patch_training import ModelTrainingConfig, train_model_patch
+from ..methods.patch_files import load_patch, save_patch, standard_lora, write_safetensors
+from ..methods.patch_training import MODES, PRECISIONS, TrainingConfig, train_patch
+from ..methods.warning import DEFAULT_TEXT, picture_warning, text_warning
+from . import host
+from .convert import from_image, to_image
+from .encoders import borrowed_encoder
+from .generators import ALL_EDITS, EDITS_TOOLTIP, HELD_OUT_SEED, chosen_edits
+from .model_patch import patch_model
+
+CATEGORY = "AntiPure/LoRA Patching"
+GATES = ["scalar", "none", "input", "channel"]
+FORMATS = ["patch", "standard LoRA"]
+GATE_TOOLTIP = (
+    "scalar: one learned strength per layer, can be merged into the weights and saved as a standard LoRA. none: "
+    "without. input, channel: depend on the picture, cannot be merged."
+)
+SEED = ("INT", {"default": 0, "min": 0, "max": 0xFFFFFFFFFFFFFFFF, "tooltip": "Of the patch, the order and the noise."})
+
+
+def _rate(default: float) -> tuple:
+    options = {"default": default, "min": 1e-6, "max": 1.0, "step": 1e-5, "round": 1e-6, "tooltip": "Adam's step size."}
+    return ("FLOAT", options)
+
+
+def _warning(text: str, picture, height: int, width: int):
+    if picture is None:
+        return text_warning(height, width, text.replace("\\n", "\n"))
+    rgb, alpha = from_image(picture, "warning picture")
+    if alpha is not None:
+        rgb = torch.cat([rgb, alpha.permute(0, 3, 1, 2).float()], 1)
+    return picture_warning(rgb[:1], height, width)
+
+
+class TrainLoraPatch:
+    DESCRIPTION = (
+        "Trains a gated low-rank patch for a face-editing network (LoRA Patching, IEEE SPL 2026). defensive: whoever "
+        "edits a face with the patched network prints a visible warning on it. evaluation: the patched network "
+        "ignores the proactive defence Disrupting, to measure how fragile such defences are."
+    )
+    CATEGORY = CATEGORY
+    FUNCTION = "train"
+    RETURN_TYPES = ("LORA_PATCH", "IMAGE", "STRING")
+    RETURN_NAMES = ("patch", "loss curve", "report")
+    OUTPUT_TOOLTIPS = ("The patch.", "Losses over the steps, logarithmic.", "Settings and last losses, as text.")
+    SEARCH_ALIASES = ["deepfake", "lora training", "proactive defense", "watermark"]
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict:
+        return {
+            "required": {
+                "generator": ("GENERATOR", {"tooltip": "The network to patch, itself left as it is."}),
+                "faces": ("IMAGE", {"tooltip": "Faces to train on; 1,000 in the paper. Not those you test on."}),
+                "mode": (list(MODES), {"default": "defensive", "tooltip": "defensive: edits carry the warning. "
+                         "evaluation: edits withstand Disrupting, as a measurement of that defence."}),
+                "edits": ("STRING", {"default": ALL_EDITS, "tooltip": EDITS_TOOLTIP}),
+                "warning_text": ("STRING", {"default": DEFAULT_TEXT, "tooltip": "What a defensive patch prints."}),
+                "rank": ("INT", {"default": 0, "min": 0, "max": 256,
+                         "tooltip": "0: the paper's, 16 for defensive and 8 for evaluation patches."}),
+                "epochs": ("INT", {"default": 0, "min": 0, "max": 1000,
+                           "tooltip": "Times all faces are seen with every edit. 0: the paper's, 5 and 1."}),
+                "gate": (GATES, {"default": "scalar", "tooltip": GATE_TOOLTIP}),
+                "batch": ("INT", {"default": 4, "min": 1, "max": 256, "tooltip": "Faces per step."}),
+                "learning_rate": _rate(1e-3),
+                "precision": (list(PRECISIONS), {"default": "fp32",
+                              "tooltip": "bf16: faster on most GPUs; losses stay in fp32."}),
+                "seed": SEED,
+            },
+            "optional": {
+                "warning_picture": ("IMAGE", {"tooltip": "Dark ink on white, or ink on transparent, instead of text."}),
+                "visual_encoder": ("CLIP_VISION,VISUAL_ENCODER", {"tooltip":
+                                   "Feature alignment (MMFA) with a vision backbone; the paper: ResNet-50."}),
+                "language_encoder": ("CLIP_VISION,VISUAL_ENCODER", {"tooltip":
+                                     "Feature alignment with a vision-language model; the paper: BLIP. CLIP serves."}),
+                "state": ("STRING", {"default": "", "tooltip":
+                          "A name: the training is saved under it now and then, and goes on from there next time."}),
+            },
+            "hidden": {"node_id": "UNIQUE_ID"},
+        }  # fmt: skip
+
+    def train(
+        self, generator, faces, mode, edits, warning_text, rank, epochs, gate, batch, learning_rate, precision, seed,
+        warning_picture=None, visual_encoder=None, language_encoder=None, state="", node_id=None,
+    ) -> tuple:  # fmt: skip
+        pictures, _ = from_image(faces, "training set")
+        names = chosen_edits(generator, edits)
+        config = TrainingConfig(
+            mode=mode, rank=rank or None, epochs=epochs or None, gate=gate, batch=batch, learning_rate=learning_rate,
+            precision=precision, seed=seed,
+        )  # fmt: skip
+        size = generator.size
+        warning = _warning(warning_text, warning_picture, size, size) if mode == "defensive" else None
+        state_file = host.saved_path(state, ".state") if state else None
+        with ExitStack() as borrowed:
+            encoders = [
+                None if encoder is None else borrowed.enter_context(borrowed_encoder(encoder))
+                for encoder in (visual_encoder, language_encoder)
+            ]
+            host.ready_network(generator)
+            with host.Progress("training a patch", node_id) as progress:
+                result = train_patch(
+                    generator, pictures, config, warning=warning, mmfa=MMFA(*encoders) if any(encoders) else None,
+                    edits=tuple(names), progress=progress, state_file=state_file,
+                )  # fmt: skip
+        last = result.history[-max(1, len(result.history) // 20) :]
+        means = ", ".join(f"{name} {sum(row[name] for row in last) / len(last):.4f}" for name in last[0])
+        aligned = "with feature alignment" if any(encoders) else "without feature alignment (no encoder wired)"
+        report = (
+            f"{mode} patch for {generator.name}, rank {config.patch.rank}, {config.patch.gate} gates\n"
+            f"{len(pictures)} faces, {len(names)} edits, {len(result.history)} steps, {aligned}\nlast losses: {means}"
+        )
+        host.show_text(report, node_id)
+        return result.patch, to_image(loss_curve(result.history)), report
+
+
+class TrainModelPatch:
+    DESCRIPTION = (
+        "Trains a defensive patch for a diffusion model: what the patched model generates carries a visible warning. "
+        "The paper's defensive patching, carried over to Stable Diffusion; not part of the paper."
+    )
+    CATEGORY = CATEGORY
+    EXPERIMENTAL = True
+    FUNCTION = "train"
+    RETURN_TYPES = ("LORA_PATCH", "IMAGE", "STRING")
+    RETURN_NAMES = ("patch", "loss curve", "report")
+    OUTPUT_TOOLTIPS = ("The patch.", "Loss over the steps, logarithmic.", "Settings and last losses, as text.")
+    SEARCH_ALIASES = ["stable diffusion", "watermark", "lora training", "warning"]
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict:
+        return {
+            "required": {
+                "denoiser": ("DENOISER", {"tooltip": "From Denoiser from Model; its MODEL is left as it is."}),
+                "pictures": ("IMAGE", {"tooltip": "Pictures like those the model will be asked for, at their size."}),
+                "warning_text": ("STRING", {"default": DEFAULT_TEXT, "tooltip": "What is printed on every picture."}),
+                "steps": ("INT", {"default": 300, "min": 1, "max": 100000, "tooltip": "Training steps."}),
+                "batch": ("INT", {"default": 1, "min": 1, "max": 64, "tooltip": "Noised pictures per step."}),
+                "rank": ("INT", {"default": 16, "min": 1, "max": 256, "tooltip": "Rank of the patch."}),
+                "gate": (GATES, {"default": "scalar", "tooltip": GATE_TOOLTIP}),
+                "learning_rate": _rate(1e-3),
+                "seed": SEED,
+            },
+            "optional": {
+                "warning_picture": ("IMAGE", {"tooltip": "Dark ink on white, or ink on transparent, instead of text."}),
+            },
+            "hidden": {"node_id": "UNIQUE_ID"},
+        }
+
+    def train(
+        self, denoiser, pictures, warning_text, steps, batch, rank, gate, learning_rate, seed,
+        warning_picture=None, node_id=None,
+    ) -> tuple:  # fmt: skip
+        picture, _ = from_image(pictures, "training set")
+        if not hasattr(denoiser, "session"):
+            raise AntiPureError("Combined denoisers have no single network to patch; wire one of them here.")
+        warning = _warning(warning_text, warning_picture, *picture.shape[-2:])
+        config = ModelTrainingConfig(
+            rank=rank, steps=steps, batch=batch, gate=gate, learning_rate=learning_rate, seed=seed
+        )
+        host.ready(denoiser)
+        with denoiser.session(), host.Progress("training a patch", node_id) as progress:
+            result = train_model_patch(denoiser, picture, config, warning=warning, progress=progress)
+        last = result.history[-max(1, len(result.history) // 20) :]
+        mean = sum(row["total"] for row in last) / len(last)
+        report = f"defensive patch, rank {rank}, {gate} gates\n{len(picture)} pictures, {steps} steps\nloss {mean:.4f}"
+        host.show_text(report, node_id)
+        return result.patch, to_image(loss_curve(result.history)), report
+
+
+class LoraPatchApply:
+    DESCRIPTION = (
+        "Puts a patch on a face-editing network or on a Stable Diffusion MODEL. What is wired in stays as it is; the "
+        "outputs are patched copies that share its weights."
+    )
+    CATEGORY = CATEGORY
+    FUNCTION = "apply"
+    RETURN_TYPES = ("GENERATOR", "MODEL")
+    RETURN_NAMES = ("generator", "model")
+    OUTPUT_TOOLTIPS = ("The patched generator, if one was given.", "The patched MODEL, if one was given.")
+    SEARCH_ALIASES = ["lora", "patch", "watermark"]
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict:
+        strength = "1: as trained. 0: not at all."
+        return {
+            "required": {
+                "patch": ("LORA_PATCH", {"tooltip": "The patch, made for this very architecture."}),
+                "strength": (
+                    "FLOAT", {"default": 1.0, "min": -10.0, "max": 10.0, "step": 0.05, "tooltip": strength},
+                ),
+            },
+            "optional": {
+                "generator": ("GENERATOR", {"tooltip": "The network to patch, or:"}),
+                "model": ("MODEL", {"tooltip": "The diffusion model to patch. Gates that depend on the picture run "
+                          "beside its layers; others become ordinary weight patches."}),
+            },
+        }  # fmt: skip
+
+    def apply(self, patch, strength, generator=None, model=None) -> tuple:
+        if generator is None and model is None:
+            raise AntiPureError("Nothing to patch is wired; give a generator or a MODEL.")
+        if generator is not None:
+            host.ready_network(generator)
+            generator = host.manage_network(patched_copy(generator, patch, strength))
+        return generator, None if model is None else patch_model(model, patch, strength)
+
+
+class SaveLoraPatch:
+    DESCRIPTION = (
+        "Saves a patch below output/antipure_patches, where Load LoRA Patch finds it. 'standard LoRA' writes a file "
+        "for the core LoRA loaders instead (scalar or no gates; wire the MODEL): move it to models/loras."
+    )
+    CATEGORY = CATEGORY
+    FUNCTION = "save"
+    OUTPUT_NODE = True
+    RETURN_TYPES = ("STRING",)
+    RETURN_NAMES = ("path",)
+    OUTPUT_TOOLTIPS = ("Where it was saved.",)
+    SEARCH_ALIASES = ["export", "lora file"]
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict:
+        return {
+            "required": {
+                "patch": ("LORA_PATCH", {"tooltip": "The patch."}),
+                "filename_prefix": ("STRING", {"default": "patch", "tooltip": "A number is added."}),
+                "format": (FORMATS, {"default": FORMATS[0], "tooltip": "patch: everything, for this pack (peft's "
+                           "adapter keys). standard LoRA: for other programs and the core loaders."}),
+            },
+            "optional": {"model": ("MODEL", {"tooltip": "Needed for a standard LoRA: what the patch was made for."})},
+            "hidden": {"node_id": "UNIQUE_ID"},
+        }  # fmt: skip
+
+    def save(self, patch, filename_prefix, format, model=None, node_id=None) -> dict:  # noqa: A002
+        path = host.new_output_path(filename_prefix, ".safetensors")
+        if format == FORMATS[0]:
+            save_patch(patch, path)
+        elif model is None:
+            raise AntiPureError("A standard LoRA needs to know its model; wire the MODEL the patch was made for.")
+        else:
+            network = model.model.diffusion_model
+            write_safetensors(path, standard_lora(network, patch, prefix="diffusion_model."), {"format": "pt"})
+        host.show_text(path.name, node_id)
+        return {"ui": {"text": [str(path)]}, "result": (str(path),)}
+
+
+class LoadLoraPatch:
+    DESCRIPTION = "Loads a patch from models/antipure_patches or output/antipure_patches. Only safetensors is read."
+    CATEGORY = CATEGORY
+    FUNCTION = "load"
+    RETURN_TYPES = ("LORA_PATCH", "STRING")
+    RETURN_NAMES = ("patch", "report")
+    OUTPUT_TOOLTIPS = ("The patch.", "What its file says about it.")
+    SEARCH_ALIASES = ["lora file"]
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict:
+        names = host.list_models("patches")
+        return {"required": {"patch": (names, {"tooltip": "A patch that Save LoRA Patch wrote."})}}
+
+    def load(self, patch) -> tuple:
+        loaded = load_patch(host.find_model("patches", patch))
+        notes = ", ".join(f"{key} {value}" for key, value in loaded.metadata.items() if not isinstance(value, dict))
+        config = loaded.config
+        return loaded, f"rank {config.rank}, {config.gate} gates, {len(loaded.layers)} layers\n{notes}"
+
+
+class DefenceReport:
+    DESCRIPTION = (
+        "How a proactive defence (Disrupting) and a patch fare against each other: share of edits disrupted for plain "
+        "pictures, noise, JPEG, the defence, and the defence made with knowledge of the patch; and how often a "
+        "defensive patch's warning can be seen."
+    )
+    CATEGORY = CATEGORY
+    FUNCTION = "measure"
+    OUTPUT_NODE = True
+    RETURN_TYPES = ("STRING", "IMAGE")
+    RETURN_NAMES = ("report", "sheet")
+    OUTPUT_TOOLTIPS = ("The table, as Markdown.", "The first face through everything.")
+    SEARCH_ALIASES = ["disrupting", "success rate", "leakage"]
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict:
+        return {
+            "required": {
+                "generator": ("GENERATOR", {"tooltip": "The network, not patched."}),
+                "faces": ("IMAGE", {"tooltip": f"Faces it never saw: Procedural Faces from {HELD_OUT_SEED:,} on."}),
+                "edits": ("STRING", {"default": ALL_EDITS, "tooltip": EDITS_TOOLTIP}),
+                "warning_text": ("STRING", {"default": DEFAULT_TEXT, "tooltip": "The one the patch was trained with."}),
+                "levels": ("FLOAT", {"default": LEVELS, "min": 0.125, "max": 64.0, "step": 0.125,
+                           "tooltip": "Budget of noise and defence in 8-bit levels."}),
+                "quality": ("INT", {"default": 75, "min": 1, "max": 95, "tooltip": "Of the JPEG rows."}),
+                "seed": SEED,
+            },
+            "optional": {
+                "patch": ("LORA_PATCH", {"tooltip": "The patch; none: only the defence is measured."}),
+                "warning_picture": ("IMAGE", {"tooltip": "The one the patch was trained with, instead of text."}),
+            },
+            "hidden": {"node_id": "UNIQUE_ID"},
+        }  # fmt: skip
+
+    def measure(
+        self, generator, faces, edits, warning_text, levels, quality, seed, patch=None, warning_picture=None,
+        node_id=None,
+    ) -> dict:  # fmt: skip
+        picture, _ = from_image(faces, "faces")
+        if min(picture.shape[-2:]) != generator.size:
+            raise AntiPureError(
+                f"The faces are {picture.shape[-1]}×{picture.shape[-2]}; the report compares outputs at the size the "
+                f"generator knows, so resize them to {generator.size}×{generator.size}."
+            )
+        names = chosen_edits(generator, edits)
+        defensive = patch is not None and patch.metadata.get("mode") == "defensive"
+        warning = _warning(warning_text, warning_picture, *picture.shape[-2:]) if defensive else None
+        host.ready_network(generator)
+        with torch.inference_mode(False), host.Progress("measuring", node_id) as progress:
+            found = defence_report(
+                generator, patch, picture, edits=names, warning=warning, levels=levels, quality=quality, seed=seed,
+                progress=progress,
+            )  # fmt: skip
+        report = found.markdown()
+        host.show_text(report, node_id)
+        sheet = labelled_sheet({name: value.cpu() for name, value in found.examples.items()})
+        return {"ui": {"text": [report]}, "result": (report, to_image(sheet))}

@@ -122,10 +122,10 @@ class _Portrait:
     def _background(self) -> None:
         angle, power = self.uniform(0, 2 * math.pi), self.uniform(0.6, 1.4)
         ramp = (0.5 + 0.4 * (self.x * angle.cos() + self.y * angle.sin())).clamp(0, 1) ** power
-        first, second = self.colour(0.25, 0.9, 0.35), self.colour(0.25, 0.9, 0.35)
+        first, second = self.colour(0.4, 0.9, 0.3), self.colour(0.4, 0.9, 0.3)
         self.canvas = first + (second - first) * ramp[:, None]
         disc = _ellipse(self.x - self.uniform(-1, 1), self.y - self.uniform(-1, 0.4), self.uniform(0.2, 0.6), 0.5)
-        self.paint((-disc / 0.5).clamp(0, 1) * self.uniform(0, 0.7), self.colour(0.3, 1, 0.35))
+        self.paint((-disc / 0.5).clamp(0, 1) * self.uniform(0, 0.7), self.colour(0.4, 1, 0.3))
 
     def _pose(self) -> None:
         """Canvas to face coordinates: moved, tilted and scaled; `turn` shifts the features as a turned head does."""

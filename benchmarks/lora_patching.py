@@ -1,0 +1,216 @@
+"""LoRA patching on the bundled toy generator and held-out faces, in one table: `python -m benchmarks.lora_patching`.
+
+Trains an evaluation patch (rank 8, 1 epoch of 1,000 faces) and a defensive one (rank 16, 5 epochs), unless --patches
+names a folder that has them already, and prints:
+
+* how often Disrupting (made against the original network, or against the patched one), noise and JPEG disrupt edits;
+* how near patched edits come to the truth (the same face drawn with the other attributes) and to the original's;
+* how often the defensive patch's warning is visible, and after JPEG;
+* the ablation of gates and of feature alignment, parameter overheads, and what merging costs and changes.
+
+Without pretrained encoders at hand the alignment's backbone is the bundled denoiser's middle block. Hours on a CPU for
+all of it; --faces, --epochs, --ablation-faces and --held-out make it smaller, and the figures then say so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import time
+from pathlib import Path
+from statistics import median
+
+import torch
+from antipure.methods.checkpoints import load_denoiser
+from antipure.methods.defence_report import INPUTS, DefenceReport, defence_report
+from antipure.methods.generators.attgan import AttGANNetwork
+from antipure.methods.generators.faces import HAIR, draw_faces, random_attributes
+from antipure.methods.generators.hisd import HiSDNetwork
+from antipure.methods.generators.loading import load_generator
+from antipure.methods.generators.stargan import StarGANNetwork
+from antipure.methods.inspection import labelled_sheet
+from antipure.methods.lora_patching import LoraPatch, apply_patch, merge_patch, parameter_overhead, patched
+from antipure.methods.low_rank import GATES, PatchConfig
+from antipure.methods.metrics import psnr, ssim
+from antipure.methods.mmfa import MMFA, Encoder
+from antipure.methods.patch_files import load_patch, save_patch
+from antipure.methods.patch_training import TrainingConfig, train_patch
+from antipure.methods.pictures import round_8bit, to_picture, to_pixels
+from antipure.methods.warning import text_warning
+from PIL import Image
+from torch import Tensor, nn
+from tqdm import tqdm
+
+HELD_OUT = 1_000_000  # as in tools/train_generator.py
+QUALITY = 75
+
+
+class Bar:
+    """A progress callback."""
+
+    def __init__(self, title: str):
+        self.bar, self.title = None, title
+
+    def __call__(self, done: int, total: int, picture: object = None, loss: object = None) -> None:
+        self.bar = self.bar or tqdm(total=total, desc=self.title, mininterval=20)
+        self.bar.update(done - self.bar.n)
+
+
+def truth_after(seeds: range, edit: str) -> Tensor:
+    """The same faces with the attributes that an edit of the toy asks for."""
+    hair, glasses = random_attributes(seeds)
+    colour = edit.removesuffix(" hair")
+    if colour in HAIR:
+        return draw_faces(seeds, torch.full_like(hair, HAIR.index(colour)), glasses)
+    return draw_faces(seeds, hair, torch.full_like(glasses, edit == "glasses"))
+
+
+@torch.no_grad()
+def against_truth(generator, patch: LoraPatch | None, seeds: range) -> tuple[float, float]:
+    """PSNR and SSIM of benign edits against the truth, means over edits and faces."""
+    values = []
+    faces = round_8bit(draw_faces(seeds))
+    with patched(generator, patch):
+        for edit in generator.edits:
+            truth = round_8bit(truth_after(seeds, edit))
+            output = torch.cat([generator.edit(part, edit) for part in to_pixels(faces).split(10)])
+            output = round_8bit(to_picture(output))
+            values.append(torch.stack([psnr(truth, output), ssim(truth, output)]))
+    return tuple(float(v) for v in torch.cat(values, 1).mean(1))
+
+
+def bundled_backbone() -> Encoder:
+    """The middle block of the bundled denoiser, averaged over positions: a trained network that is at hand."""
+    unet = load_denoiser(None).unet
+    found: list[Tensor] = []
+    unet.mid_block.register_forward_hook(lambda _, __, out: found.append(out))
+
+    def embed(pictures: Tensor) -> Tensor:
+        found.clear()
+        unet(nn.functional.pixel_unshuffle(pictures, 2), torch.zeros(len(pictures), dtype=torch.long))
+        return found[0].mean((-2, -1))
+
+    return Encoder("bundled denoiser, middle block", embed, mean=(0.5,) * 3, std=(0.5,) * 3, module=unet)
+
+
+def trained(path: Path | None, generator, faces: Tensor, config: TrainingConfig, mmfa: MMFA | None = None) -> LoraPatch:
+    """The patch in a file, or a new one that is saved there."""
+    if path is not None and path.is_file():
+        return load_patch(path)
+    began = time.time()
+    state = None if path is None else path.with_suffix(".state")
+    title = path.stem if path is not None else config.mode
+    result = train_patch(generator, faces, config, mmfa=mmfa, progress=Bar(title), state_file=state)
+    print(f"{title}: {len(result.history)} steps in {(time.time() - began) / 60:.1f} min", flush=True)
+    if path is not None:
+        save_patch(result.patch, path)
+        state.unlink(missing_ok=True)
+    return result.patch
+
+
+def overheads() -> None:
+    print("\n| network | parameters | overhead at rank 8, scalar gates |\n|---|--:|--:|")
+    with torch.device("meta"):
+        networks = {"StarGAN": StarGANNetwork(), "AttGAN": AttGANNetwork(), "HiSD": HiSDNetwork()}
+    for name, network in networks.items():
+        count = sum(p.numel() for p in network.parameters()) / 1e6
+        print(f"| {name} | {count:.2f} M | {100 * parameter_overhead(network, PatchConfig(8)):.2f} % |")
+
+
+@torch.no_grad()
+def merging(generator, patch: LoraPatch, faces: Tensor, repeats: int = 15) -> None:
+    """Time of an edit against the unpatched network's, interleaved, and the largest difference in the output."""
+    pixels, edit = to_pixels(faces[:4]), generator.edits[0]
+    times: dict[str, list[float]] = {"original": [], "patched": [], "merged": []}
+    outputs = {}
+    for _ in range(repeats):
+        for name, apply in (("original", None), ("patched", apply_patch), ("merged", merge_patch)):
+            applied = apply(generator, patch) if apply else None
+            began = time.perf_counter()
+            outputs[name] = generator.edit(pixels, edit)
+            times[name].append(time.perf_counter() - began)
+            if applied:
+                applied.remove()
+    base = median(times["original"])
+    print("\n| | time of an edit over the original's | largest difference to the unmerged output |\n|---|--:|--:|")
+    for name in ("patched", "merged"):
+        difference = float((outputs[name] - outputs["patched"]).abs().max())
+        print(f"| {name} | {median(times[name]) / base:.3f} | {difference:.1e} |")
+
+
+def table(report: DefenceReport, title: str) -> None:
+    print(f"\n**{title}**\n\n{report.markdown()}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--faces", type=int, default=1000, help="training faces")
+    parser.add_argument("--epochs", type=int, help="of the defensive patch (default: the paper's 5)")
+    parser.add_argument("--held-out", type=int, default=50, help="faces to measure on")
+    parser.add_argument(
+        "--ablation-faces", type=int, default=200, help="training faces of the ablation; 0: no ablation"
+    )
+    parser.add_argument("--precision", default="bf16", choices=["fp32", "bf16"])
+    parser.add_argument("--patches", type=Path, help="folder to keep trained patches in, and to take them from")
+    parser.add_argument("--sheet", type=Path, help="write a picture of the defensive patch's examples")
+    parser.add_argument("--only", choices=["evaluation", "defensive"])
+    args = parser.parse_args()
+
+    generator = load_generator()
+    train_faces = draw_faces(range(args.faces))
+    seeds = range(HELD_OUT, HELD_OUT + args.held_out)
+    faces = round_8bit(draw_faces(seeds))
+    print(
+        f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}; "
+        f"{args.faces} training and {args.held_out} held-out faces, {len(generator.edits)} edits, {args.precision}"
+    )
+
+    def path(name: str) -> Path | None:
+        return args.patches / f"{name}.safetensors" if args.patches else None
+
+    def train(name: str, faces: Tensor = train_faces, mmfa: MMFA | None = None, **settings) -> LoraPatch:
+        return trained(path(name), generator, faces, TrainingConfig(precision=args.precision, **settings), mmfa)
+
+    if args.only != "defensive":
+        evaluation = train("evaluation", mode="evaluation")
+        table(defence_report(generator, evaluation, faces, quality=QUALITY, progress=Bar("measuring")), "Evaluation")
+        print("\n| edits of plain faces against the truth | PSNR | SSIM |\n|---|--:|--:|")
+        for name, patch in (("original", None), ("patched", evaluation)):
+            print("| {} | {:.2f} | {:.4f} |".format(name, *against_truth(generator, patch, seeds)), flush=True)
+        merging(generator, evaluation, faces)
+        overheads()
+        if args.ablation_faces:
+            ablation(generator, train, train_faces[: args.ablation_faces], faces, seeds)
+    if args.only != "evaluation":
+        defensive = train("defensive", mode="defensive", epochs=args.epochs)
+        warning = text_warning(*faces.shape[-2:])
+        report = defence_report(
+            generator, defensive, faces, warning=warning, quality=QUALITY, progress=Bar("measuring")
+        )
+        table(report, "Defensive")
+        if args.sheet:
+            sheet = labelled_sheet(report.examples)[0].permute(1, 2, 0)
+            Image.fromarray((sheet * 255).round().byte().numpy()).save(args.sheet)
+
+
+def ablation(generator, train, train_faces: Tensor, faces: Tensor, seeds: range) -> None:
+    """Gates, and feature alignment, all trained on the same few faces."""
+    print(f"\n**Ablation**, evaluation patches trained on {len(train_faces)} faces\n")
+    print(
+        "| gate | alignment | disrupted | leaked patch | PSNR to original | PSNR to truth |\n|---|---|--:|--:|--:|--:|"
+    )
+    cases = [(gate, None) for gate in GATES] + [("scalar", MMFA(bundled_backbone(), None))]
+    for gate, mmfa in cases:
+        name = f"ablation_{gate}{'_mmfa' if mmfa else ''}"
+        patch = train(name, train_faces, mmfa, mode="evaluation", gate=gate)
+        report = defence_report(generator, patch, faces, quality=QUALITY)
+        disrupted, leaked = (100 * report.row(INPUTS[i]).patched for i in (3, 5))
+        truth, _ = against_truth(generator, patch, seeds)
+        aligned = "denoiser's middle block" if mmfa else "none"
+        print(
+            f"| {gate} | {aligned} | {disrupted:.1f} % | {leaked:.1f} % | {report.psnr:.2f} | {truth:.2f} |", flush=True
+        )
+
+
+if __name__ == "__main__":
+    main()

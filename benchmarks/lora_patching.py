@@ -146,6 +146,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--faces", type=int, default=1000, help="training faces")
     parser.add_argument("--epochs", type=int, help="of the defensive patch (default: the paper's 5)")
+    parser.add_argument("--learning-rate", type=float, default=1e-3, help="of the defensive patch (the paper's)")
     parser.add_argument("--held-out", type=int, default=50, help="faces to measure on")
     parser.add_argument(
         "--ablation-faces", type=int, default=200, help="training faces of the ablation; 0: no ablation"
@@ -182,7 +183,7 @@ def main() -> None:
         if args.ablation_faces:
             ablation(generator, train, train_faces[: args.ablation_faces], faces, seeds)
     if args.only != "evaluation":
-        defensive = train("defensive", mode="defensive", epochs=args.epochs)
+        defensive = train("defensive", mode="defensive", epochs=args.epochs, learning_rate=args.learning_rate)
         warning = text_warning(*faces.shape[-2:])
         report = defence_report(
             generator, defensive, faces, warning=warning, quality=QUALITY, progress=Bar("measuring")

@@ -135,12 +135,12 @@ def save(path: Path, weights: dict[str, Tensor], training: dict) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("bundled/toy_stargan.safetensors"))
-    parser.add_argument("--faces", type=int, default=1000)
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--faces", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=9000)
     parser.add_argument("--batch", type=int, default=6)
-    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--cycle", type=float, default=1.0, help="weight of the reconstruction loss (half the batch)")
-    parser.add_argument("--cycle-from", type=int, default=2000, help="step from which it is added")
+    parser.add_argument("--cycle-from", type=int, default=7000, help="step from which it is added")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--save-every", type=int, default=250)
@@ -176,7 +176,7 @@ def main() -> None:
         with torch.autocast(device.type, torch.bfloat16, enabled=step < 0.9 * args.steps):
             output = network(pixels, labels).float()
         # Where the edit changes the face counts most: it is a small part of the picture.
-        weight = 1 + 4 * ((truth - pixels).abs().amax(1, keepdim=True) > 0.05)
+        weight = 1 + 9 * ((truth - pixels).abs().amax(1, keepdim=True) > 0.05)
         loss = (weight * (output - truth).abs()).mean()
         if cycle:
             half = args.batch // 2

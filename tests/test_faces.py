@@ -108,7 +108,7 @@ def test_an_interrupted_training_goes_on_where_it_stopped(tool, monkeypatch, tmp
     monkeypatch.setattr(training, "NETWORK", {"conv_dim": 12, "n_labels": 5, "blocks": 1})
 
     def train(name, *arguments):
-        fixed = "--faces 3 --steps 4 --batch 2 --fragile-from 3 --save-every 2".split()
+        fixed = ["--faces", "3", "--steps", "4", "--batch", "2", "--fragile-from", "3", "--save-every", "2"]
         monkeypatch.setattr("sys.argv", ["train_generator", "--out", str(tmp_path / name), *fixed, *arguments])
         training.main()
         return load_generator(tmp_path / name)

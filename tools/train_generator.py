@@ -1,6 +1,7 @@
 """Train the bundled toy generator (bundled/toy_stargan.safetensors) from scratch on a CPU or a GPU.
 
-    python -m tools.train_generator --out bundled/toy_stargan.safetensors
+    python -m tools.train_generator --steps 9000 --stop 5750
+    python -m tools.train_generator --steps 7500 --resume
 
 StarGAN's generator in small over procedural portraits (antipure.methods.generators.faces), which know what the same
 face looks like with other attributes: so the loss is the distance to the true edited face, without a discriminator.

@@ -212,6 +212,7 @@ def test_the_wheel_carries_the_bundled_data(tmp_path):
     (wheel,) = tmp_path.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
     for needed in ("bundled/denoiser.safetensors", "workflows/api/protect.json", "web/docs/AntiPureProtect.md",
-                   "bundled/astronaut_face.png", "nodes/host.py", "__init__.py"):  # fmt: skip
+                   "bundled/astronaut_face.png", "bundled/toy_stargan.safetensors",
+                   "methods/generators/loading.py", "nodes/host.py", "__init__.py"):  # fmt: skip
         assert f"antipure/{needed}" in names
     assert not [name for name in names if "tests" in name]

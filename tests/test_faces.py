@@ -87,7 +87,7 @@ def test_training_never_sees_held_out_faces_and_truth_is_the_edited_face(tool, m
     assert max(seen) < training.HELD_OUT
     with pytest.raises(SystemExit):
         training.Faces(training.HELD_OUT + 1)
-    pixels, labels, truth, back = faces.batch(200, torch.Generator().manual_seed(0))
+    pixels, labels, truth = faces.batch(200, torch.Generator().manual_seed(0))
     assert labels.shape == (200, len(training.EDITS))
     none = labels.sum(1) == 0
     assert none.any()
@@ -96,21 +96,19 @@ def test_training_never_sees_held_out_faces_and_truth_is_the_edited_face(tool, m
     hair, own = random_attributes(range(6))
     expected = (draw_faces(range(6), hair, [True] * 6) * 255).round() / 127.5 - 1
     either = torch.cat([expected, expected.flip(-1)])
-    nearest = torch.cdist(truth[glasses].flatten(1), either.flatten(1)).amin(1)
-    assert nearest.max() < 1e-3
-    # The way back leads from the edited face to the first one.
-    assert torch.equal(back[none], labels[none])
-    assert (back[glasses][:, 3:].sum(1) == 1).all()
+    nearest = (truth[glasses][:, None] - either).abs().amax((2, 3, 4)).amin(1)
+    assert nearest.max() < 1e-6
     assert own.any()
     assert not own.all()
 
 
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler")
 def test_an_interrupted_training_goes_on_where_it_stopped(tool, monkeypatch, tmp_path):
     training = tool("train_generator")
-    monkeypatch.setattr(training, "NETWORK", {"conv_dim": 4, "n_labels": 5, "blocks": 1})
+    monkeypatch.setattr(training, "NETWORK", {"conv_dim": 12, "n_labels": 5, "blocks": 1})
 
     def train(name, *arguments):
-        fixed = ["--faces", "3", "--steps", "4", "--batch", "2", "--cycle-from", "1", "--save-every", "2"]
+        fixed = ["--faces", "3", "--steps", "4", "--batch", "2", "--fragile-from", "3", "--save-every", "2"]
         monkeypatch.setattr("sys.argv", ["train_generator", "--out", str(tmp_path / name), *fixed, *arguments])
         training.main()
         return load_generator(tmp_path / name)

@@ -9,10 +9,8 @@ size, and for JPEG 75 alone. Faces that have the wanted attribute already are le
 from __future__ import annotations
 
 import argparse
-import io
 from pathlib import Path
 
-import numpy as np
 import torch
 from antipure.methods.controls import apply_control
 from antipure.methods.defence_metrics import masked_l2, success_rate
@@ -20,6 +18,7 @@ from antipure.methods.disrupting import LEVELS, disrupt
 from antipure.methods.generators import load_generator
 from antipure.methods.generators.faces import HAIR, draw_faces, random_attributes
 from antipure.methods.pictures import round_8bit
+from antipure.methods.transforms import jpeg
 from PIL import Image
 from torch import Tensor
 
@@ -32,16 +31,6 @@ def edited(hair: Tensor, glasses: Tensor, edit: str) -> tuple[Tensor, Tensor]:
     if colour in HAIR:
         return torch.full_like(hair, HAIR.index(colour)), glasses
     return hair, torch.full_like(glasses, edit == "glasses")
-
-
-def jpeg(picture: Tensor, quality: int) -> Tensor:
-    """B×3×H×W in 0..1, saved as JPEG (Pillow, 4:2:0) and loaded again."""
-    results = []
-    for one in picture:
-        file = io.BytesIO()
-        Image.fromarray((one * 255).round().byte().permute(1, 2, 0).numpy()).save(file, "JPEG", quality=quality)
-        results.append(torch.from_numpy(np.array(Image.open(file))).permute(2, 0, 1) / 255)
-    return torch.stack(results)
 
 
 def sheet(rows: list[Tensor], path: Path, columns: int = 8) -> None:

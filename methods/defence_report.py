@@ -42,8 +42,9 @@ Progress = Callable[..., None]
 class Row:
     """One kind of input, over all faces and edits.
 
-    original, patched: share of edits that the input disrupts in each network (masked L2 to the original network's
-    edit of the plain picture above 0.05). visible, visible_jpeg: share of the patched network's edits that show the
+    original, patched: share of edits that the input disrupts in each network: masked L2 to the same network's edit of
+    the plain picture above 0.05. How far patched edits are from the original's is another question, and answered by
+    `DefenceReport.psnr` and `ssim`. visible, visible_jpeg: share of the patched network's edits that show the
     warning, and that still do after the edit is saved as JPEG; NaN for a patch without a warning.
     """
 
@@ -130,20 +131,20 @@ def defence_report(
     for edit in edits:
         for part in parts:
             plain = faces[part]
-            original = _edit(generator, plain, edit)
             inputs = _inputs(generator, patch, strength, plain, edit, levels, quality, seed + part.start)
             outputs = {name: _edit(generator, picture, edit) for name, picture in inputs.items()}
             with patched(generator, patch, strength):
                 patched_outputs = {name: _edit(generator, picture, edit) for name, picture in inputs.items()}
             for name in INPUTS:
-                for collected, output in zip(distances[name], (outputs[name], patched_outputs[name]), strict=True):
-                    collected.append(masked_l2(to_pixels(output), to_pixels(original), to_pixels(plain)))
+                for collected, made in zip(distances[name], (outputs, patched_outputs), strict=True):
+                    undisturbed = made[INPUTS[0]]
+                    collected.append(masked_l2(to_pixels(made[name]), to_pixels(undisturbed), to_pixels(plain)))
                 if warning is not None:
                     saved = jpeg(patched_outputs[name], quality)
                     for collected, output in zip(correlations[name], (patched_outputs[name], saved), strict=True):
                         # Against what the original makes of the same input, so that only the patch's work counts.
                         collected.append(visibility(to_pixels(output), to_pixels(outputs[name]), warning.to(output)))
-            benign = patched_outputs[INPUTS[0]]
+            original, benign = outputs[INPUTS[0]], patched_outputs[INPUTS[0]]
             fidelity.append((psnr(original, benign).clamp(max=100), ssim(original, benign)))
             if not examples:
                 examples = _examples(inputs, outputs, patched_outputs)

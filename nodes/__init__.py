@@ -3,7 +3,7 @@
 from . import host
 from .denoisers import LoadDenoiser
 from .metrics import Inspect, Metrics
-from .models import CombineDenoisers, DenoiserFromModel
+from .models import ApplyTrainedLora, CombineDenoisers, DenoiserFromModel
 from .protect import ObjectiveSettings, Protect
 from .purify import DiffusionPurify
 
@@ -16,6 +16,7 @@ NODE_CLASS_MAPPINGS = {
     "AntiPureDiffusionPurify": DiffusionPurify,
     "AntiPureMetrics": Metrics,
     "AntiPureInspect": Inspect,
+    "AntiPureApplyTrainedLora": ApplyTrainedLora,
 }
 
 NODE_DISPLAY_NAME_MAPPINGS = {
@@ -27,6 +28,7 @@ NODE_DISPLAY_NAME_MAPPINGS = {
     "AntiPureDiffusionPurify": "Diffusion Purify",
     "AntiPureMetrics": "Image Metrics",
     "AntiPureInspect": "Inspection Sheet",
+    "AntiPureApplyTrainedLora": "Apply Trained LoRA",
 }
 
 host.register_model_folder()

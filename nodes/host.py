@@ -159,6 +159,13 @@ def ready(denoiser: Denoiser | CombinedDenoiser) -> Denoiser | CombinedDenoiser:
     return denoiser
 
 
+def apply_lora(model, lora: dict[str, Tensor], strength: float):
+    """ComfyUI's MODEL with a LoRA on it; the one given stays as it is."""
+    import comfy.sd
+
+    return comfy.sd.load_lora_for_models(model, None, lora, strength, 0)[0]
+
+
 # Progress ----------------------------------------------------------------------------------------------------
 
 

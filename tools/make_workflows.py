@@ -17,8 +17,8 @@ from pathlib import Path
 
 from antipure.cli.executor import NODES, execution_order
 from antipure.cli.graph import WORKFLOWS, is_link, read_workflow
-from antipure.methods.inspection import BACKGROUND, CAPTION, CELL, MARGIN
-from PIL import Image, ImageOps
+from antipure.methods.inspection import BACKGROUND, CAPTION, CELL, MARGIN, SOFT
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from tools.host_nodes import HOST_NODES
 from tools.workflow_layouts import LAYOUTS, Box, Group, Layout, Note
@@ -51,8 +51,10 @@ def build_workflow(name: str) -> dict:
     nodes = {}
     for order, node_id in enumerate(execution_order(prompt)):
         nodes[node_id] = _node(prompt[node_id], node_id, layout.boxes[node_id], order, links)
-    for link, source, slot, *_ in links:
+    for wire in links:
+        link, source, slot = wire[:3]
         output = nodes[str(source)]["outputs"][slot]
+        wire[5] = output["type"]  # the input may take several types
         output["links"] = [*(output["links"] or []), link]
     last = max(int(node_id) for node_id in prompt)
     notes = [_note(note, last + i, len(nodes) + i - 1) for i, note in enumerate(layout.notes, start=1)]
@@ -169,6 +171,7 @@ def to_json(workflow: dict) -> str:
 THUMBNAIL_SIDE = 512
 THUMBNAIL_BYTES = 60_000
 # Rows of cells (row, column) of the inspection sheet; None is the whole sheet. The browser's cards are square.
+# Workflows that are not here need a real model for a picture: their thumbnails name their steps.
 THUMBNAILS = {
     "protect": (((0, 0), (0, 1)), ((1, 0), (1, 1))),
     "purify": (((0, 1), (0, 3)), ((1, 0), (1, 2))),
@@ -186,7 +189,7 @@ def sheet_cell(sheet: Image.Image, row: int, column: int) -> Image.Image:
 
 
 def make_thumbnail(sheet: Image.Image, cells: tuple[tuple[tuple[int, int], ...], ...] | None) -> bytes:
-    """A square JPEG of at most 60 kB: some cells of the sheet side by side, or all of it."""
+    """Some cells of the sheet side by side, or all of it, as `to_jpeg` makes it."""
     picture = sheet
     if cells is not None:
         rows = [[sheet_cell(sheet, *cell) for cell in row] for row in cells]
@@ -196,6 +199,28 @@ def make_thumbnail(sheet: Image.Image, cells: tuple[tuple[tuple[int, int], ...],
             for i, part in enumerate(row):
                 picture.paste(part, (i * CELL, top))
             top += row[0].height
+    return to_jpeg(picture)
+
+
+def draw_steps(groups: tuple[Group, ...]) -> bytes:
+    """A square JPEG with the titles of the groups, from top to bottom."""
+    picture = Image.new("RGB", (THUMBNAIL_SIDE, THUMBNAIL_SIDE), BACKGROUND)
+    draw, edge, gap = ImageDraw.Draw(picture), 24, 18
+    height = min(80, (THUMBNAIL_SIDE - 2 * edge - gap * (len(groups) - 1)) // len(groups))
+    top = (THUMBNAIL_SIDE - len(groups) * height - (len(groups) - 1) * gap) // 2
+    for i, group in enumerate(groups):
+        title = group.title.split(" · ")[-1]
+        draw.rounded_rectangle((edge, top, THUMBNAIL_SIDE - edge, top + height), 10, fill=group.colour)
+        draw.text((THUMBNAIL_SIDE // 2, top + height // 2), title, BACKGROUND, ImageFont.load_default(28), anchor="mm")
+        top += height
+        if i < len(groups) - 1:
+            draw.line((THUMBNAIL_SIDE // 2, top, THUMBNAIL_SIDE // 2, top + gap), SOFT, 4)
+        top += gap
+    return to_jpeg(picture)
+
+
+def to_jpeg(picture: Image.Image) -> bytes:
+    """A square JPEG of at most 60 kB."""
     square = (THUMBNAIL_SIDE, THUMBNAIL_SIDE)
     picture = ImageOps.pad(picture, square, Image.Resampling.LANCZOS, color=BACKGROUND)
     for quality in (90, 80, 70, 60, 50):
@@ -213,8 +238,9 @@ def write_thumbnails(demo: Path) -> None:
         raise SystemExit(f"{demo} holds no strong_sheet_*.png; run `antipure demo --out {demo}` first.")
     with Image.open(sheets[-1]) as opened:
         sheet = opened.convert("RGB")
-    for name, cells in THUMBNAILS.items():
-        (FOLDER / f"{name}.jpg").write_bytes(make_thumbnail(sheet, cells))
+    for name, layout in LAYOUTS.items():
+        drawn = make_thumbnail(sheet, THUMBNAILS[name]) if name in THUMBNAILS else draw_steps(layout.groups)
+        (FOLDER / f"{name}.jpg").write_bytes(drawn)
 
 
 def main() -> None:

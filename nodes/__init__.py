@@ -3,7 +3,7 @@
 from . import host
 from .denoisers import LoadDenoiser
 from .metrics import Inspect, Metrics
-from .models import ApplyTrainedLora, CombineDenoisers, DenoiserFromModel
+from .models import ApplyTrainedLora, CombineDenoisers, DenoiserFromModel, SeedTraining
 from .protect import ObjectiveSettings, Protect
 from .purify import DiffusionPurify
 
@@ -16,6 +16,7 @@ NODE_CLASS_MAPPINGS = {
     "AntiPureDiffusionPurify": DiffusionPurify,
     "AntiPureMetrics": Metrics,
     "AntiPureInspect": Inspect,
+    "AntiPureSeedTraining": SeedTraining,
     "AntiPureApplyTrainedLora": ApplyTrainedLora,
 }
 
@@ -28,6 +29,7 @@ NODE_DISPLAY_NAME_MAPPINGS = {
     "AntiPureDiffusionPurify": "Diffusion Purify",
     "AntiPureMetrics": "Image Metrics",
     "AntiPureInspect": "Inspection Sheet",
+    "AntiPureSeedTraining": "Seed Training",
     "AntiPureApplyTrainedLora": "Apply Trained LoRA",
 }
 

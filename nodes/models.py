@@ -1,4 +1,4 @@
-"""Denoiser from Model, Combine Denoisers, Apply Trained LoRA."""
+"""Denoiser from Model, Combine Denoisers; Seed Training and Apply Trained LoRA around core's Train LoRA."""
 
 from __future__ import annotations
 
@@ -76,6 +76,47 @@ class CombineDenoisers:
 
     def build(self, first, second, mode) -> tuple:
         return (combine(first, second, mode),)
+
+
+class SeedTraining:
+    """Train LoRA draws a LoRA's first weights from torch's global generator, which its own seed does not reach.
+
+    The first thing it does with its MODEL is to clone it, and ComfyUI calls back on cloning.
+    """
+
+    DESCRIPTION = (
+        "Makes ComfyUI's Train LoRA repeatable: its own seed does not cover the LoRA's first weights, which depend on "
+        "whatever ran before. Two trainings on the MODEL of this node start from the same weights, so that only their "
+        "pictures differ."
+    )
+    CATEGORY = "AntiPure"
+    EXPERIMENTAL = True
+    FUNCTION = "seed_training"
+    RETURN_TYPES = ("MODEL",)
+    RETURN_NAMES = ("model",)
+    OUTPUT_TOOLTIPS = ("The MODEL for Train LoRA.",)
+    SEARCH_ALIASES = ["train lora", "reproducible", "seed", "customization"]
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict:
+        return {
+            "required": {
+                "model": ("MODEL", {"tooltip": "The MODEL to train a LoRA on."}),
+                "seed": (
+                    "INT",
+                    {
+                        "default": 0,
+                        "min": 0,
+                        "max": 0xFFFFFFFFFFFFFFFF,
+                        "tooltip": "Of the LoRA's first weights. The order of pictures and the noise follow Train "
+                        "LoRA's own seed.",
+                    },
+                ),
+            }
+        }
+
+    def seed_training(self, model, seed) -> tuple:
+        return (host.seed_clones(model, seed),)
 
 
 class ApplyTrainedLora:

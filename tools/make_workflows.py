@@ -32,6 +32,7 @@ COLOURS = {
     "AntiPureMetrics": ("#35552d", "#27331f"),
     "AntiPureInspect": ("#35552d", "#27331f"),
     "TrainLoraNode": ("#463a66", "#2d283d"),
+    "AntiPureSeedTraining": ("#463a66", "#2d283d"),
     "AntiPureApplyTrainedLora": ("#463a66", "#2d283d"),
 }
 NOTE_COLOURS = ("#4a4030", "#2e2a22")

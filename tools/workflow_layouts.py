@@ -226,10 +226,11 @@ LAYOUTS = {
             "8": (800, 80, 340, 440),
             "9": (800, 760, 340, 440),
             "10": (1200, 80, 340, 120),
-            "20": (1200, 260, 340, 60),
-            "21": (1200, 380, 340, 580),
-            "30": (1200, 1020, 340, 60),
-            "31": (1200, 1140, 340, 580),
+            "13": (1200, 260, 340, 110),
+            "20": (1200, 430, 340, 60),
+            "21": (1200, 550, 340, 580),
+            "30": (1200, 1190, 340, 60),
+            "31": (1200, 1310, 340, 580),
             "11": (1600, 80, 340, 120),
             "12": (1600, 260, 340, 120),
             "22": (1600, 440, 340, 120),
@@ -251,7 +252,7 @@ LAYOUTS = {
             Group("1 · Picture and model", GREY, ("1", "2", "3", "4", "5")),
             Group("2 · Protect", BLUE, ("6", "7")),
             Group("3 · Purify both, same noise", RED, ("8", "9")),
-            Group("4 · Train on both, same seed", VIOLET, ("10", "20", "21", "30", "31")),
+            Group("4 · Train on both, same seed", VIOLET, ("10", "13", "20", "21", "30", "31")),
             Group("5 · Generate with both, same seed", VIOLET, ("11", "12", "22", "23", "24", "32", "33", "34")),
             Group("6 · Compare", GREEN, ("25", "35", "42", "43")),
             Group("7 · Measure", GREEN, ("40", "41", "44", "45")),
@@ -277,8 +278,8 @@ LAYOUTS = {
                 "slider, *Compare Images*: wire both *VAE Decode* to it.\n\n"
                 "**Survival** (purified protected against purified original): structural distortion near 0 means that "
                 "the purifier removed the protection.\n\n"
-                "**Generated**: only how different the pictures are. Another training seed makes them different, too: "
-                "change it in one of the two Train nodes to see how much.\n\n" + LIMITS,
+                "**Generated**: only how different the pictures are. Another seed makes them different, too: change "
+                "that of *Seed Training* to see how much.\n\n" + LIMITS,
             ),
         ),
     ),

@@ -13,7 +13,7 @@ from .lora_patch import (
     TrainModelPatch,
 )
 from .metrics import Inspect, Metrics
-from .models import CombineDenoisers, DenoiserFromModel
+from .models import ApplyTrainedLora, CombineDenoisers, DenoiserFromModel, SeedTraining
 from .protect import ObjectiveSettings, Protect
 from .purify import DiffusionPurify
 
@@ -37,6 +37,8 @@ NODE_CLASS_MAPPINGS = {
     "AntiPureLoadLoraPatch": LoadLoraPatch,
     "AntiPureDefenceReport": DefenceReport,
     "AntiPureLoadVisualEncoder": LoadVisualEncoder,
+    "AntiPureSeedTraining": SeedTraining,
+    "AntiPureApplyTrainedLora": ApplyTrainedLora,
 }
 
 NODE_DISPLAY_NAME_MAPPINGS = {
@@ -59,6 +61,8 @@ NODE_DISPLAY_NAME_MAPPINGS = {
     "AntiPureLoadLoraPatch": "Load LoRA Patch",
     "AntiPureDefenceReport": "Defence Report",
     "AntiPureLoadVisualEncoder": "Load Visual Encoder",
+    "AntiPureSeedTraining": "Seed Training",
+    "AntiPureApplyTrainedLora": "Apply Trained LoRA",
 }
 
 host.register_model_folders()

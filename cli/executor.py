@@ -39,14 +39,18 @@ def execution_order(prompt: dict) -> list[str]:
     return order
 
 
-def check_node(prompt: dict, node_id: str) -> None:
-    """Raise `AntiPureError` for an unknown node, a missing or unknown input, or a value that is not allowed."""
-    node, name = prompt[node_id], f"{title(prompt, node_id)} (node {node_id})"
-    if node["class_type"] not in NODES:
+def check_nodes(prompt: dict) -> None:
+    """Raise `AntiPureError` when the workflow has nodes that only ComfyUI can run."""
+    if missing := sorted({str(node["class_type"]) for node in prompt.values()} - NODES.keys()):
         raise AntiPureError(
-            f"{name} is a {node['class_type']}, which only ComfyUI can run; start ComfyUI and give its address "
-            "with --server."
+            f"Only a ComfyUI can run this workflow, for its nodes {', '.join(missing)}; start one and give its address "
+            "with --server, e.g. http://127.0.0.1:8188."
         )
+
+
+def check_node(prompt: dict, node_id: str) -> None:
+    """Raise `AntiPureError` for a missing or unknown input, or a value that is not allowed."""
+    node, name = prompt[node_id], f"{title(prompt, node_id)} (node {node_id})"
     types = NODES[node["class_type"]].INPUT_TYPES()
     required, optional = types.get("required", {}), types.get("optional", {})
     inputs = node.get("inputs", {})
@@ -102,6 +106,7 @@ class Executor:
     def run(self, prompt: dict) -> Result:
         """Execute the workflow. Everything that can be checked is checked before the first node runs."""
         order = execution_order(prompt)
+        check_nodes(prompt)
         for node_id in order:
             check_node(prompt, node_id)
         result = Result()

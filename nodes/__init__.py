@@ -13,7 +13,7 @@ from .lora_patch import (
     TrainModelPatch,
 )
 from .metrics import Inspect, Metrics
-from .models import CombineDenoisers, DenoiserFromModel
+from .models import ApplyTrainedLora, CombineDenoisers, DenoiserFromModel, SeedTraining
 from .protect import ObjectiveSettings, Protect
 from .purify import DiffusionPurify
 
@@ -26,6 +26,8 @@ NODE_CLASS_MAPPINGS = {
     "AntiPureDiffusionPurify": DiffusionPurify,
     "AntiPureMetrics": Metrics,
     "AntiPureInspect": Inspect,
+    "AntiPureSeedTraining": SeedTraining,
+    "AntiPureApplyTrainedLora": ApplyTrainedLora,
     "AntiPureLoadGenerator": LoadGenerator,
     "AntiPureProceduralFaces": ProceduralFaces,
     "AntiPureEditFace": EditFace,
@@ -48,6 +50,8 @@ NODE_DISPLAY_NAME_MAPPINGS = {
     "AntiPureDiffusionPurify": "Diffusion Purify",
     "AntiPureMetrics": "Image Metrics",
     "AntiPureInspect": "Inspection Sheet",
+    "AntiPureSeedTraining": "Seed Training",
+    "AntiPureApplyTrainedLora": "Apply Trained LoRA",
     "AntiPureLoadGenerator": "Load Generator",
     "AntiPureProceduralFaces": "Procedural Faces",
     "AntiPureEditFace": "Edit Face",

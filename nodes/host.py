@@ -237,6 +237,22 @@ def ready(denoiser: Denoiser | CombinedDenoiser) -> Denoiser | CombinedDenoiser:
     return denoiser
 
 
+def seed_clones(model, seed: int):
+    """A clone of ComfyUI's MODEL that seeds torch's global random numbers whenever it is cloned itself."""
+    from comfy.patcher_extension import CallbacksMP
+
+    seeded = model.clone()
+    seeded.add_callback_with_key(CallbacksMP.ON_CLONE, "antipure_seed", lambda *_: torch.manual_seed(seed))
+    return seeded
+
+
+def apply_lora(model, lora: dict[str, Tensor], strength: float):
+    """ComfyUI's MODEL with a LoRA on it; the one given stays as it is."""
+    import comfy.sd
+
+    return comfy.sd.load_lora_for_models(model, None, lora, strength, 0)[0]
+
+
 # Progress ----------------------------------------------------------------------------------------------------
 
 

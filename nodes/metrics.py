@@ -59,12 +59,16 @@ class Metrics:
         lines = []
         for i in range(len(b)):
             shares = ", ".join(f"{name} {100 * share[i]:.0f} %" for name, share in bands.items())
-            lines.append(
-                f"picture {i + 1}: PSNR {values['psnr'][i]:.2f} dB, SSIM {values['ssim'][i]:.4f}, "
-                f"largest change {values['levels'][i]:.0f} levels, "
-                f"structural distortion {values['distortion'][i]:.4f}, detail ratio {values['detail'][i]:.3f}, "
-                f"difference by frequency: {shares}"
-            )
+            if len(b) > 1:
+                lines.append(f"picture {i + 1}:")
+            lines += [
+                f"PSNR {values['psnr'][i]:.2f} dB, SSIM {values['ssim'][i]:.4f}",
+                f"largest change {values['levels'][i]:.0f} levels",
+                f"structural distortion {values['distortion'][i]:.4f}",
+                f"detail ratio {values['detail'][i]:.3f}",
+                f"frequencies: {shares}",
+            ]
+        # Short lines: nodes break long ones within words.
         report = "\n".join(lines)
         summary = {
             "psnr": float(values["psnr"].mean()),

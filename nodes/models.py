@@ -1,8 +1,12 @@
-"""Denoiser from Model, Combine Denoisers."""
+"""Denoiser from Model, Combine Denoisers; Seed Training and Apply Trained LoRA around core's Train LoRA."""
 
 from __future__ import annotations
 
+import torch
+
 from ..methods.ensemble import MODES, combine
+from ..methods.errors import AntiPureError
+from . import host
 from .host_model import ModelDenoiser
 
 
@@ -72,3 +76,86 @@ class CombineDenoisers:
 
     def build(self, first, second, mode) -> tuple:
         return (combine(first, second, mode),)
+
+
+class SeedTraining:
+    """Train LoRA draws a LoRA's first weights from torch's global generator, which its own seed does not reach.
+
+    The first thing it does with its MODEL is to clone it, and ComfyUI calls back on cloning.
+    """
+
+    DESCRIPTION = (
+        "Makes ComfyUI's Train LoRA repeatable: its own seed does not cover the LoRA's first weights, which depend on "
+        "whatever ran before. Two trainings on the MODEL of this node start from the same weights, so that only their "
+        "pictures differ."
+    )
+    CATEGORY = "AntiPure"
+    EXPERIMENTAL = True
+    FUNCTION = "seed_training"
+    RETURN_TYPES = ("MODEL",)
+    RETURN_NAMES = ("model",)
+    OUTPUT_TOOLTIPS = ("The MODEL for Train LoRA.",)
+    SEARCH_ALIASES = ["train lora", "reproducible", "seed", "customization"]
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict:
+        return {
+            "required": {
+                "model": ("MODEL", {"tooltip": "The MODEL to train a LoRA on."}),
+                "seed": (
+                    "INT",
+                    {
+                        "default": 0,
+                        "min": 0,
+                        "max": 0xFFFFFFFFFFFFFFFF,
+                        "tooltip": "Of the LoRA's first weights. The order of pictures and the noise follow Train "
+                        "LoRA's own seed.",
+                    },
+                ),
+            }
+        }
+
+    def seed_training(self, model, seed) -> tuple:
+        return (host.seed_clones(model, seed),)
+
+
+class ApplyTrainedLora:
+    """Core's Load LoRA Model, for any version: Train LoRA gives the LoRA second up to 0.8 and first in 0.33."""
+
+    DESCRIPTION = (
+        "Applies what ComfyUI's Train LoRA has just trained to a MODEL. Wire its first two outputs here: which of them "
+        "is the LoRA depends on ComfyUI's version, and this node finds it."
+    )
+    CATEGORY = "AntiPure"
+    EXPERIMENTAL = True
+    FUNCTION = "apply"
+    RETURN_TYPES = ("MODEL",)
+    RETURN_NAMES = ("model",)
+    OUTPUT_TOOLTIPS = ("The MODEL with the LoRA on it.",)
+    SEARCH_ALIASES = ["load lora model", "lora", "train lora", "customization", "dreambooth"]
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict:
+        return {
+            "required": {
+                "model": ("MODEL", {"tooltip": "The MODEL that Train LoRA was given."}),
+                "output_1": ("LORA_MODEL,MODEL", {"tooltip": "The first output of Train LoRA."}),
+                "output_2": ("LOSS_MAP,LORA_MODEL", {"tooltip": "The second output of Train LoRA."}),
+                "strength": (
+                    "FLOAT",
+                    {
+                        "default": 1.0,
+                        "min": -100.0,
+                        "max": 100.0,
+                        "step": 0.01,
+                        "tooltip": "How much of the LoRA is applied: 1 as trained, 0 none.",
+                    },
+                ),
+            }
+        }
+
+    def apply(self, model, output_1, output_2, strength) -> tuple:
+        for given in (output_1, output_2):
+            if isinstance(given, dict) and given and all(isinstance(value, torch.Tensor) for value in given.values()):
+                return (host.apply_lora(model, given, strength),)
+        raise AntiPureError("Neither input holds a trained LoRA; wire the first two outputs of Train LoRA here.")

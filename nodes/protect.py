@@ -113,7 +113,7 @@ class Protect:
         name = preset if objective is None or objective is PRESETS.get(preset) else "own objective"
         report = _report(picture, protected, name, levels, steps, seed)
         if limits:
-            report += f"\nran out of memory once and went on with at most {min(limits)} tiles at a time"
+            report += f"\nran out of memory once,\nwent on with at most {min(limits)} tiles at a time"
         host.show_text(report, node_id)
         return to_image(protected, alpha), to_image(difference_view(picture, protected, levels)), report
 
@@ -127,8 +127,10 @@ def _report(picture, protected, name: str, levels: float, steps: int, seed: int)
         strict=True,
     )
     for i, (largest, psnr, ssim) in enumerate(rows):
-        lines.append(f"picture {i + 1}: largest change {largest:.0f} levels, PSNR {psnr:.2f} dB, SSIM {ssim:.4f}")
-    return "\n".join(lines)
+        if len(picture) > 1:
+            lines.append(f"picture {i + 1}:")
+        lines += [f"largest change {largest:.0f} levels", f"PSNR {psnr:.2f} dB, SSIM {ssim:.4f}"]
+    return "\n".join(lines)  # short lines: nodes break long ones within words
 
 
 class ObjectiveSettings:

@@ -41,7 +41,7 @@ def pixels(path: Path) -> np.ndarray:
     return np.asarray(Image.open(path).convert("RGB")).astype(int)
 
 
-@pytest.mark.parametrize("name", sorted(p.stem for p in WORKFLOWS.glob("*.json")))
+@pytest.mark.parametrize("name", sorted(p.stem for p in WORKFLOWS.glob("*.json") if not p.stem.startswith("sd_")))
 def test_every_shipped_workflow_runs(name, photo, tmp_path):
     loaders = [i for i, n in read_workflow(name).items() if n["class_type"] == "LoadImage"]
     prompt = set_inputs(read_workflow(name), [*FAST[name], *(f"{i}.image={photo}" for i in loaders)])

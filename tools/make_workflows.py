@@ -3,7 +3,7 @@
     python -m tools.make_workflows                         # the .json files
     python -m tools.make_workflows --thumbnails FOLDER     # the .jpg files too, from the output of `antipure demo`
 
-The API files in workflows/api/ say what is wired to what; the layouts below say where it stands, in which colours,
+The API files in workflows/api/ say what is wired to what; workflow_layouts.py says where it stands, in which colours,
 and what the notes say. Nothing is edited by hand in the files written.
 """
 
@@ -13,16 +13,17 @@ import argparse
 import io
 import json
 import uuid
-from dataclasses import dataclass
 from pathlib import Path
 
 from antipure.cli.executor import NODES, execution_order
 from antipure.cli.graph import WORKFLOWS, is_link, read_workflow
-from antipure.methods.inspection import BACKGROUND, CAPTION, CELL, MARGIN
-from PIL import Image, ImageOps
+from antipure.methods.inspection import BACKGROUND, CAPTION, CELL, MARGIN, SOFT
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+from tools.host_nodes import HOST_NODES
+from tools.workflow_layouts import LAYOUTS, Box, Group, Layout, Note
 
 FOLDER = WORKFLOWS.parent
-Box = tuple[int, int, int, int]  # x, y, width, height; the 30-px title bar of a node stands above y
 
 # Title bar and body of a node.
 COLOURS = {
@@ -30,178 +31,13 @@ COLOURS = {
     "AntiPureDiffusionPurify": ("#66332f", "#3b2625"),
     "AntiPureMetrics": ("#35552d", "#27331f"),
     "AntiPureInspect": ("#35552d", "#27331f"),
+    "TrainLoraNode": ("#463a66", "#2d283d"),
+    "AntiPureSeedTraining": ("#463a66", "#2d283d"),
+    "AntiPureApplyTrainedLora": ("#463a66", "#2d283d"),
 }
 NOTE_COLOURS = ("#4a4030", "#2e2a22")
-BLUE, RED, GREEN, GREY = "#5b9bc4", "#c9736b", "#7fae72", "#a0a0a0"
 GROUP_PADDING, GROUP_HEADER, NODE_TITLE = 20, 50, 30
 SEEDS = ("seed", "noise_seed")
-
-
-@dataclass(frozen=True)
-class Group:
-    """A titled frame around nodes, named by their ids in the API file."""
-
-    title: str
-    colour: str
-    nodes: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Note:
-    """A MarkdownNote."""
-
-    title: str
-    box: Box
-    text: str
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where the nodes of one workflow stand."""
-
-    boxes: dict[str, Box]
-    groups: tuple[Group, ...]
-    notes: tuple[Note, ...]
-
-
-DENOISERS = (
-    "**Denoisers.** *bundled* is a small 64-px model that ships with this pack. Put your own (an ADM checkpoint or a "
-    "diffusers folder) into **models/antipure** and press R."
-)
-LIMITS = (
-    "**Limits.** A protection can be bypassed: whoever has the picture can wait for better tools, JPEG followed by "
-    "resizing undoes much of most protections, and perturbations can be detected. Claim no more than you measured."
-)
-
-# Picture and denoiser, the one node that works, what it gives: protect and purify alike.
-ONE_PICTURE = {
-    "1": (400, 80, 300, 380),
-    "2": (400, 520, 300, 120),
-    "3": (760, 80, 360, 560),
-    "4": (1180, 80, 420, 380),
-    "5": (1180, 520, 420, 380),
-}
-
-LAYOUTS = {
-    "protect": Layout(
-        boxes=ONE_PICTURE,
-        groups=(
-            Group("Picture and denoiser", GREY, ("1", "2")),
-            Group("Protect", BLUE, ("3",)),
-            Group("Result", GREEN, ("4", "5")),
-        ),
-        notes=(
-            Note(
-                "Protect a picture",
-                (0, 80, 340, 380),
-                "Adds a perturbation of at most *levels* 8-bit levels per pixel, made so that a diffusion model that "
-                "purifies the picture distorts its fine structure.\n\n"
-                "**Reading it.** The Protect node reports the largest change, PSNR and SSIM: what the protection "
-                "costs. Fewer *levels* are harder to see and protect less. *Perturbation* shows the change around "
-                "mid-grey.\n\n"
-                "**Saving.** Keep the PNG as it is, at its own size. What survives a purifier is measured by the "
-                "workflow *protect_and_purify*.\n\n" + DENOISERS + "\n\n" + LIMITS,
-            ),
-        ),
-    ),
-    "purify": Layout(
-        boxes=ONE_PICTURE,
-        groups=(
-            Group("Picture and denoiser", GREY, ("1", "2")),
-            Group("Purify", RED, ("3",)),
-            Group("Result", GREEN, ("4", "5")),
-        ),
-        notes=(
-            Note(
-                "Purify a picture",
-                (0, 80, 340, 380),
-                "Noises the picture a little and lets a diffusion model clean it again. It is here to measure "
-                "protections: what does a purifier leave of yours?\n\n"
-                "**Reading it.** *Residual* shows what purification changed, around mid-grey; black and white are ±16 "
-                "levels. Purify the unprotected picture with the same seed, too, and compare the two: "
-                "*protect_and_purify* does so.\n\n"
-                "**Settings.** *gridpure*: timestep 10, 10 to 40 iterations. *diffpure*: timestep 100 to 150, "
-                "1 iteration.\n\n"
-                + DENOISERS
-                + "\n\n**Limits.** Another purifier or another model gives other numbers.",
-            ),
-        ),
-    ),
-    "measure": Layout(
-        boxes={
-            "1": (400, 80, 300, 330),
-            "2": (400, 460, 300, 330),
-            "3": (760, 80, 340, 330),
-            "4": (760, 460, 340, 120),
-            "5": (1160, 80, 480, 710),
-        },
-        groups=(
-            Group("Two pictures of equal size", GREY, ("1", "2")),
-            Group("Measure", GREEN, ("3", "4")),
-            Group("Inspection sheet", GREEN, ("5",)),
-        ),
-        notes=(
-            Note(
-                "Compare two pictures",
-                (0, 80, 340, 400),
-                "Load the original as *Reference* and its protected version as *Picture*. Both load the same example "
-                "at first, so the first run shows no difference.\n\n"
-                "**Cost.** PSNR (dB) and SSIM: higher is closer to the reference. A full use of 8 levels costs about "
-                "31 dB; above 40 dB a change is hard to see.\n\n"
-                "**Survival.** Load the *purified original* and the *purified protected* picture instead. Structural "
-                "distortion near 0 means that no structure of the protection is left; the higher, the more the "
-                "purifier got wrong. A detail ratio below 1 means that fine detail was wiped out.\n\n"
-                "**Controls.** Compare with *random*, *shift* and *blocks* of AntiPure Protect at equal levels: only "
-                "what exceeds them counts.\n\n"
-                "**Limits.** The numbers hold for this picture and this purifier. They do not say what a model "
-                "fine-tuned on it will do.",
-            ),
-        ),
-    ),
-    "protect_and_purify": Layout(
-        boxes={
-            "1": (0, 450, 340, 360),
-            "2": (0, 870, 340, 120),
-            "3": (400, 80, 360, 520),
-            "4": (400, 660, 360, 280),
-            "11": (400, 1000, 360, 280),
-            "5": (820, 80, 320, 450),
-            "6": (820, 590, 320, 450),
-            "7": (1200, 80, 420, 270),
-            "8": (1200, 410, 420, 270),
-            "9": (1200, 740, 420, 120),
-            "10": (1680, 80, 760, 780),
-        },
-        groups=(
-            Group("1 · Picture and denoiser", GREY, ("1", "2")),
-            Group("2 · Protect", BLUE, ("3", "4", "11")),
-            Group("3 · Purify both, same noise", RED, ("5", "6")),
-            Group("4 · Measure", GREEN, ("7", "8", "9")),
-            Group("5 · Inspection sheet", GREEN, ("10",)),
-        ),
-        notes=(
-            Note(
-                "Protect, purify, measure",
-                (0, 80, 340, 240),
-                "1. Protects the picture with at most *levels* 8-bit levels per pixel.\n"
-                "2. Purifies the protected picture, and the original with the same noise.\n"
-                "3. Measures what the protection costs and what survives.\n\n"
-                "It is slow on a CPU: try a face crop of 128 to 256 pixels and 40 steps first.\n\n" + DENOISERS,
-            ),
-            Note(
-                "Reading the numbers",
-                (1200, 940, 420, 300),
-                "**Cost** (protected against original): PSNR and SSIM, higher is less visible. 8 levels cost about "
-                "31 dB.\n\n"
-                "**Survival** (purified protected against purified original): *structural distortion* near 0 means "
-                "that no structure of the protection is left; the higher, the more the purifier got wrong. A *detail "
-                "ratio* below 1 means that fine detail was wiped out.\n\n"
-                "**Controls.** Set *preset* to *random*, *shift* and *blocks*: the same budget without adversarial "
-                "structure. Only what exceeds all three counts.\n\n" + LIMITS,
-            ),
-        ),
-    ),
-}
 
 
 def is_widget(kind: object) -> bool:
@@ -216,8 +52,10 @@ def build_workflow(name: str) -> dict:
     nodes = {}
     for order, node_id in enumerate(execution_order(prompt)):
         nodes[node_id] = _node(prompt[node_id], node_id, layout.boxes[node_id], order, links)
-    for link, source, slot, *_ in links:
+    for wire in links:
+        link, source, slot = wire[:3]
         output = nodes[str(source)]["outputs"][slot]
+        wire[5] = output["type"]  # the input may take several types
         output["links"] = [*(output["links"] or []), link]
     last = max(int(node_id) for node_id in prompt)
     notes = [_note(note, last + i, len(nodes) + i - 1) for i, note in enumerate(layout.notes, start=1)]
@@ -238,7 +76,7 @@ def build_workflow(name: str) -> dict:
 def _node(node: dict, node_id: str, box: Box, order: int, links: list[list]) -> dict:
     """A node as the frontend saves it: sockets first, then widgets. Appends its incoming links."""
     kind = node["class_type"]
-    node_class = NODES[kind]
+    node_class = HOST_NODES.get(kind) or NODES[kind]
     types = node_class.INPUT_TYPES()
     sockets, widgets, values = [], [], []
     for section in ("required", "optional"):
@@ -261,7 +99,7 @@ def _node(node: dict, node_id: str, box: Box, order: int, links: list[list]) -> 
             if (kind, name) == ("LoadImage", "image"):
                 widgets.append(_widget("upload", "IMAGEUPLOAD"))
                 values.append("image")  # the upload button
-    names = getattr(node_class, "RETURN_NAMES", node_class.RETURN_TYPES)
+    names = getattr(node_class, "RETURN_NAMES", None) or node_class.RETURN_TYPES
     outputs = [
         {"name": name, "type": output_type, "links": None}
         for name, output_type in zip(names, node_class.RETURN_TYPES, strict=True)
@@ -334,6 +172,7 @@ def to_json(workflow: dict) -> str:
 THUMBNAIL_SIDE = 512
 THUMBNAIL_BYTES = 60_000
 # Rows of cells (row, column) of the inspection sheet; None is the whole sheet. The browser's cards are square.
+# Workflows that are not here need a real model for a picture: their thumbnails name their steps.
 THUMBNAILS = {
     "protect": (((0, 0), (0, 1)), ((1, 0), (1, 1))),
     "purify": (((0, 1), (0, 3)), ((1, 0), (1, 2))),
@@ -351,7 +190,7 @@ def sheet_cell(sheet: Image.Image, row: int, column: int) -> Image.Image:
 
 
 def make_thumbnail(sheet: Image.Image, cells: tuple[tuple[tuple[int, int], ...], ...] | None) -> bytes:
-    """A square JPEG of at most 60 kB: some cells of the sheet side by side, or all of it."""
+    """Some cells of the sheet side by side, or all of it, as `to_jpeg` makes it."""
     picture = sheet
     if cells is not None:
         rows = [[sheet_cell(sheet, *cell) for cell in row] for row in cells]
@@ -361,6 +200,28 @@ def make_thumbnail(sheet: Image.Image, cells: tuple[tuple[tuple[int, int], ...],
             for i, part in enumerate(row):
                 picture.paste(part, (i * CELL, top))
             top += row[0].height
+    return to_jpeg(picture)
+
+
+def draw_steps(groups: tuple[Group, ...]) -> bytes:
+    """A square JPEG with the titles of the groups, from top to bottom."""
+    picture = Image.new("RGB", (THUMBNAIL_SIDE, THUMBNAIL_SIDE), BACKGROUND)
+    draw, edge, gap = ImageDraw.Draw(picture), 24, 18
+    height = min(80, (THUMBNAIL_SIDE - 2 * edge - gap * (len(groups) - 1)) // len(groups))
+    top = (THUMBNAIL_SIDE - len(groups) * height - (len(groups) - 1) * gap) // 2
+    for i, group in enumerate(groups):
+        title = group.title.split(" · ")[-1]
+        draw.rounded_rectangle((edge, top, THUMBNAIL_SIDE - edge, top + height), 10, fill=group.colour)
+        draw.text((THUMBNAIL_SIDE // 2, top + height // 2), title, BACKGROUND, ImageFont.load_default(28), anchor="mm")
+        top += height
+        if i < len(groups) - 1:
+            draw.line((THUMBNAIL_SIDE // 2, top, THUMBNAIL_SIDE // 2, top + gap), SOFT, 4)
+        top += gap
+    return to_jpeg(picture)
+
+
+def to_jpeg(picture: Image.Image) -> bytes:
+    """A square JPEG of at most 60 kB."""
     square = (THUMBNAIL_SIDE, THUMBNAIL_SIDE)
     picture = ImageOps.pad(picture, square, Image.Resampling.LANCZOS, color=BACKGROUND)
     for quality in (90, 80, 70, 60, 50):
@@ -378,8 +239,9 @@ def write_thumbnails(demo: Path) -> None:
         raise SystemExit(f"{demo} holds no strong_sheet_*.png; run `antipure demo --out {demo}` first.")
     with Image.open(sheets[-1]) as opened:
         sheet = opened.convert("RGB")
-    for name, cells in THUMBNAILS.items():
-        (FOLDER / f"{name}.jpg").write_bytes(make_thumbnail(sheet, cells))
+    for name, layout in LAYOUTS.items():
+        drawn = make_thumbnail(sheet, THUMBNAILS[name]) if name in THUMBNAILS else draw_steps(layout.groups)
+        (FOLDER / f"{name}.jpg").write_bytes(drawn)
 
 
 def main() -> None:

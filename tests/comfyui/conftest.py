@@ -56,6 +56,13 @@ class ComfyUI:
     def json(self, path: str) -> dict:
         return json.loads(self.get(path))
 
+    def offer(self, checkpoint: Path, name: str) -> None:
+        """Link a checkpoint into the server's models."""
+        link = self.base / "models" / "checkpoints" / name
+        link.parent.mkdir(parents=True, exist_ok=True)
+        if not link.is_symlink():
+            link.symlink_to(checkpoint)
+
     def post(self, path: str, payload: dict) -> bytes:
         request = urllib.request.Request(
             self.url + path, json.dumps(payload).encode(), {"Content-Type": "application/json"}
@@ -87,6 +94,7 @@ def start(checkout: Path, folder: Path) -> ComfyUI:
     arguments += ["--disable-auto-launch", "--disable-api-nodes"]
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     environment.setdefault("OMP_NUM_THREADS", "1")  # 64-px pictures: more threads only wait for each other
+    environment.setdefault("MALLOC_MMAP_THRESHOLD_", "65536")  # freed memory is given back and can be measured
     log_path = folder / "server.log"
     with open(log_path, "wb") as log:
         process = subprocess.Popen(
@@ -127,6 +135,23 @@ def comfyui(request, tmp_path_factory):
     server = start(request.param, tmp_path_factory.mktemp("comfyui"))
     yield server
     stop(server)
+
+
+@pytest.fixture(scope="session")
+def random_checkpoint(tmp_path_factory):
+    """random_checkpoint(kind): a checkpoint of tools/make_sd_checkpoint.py, written once."""
+    written = {}
+
+    def write(kind: str) -> Path:
+        if kind not in written:
+            written[kind] = tmp_path_factory.mktemp("checkpoints") / f"{kind}.safetensors"
+            command = [sys.executable, str(ROOT / "tools" / "make_sd_checkpoint.py"), str(written[kind])]
+            subprocess.run([*command, "--kind", kind], check=True, capture_output=True)
+        return written[kind]
+
+    yield write
+    for path in written.values():
+        path.unlink(missing_ok=True)  # pytest keeps the folders of its last runs
 
 
 @pytest.fixture(scope="session", params=checkouts() or [None], ids=lambda path: path.name if path else "none")

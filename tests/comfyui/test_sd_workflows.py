@@ -1,0 +1,76 @@
+"""The shipped workflows with a Stable Diffusion model, in real servers, on a small random checkpoint."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+from antipure.cli.graph import read_workflow, set_inputs
+from antipure.cli.server import run_on_server
+from antipure.methods.errors import AntiPureError
+from PIL import Image
+
+CHECKPOINT = "v1-5-pruned-emaonly-fp16.safetensors"  # as the workflows name it
+SMALL = {
+    "sd_protect": ["5.steps=2"],
+    "sd_purification_customization": [
+        *("5.width=64", "5.height=64", "6.steps=2", "8.timestep=5", "9.timestep=5"),
+        *("12.width=64", "12.height=64", "12.batch_size=2"),
+        *(f"{node}.steps=2" for node in (21, 31, 23, 33)),
+    ],
+}
+
+
+@pytest.fixture
+def server(comfyui, random_checkpoint):
+    comfyui.offer(random_checkpoint("sd15-small"), CHECKPOINT)
+    return comfyui
+
+
+def pixels(path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image).astype(int)
+
+
+def run(server, name: str, out, *settings: str):
+    return run_on_server(server.url, set_inputs(read_workflow(name), [*SMALL[name], *settings]), out)
+
+
+def test_protect_with_the_model_in_the_graph(server, tmp_path):
+    result = run(server, "sd_protect", tmp_path)
+    change = pixels(result.files["6"][0]) - pixels(server.base / "input" / "example.png")
+    assert np.abs(change).max() == 8
+    assert result.ui["8"]["metrics"][0]["levels"] == 8
+    assert result.files["10"]
+
+
+def test_the_whole_loop_with_core_training(server, tmp_path):
+    result = run(server, "sd_purification_customization", tmp_path / "protected")
+    generated = {branch: [pixels(path) for path in result.files[node]] for branch, node in (("p", "25"), ("o", "35"))}
+    assert len(generated["p"]) == len(generated["o"]) == len(result.files["43"]) == 2
+    assert all(picture.shape == (64, 64, 3) for pictures in generated.values() for picture in pictures)
+    assert pixels(result.files["43"][0]).shape == (64, 64 + 8 + 64, 3)
+    assert any((p != o).any() for p, o in zip(generated["p"], generated["o"], strict=True))
+    assert result.ui["40"]["metrics"][0]["structural_distortion"] > 0
+    assert np.isfinite(result.ui["41"]["metrics"][0]["psnr"])
+
+    # Nothing but the picture differs between the branches: the smallest budget rounds to none, and all is equal.
+    same = run(server, "sd_purification_customization", tmp_path / "same", "6.preset=random", "6.levels=0.25")
+    assert same.ui["41"]["metrics"][0]["levels"] == 0
+    assert (pixels(same.files["35"][0]) == generated["o"][0]).all()
+
+    # The training is what makes the generated pictures differ from the untrained model's.
+    untrained = set_inputs(read_workflow("sd_purification_customization"), SMALL["sd_purification_customization"])
+    untrained["22"]["inputs"]["strength"] = 0.0
+    first = run_on_server(server.url, untrained, tmp_path / "untrained").files["25"][0]
+    assert (pixels(first) != generated["p"][0]).any()
+
+
+def test_wrong_wires_of_the_trained_lora_get_one_sentence(server, tmp_path):
+    prompt = set_inputs(read_workflow("sd_purification_customization"), SMALL["sd_purification_customization"])
+    prompt["22"]["inputs"]["output_1"] = prompt["22"]["inputs"]["output_2"] = ["2", 0]
+    with pytest.raises(AntiPureError) as caught:
+        run_on_server(server.url, prompt, tmp_path)
+    assert "Apply Trained LoRA" in str(caught.value)
+    sys.stdout.write(f"{server.version}: {caught.value}\n")

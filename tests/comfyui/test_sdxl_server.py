@@ -1,0 +1,107 @@
+"""A small SDXL in real servers: full layout of inputs (two text encoders, pooled text, sizes), random weights, CPU.
+
+Written on the spot by tools/make_sd_checkpoint.py; COMFYUI_SDXL_CHECKPOINT names another one, such as a real SDXL.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from antipure.cli.graph import read_workflow, set_inputs
+from antipure.cli.server import run_on_server
+from PIL import Image
+from safetensors.torch import load_file
+
+LEVELS = 8
+NAME = "sdxl.safetensors"
+
+
+@pytest.fixture
+def checkpoint(comfyui, random_checkpoint) -> Path:
+    named = os.environ.get("COMFYUI_SDXL_CHECKPOINT")
+    path = Path(named).expanduser() if named else random_checkpoint("sdxl-small")
+    comfyui.offer(path, NAME)
+    return path
+
+
+def sampling(name: str) -> dict:
+    sampler = {
+        "model": ["2", 0], "positive": ["3", 0], "negative": ["3", 0], "latent_image": ["21", 0], "seed": 7,
+        "steps": 2, "cfg": 1.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0,
+    }  # fmt: skip
+    nodes = {  # checkpoint and text with the ids they have in sd_protect, so that they are loaded once
+        "2": ("CheckpointLoaderSimple", {"ckpt_name": NAME}),
+        "3": ("CLIPTextEncode", {"clip": ["2", 1], "text": ""}),
+        "21": ("EmptyLatentImage", {"width": 128, "height": 128, "batch_size": 1}),
+        "22": ("KSampler", sampler),
+        "23": ("SaveLatent", {"samples": ["22", 0], "filename_prefix": f"sdxl_{name}/latent"}),
+        "24": ("VAEDecode", {"samples": ["22", 0], "vae": ["2", 2]}),
+        "25": ("VAEEncode", {"pixels": ["24", 0], "vae": ["2", 2]}),
+        "26": ("SaveLatent", {"samples": ["25", 0], "filename_prefix": f"sdxl_{name}_again/latent"}),
+    }
+    return {node: {"class_type": kind, "inputs": inputs} for node, (kind, inputs) in nodes.items()}
+
+
+def latent(comfyui, name: str) -> torch.Tensor:
+    (file,) = (comfyui.base / "output" / f"sdxl_{name}").glob("*.latent")
+    return load_file(file)["latent_tensor"]
+
+
+def resident(process) -> int:
+    """Bytes of the server's own memory: without mapped files."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    return int(re.search(r"RssAnon:\s+(\d+) kB", status).group(1)) * 1024
+
+
+def peak_during(process, work) -> int:
+    """The largest `resident` while work() runs."""
+    done, most = threading.Event(), [0]
+
+    def watch() -> None:
+        while not done.wait(0.02):
+            most[0] = max(most[0], resident(process))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        work()
+    finally:
+        done.set()
+        watcher.join()
+    return most[0]
+
+
+def test_protect_through_an_sdxl_in_the_graph(comfyui, checkpoint, tmp_path, record_property):
+    if not Path("/proc/self/status").is_file():
+        pytest.skip("the server's memory is read from /proc")
+    picture = tmp_path / "face.png"
+    with Image.open(Path(__file__).parents[2] / "bundled" / "astronaut_face.png") as face:
+        face.convert("RGB").resize((128, 128)).save(picture)
+    prompt = set_inputs(read_workflow("sd_protect"), [f"1.image={picture}", f"2.ckpt_name={NAME}", "5.steps=2"])
+    results = []
+
+    log = len(comfyui.log())
+    run_on_server(comfyui.url, sampling("before"), tmp_path)
+    before = resident(comfyui.process)
+    peak = peak_during(
+        comfyui.process, lambda: results.append(run_on_server(comfyui.url, prompt, tmp_path / "protected"))
+    )
+    after = resident(comfyui.process)
+    run_on_server(comfyui.url, sampling("after"), tmp_path)
+
+    assert "SDXL" in comfyui.log()[log:]  # taken for the family it is to stand for
+    change = np.asarray(Image.open(results[0].files["6"][0])).astype(int) - np.asarray(Image.open(picture)).astype(int)
+    assert np.abs(change).max() == LEVELS
+    assert torch.isfinite(latent(comfyui, "before")).all()
+    assert torch.equal(latent(comfyui, "before"), latent(comfyui, "after"))
+    # At most counts what is held for the backward pass of this picture. What stays: modules first imported here.
+    figures = f"memory {(peak - before) / 1e6:+.0f} MB at most, {(after - before) / 1e6:+.0f} MB afterwards"
+    record_property("figures", figures)
+    print(f"\nComfyUI {comfyui.version}: {figures}")
+    assert after - before < 0.05 * checkpoint.stat().st_size

@@ -221,8 +221,8 @@ LAYOUTS = {
             "2": (0, 1180, 340, 110),
             "3": (0, 1350, 340, 120),
             "4": (0, 1530, 340, 80),
-            "6": (400, 80, 340, 500),
-            "7": (400, 640, 340, 360),
+            "6": (400, 80, 340, 570),
+            "7": (400, 710, 340, 360),
             "8": (800, 80, 340, 440),
             "9": (800, 760, 340, 440),
             "10": (1200, 80, 340, 120),
@@ -273,7 +273,7 @@ LAYOUTS = {
             ),
             Note(
                 "Reading the result",
-                (400, 1080, 340, 420),
+                (400, 1150, 340, 420),
                 "**Compare.** Left the LoRA of the original, right that of the protected picture. ComfyUI 0.33 has a "
                 "slider, *Compare Images*: wire both *VAE Decode* to it.\n\n"
                 "**Survival** (purified protected against purified original): structural distortion near 0 means that "

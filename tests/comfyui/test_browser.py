@@ -173,7 +173,8 @@ def test_workflow_from_the_template_browser(page, server, name, tmp_path):
         for key, value in node["inputs"].items():
             if value != wanted[node_id]["inputs"][key]:
                 page.evaluate(
-                    "([id, key, value]) => { app.graph.getNodeById(id).widgets.find(w => w.name === key).value = value }",
+                    "([id, key, value]) => { app.graph.getNodeById(id).widgets.find(w => w.name === key)."
+                    "value = value }",
                     [int(node_id), key, value],
                 )
     press_run(page, server)

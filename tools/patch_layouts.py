@@ -45,9 +45,10 @@ PATCH_LAYOUTS = {
                 "Trains a small patch for a face-editing network: whoever edits a face with the patched network prints "
                 "**FAKE** on it. Above the edits of the original network, below those of the patched one.\n\n"
                 + PURPOSE
-                + "**Time.** As shipped @MINUTES@ on two CPU cores. **The full setting** of the paper: *count* "
-                "1000, *edits* all, *epochs* 0 (that is 5), *learning_rate* 0.001: 6,250 steps. Write a name into "
-                "*state*, and a cancelled training goes on.\n\n"
+                + "**Time.** As shipped, 240 steps: about five minutes on a CPU. For that it learns one edit with ten "
+                "times the paper's learning rate. **The full setting** of the paper: *count* 1000, *edits* all, "
+                "*epochs* 0 (that is 5), *learning_rate* 0.001: 6,250 steps. Write a name into *state*, and a "
+                "cancelled training goes on.\n\n"
                 "**Keep it.** The patch is saved in **output/antipure_patches**; *Load LoRA Patch* reads it after R.",
             ),
             Note(
@@ -83,9 +84,9 @@ PATCH_LAYOUTS = {
                 "*Disrupting* changes a picture so that a face-editing network spoils it. Here a patch for that "
                 "network is trained to ignore it, and *Defence Report* counts how often the defence still works.\n\n"
                 + PURPOSE
-                + "**Time.** As shipped @MINUTES@ on two CPU cores. **The full setting** of the paper: *count* "
-                "1000 in *Faces to train on* (1,250 steps), and 100 faces it never saw before you quote a figure.\n\n"
-                + TOY,
+                + "**Time.** As shipped, 250 steps: about five minutes on a CPU. **The full setting** of the paper: "
+                "*count* 1000 in *Faces to train on* (1,250 steps), and 100 faces it never saw before you quote a "
+                "figure.\n\n" + TOY,
             ),
             Note(
                 "Reading the table",

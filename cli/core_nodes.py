@@ -1,4 +1,4 @@
-"""Stand-ins for the three core nodes the shipped workflows use, behaving as ComfyUI's do."""
+"""Stand-ins for the four core nodes the shipped workflows use, behaving as ComfyUI's do."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from ..methods.errors import AntiPureError
 from .result import write_file
 
+ANY = "*"  # ComfyUI's type that takes every other
 SAMPLES = Path(__file__).resolve().parent.parent / "bundled"
 
 
@@ -103,3 +104,18 @@ class PreviewImage:
 
     def preview(self, images: torch.Tensor) -> dict:
         return {"ui": {}}
+
+
+class PreviewAny:
+    """Shows a text on the node; what it returns differs between versions, so nothing is taken from it."""
+
+    RETURN_TYPES = ()
+    OUTPUT_NODE = True
+    FUNCTION = "main"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict:
+        return {"required": {"source": (ANY, {})}}
+
+    def main(self, source: object = None) -> dict:
+        return {"ui": {"text": [str(source)]}}

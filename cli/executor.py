@@ -1,4 +1,4 @@
-"""Run an API workflow in this process: this pack's nodes and three core ones, with ComfyUI's order and caching."""
+"""Run an API workflow in this process: this pack's nodes and four core ones, with ComfyUI's order and caching."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from pathlib import Path
 import torch
 
 from ..methods.errors import AntiPureError
-from ..nodes import NODE_CLASS_MAPPINGS
-from .core_nodes import LoadImage, PreviewImage, SaveImage
+from ..nodes import NODE_CLASS_MAPPINGS, host
+from .core_nodes import ANY, LoadImage, PreviewAny, PreviewImage, SaveImage
 from .graph import is_link, title
 from .result import Result
 
-NODES = {**NODE_CLASS_MAPPINGS, "LoadImage": LoadImage, "SaveImage": SaveImage, "PreviewImage": PreviewImage}
+CORE_NODES = {"LoadImage": LoadImage, "SaveImage": SaveImage, "PreviewImage": PreviewImage, "PreviewAny": PreviewAny}
+NODES = {**NODE_CLASS_MAPPINGS, **CORE_NODES}
 
 
 def execution_order(prompt: dict) -> list[str]:
@@ -63,7 +64,7 @@ def check_node(prompt: dict, node_id: str) -> None:
         kind, options = specification[0], specification[1] if len(specification) > 1 else {}
         if is_link(value):
             given = _output_type(prompt, value)
-            if given != kind:
+            if given not in kind.split(",") and kind != ANY:
                 raise AntiPureError(f"{name} takes {kind} as '{key}', but is wired to {given}.")
         else:
             _check_value(f"{name}: {key}", value, kind, options)
@@ -78,8 +79,8 @@ def _output_type(prompt: dict, link: list) -> str:
 
 def _check_value(name: str, value: object, kind: object, options: dict) -> None:
     if isinstance(kind, list):
-        # The first combo input of the pack, the denoiser, takes any path here: the user typed it.
-        if value not in kind and options.get("default") != "bundled":
+        # Combos of files, which default to the bundled one or to none, take any path here: the user typed it.
+        if value not in kind and options.get("default", "bundled") != "bundled":
             raise AntiPureError(f"{name} is '{value}'; choose one of {', '.join(map(str, kind))}.")
         return
     if kind in ("INT", "FLOAT"):
@@ -96,7 +97,7 @@ def _check_value(name: str, value: object, kind: object, options: dict) -> None:
 class Executor:
     """Runs workflows. A node whose inputs did not change since an earlier run is not run again.
 
-    folder: where SaveImage writes.
+    folder: where SaveImage and the nodes of this pack write.
     """
 
     def __init__(self, folder: str | Path = "output"):
@@ -109,6 +110,7 @@ class Executor:
         check_nodes(prompt)
         for node_id in order:
             check_node(prompt, node_id)
+        host.use_output_folder(self.folder)
         result = Result()
         signatures: dict[str, tuple] = {}
         outputs: dict[str, tuple] = {}

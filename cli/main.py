@@ -127,9 +127,9 @@ def _run(args: argparse.Namespace) -> None:
     else:
         prompt = _protect(args) if args.command == "protect" else _purify(args)
     result = run_workflow(prompt, args.out, args.server)
-    for shown in result.ui.values():
-        for text in shown.get("text", []):
-            print(text)
+    # Once each: Preview as Text shows what another node has shown already.
+    for text in dict.fromkeys(text for shown in result.ui.values() for text in shown.get("text", [])):
+        print(text)
     for files in result.files.values():
         for file in files:
             print(file)

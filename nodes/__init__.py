@@ -26,6 +26,8 @@ NODE_CLASS_MAPPINGS = {
     "AntiPureDiffusionPurify": DiffusionPurify,
     "AntiPureMetrics": Metrics,
     "AntiPureInspect": Inspect,
+    "AntiPureSeedTraining": SeedTraining,
+    "AntiPureApplyTrainedLora": ApplyTrainedLora,
     "AntiPureLoadGenerator": LoadGenerator,
     "AntiPureProceduralFaces": ProceduralFaces,
     "AntiPureEditFace": EditFace,
@@ -37,8 +39,6 @@ NODE_CLASS_MAPPINGS = {
     "AntiPureLoadLoraPatch": LoadLoraPatch,
     "AntiPureDefenceReport": DefenceReport,
     "AntiPureLoadVisualEncoder": LoadVisualEncoder,
-    "AntiPureSeedTraining": SeedTraining,
-    "AntiPureApplyTrainedLora": ApplyTrainedLora,
 }
 
 NODE_DISPLAY_NAME_MAPPINGS = {
@@ -50,6 +50,8 @@ NODE_DISPLAY_NAME_MAPPINGS = {
     "AntiPureDiffusionPurify": "Diffusion Purify",
     "AntiPureMetrics": "Image Metrics",
     "AntiPureInspect": "Inspection Sheet",
+    "AntiPureSeedTraining": "Seed Training",
+    "AntiPureApplyTrainedLora": "Apply Trained LoRA",
     "AntiPureLoadGenerator": "Load Generator",
     "AntiPureProceduralFaces": "Procedural Faces",
     "AntiPureEditFace": "Edit Face",
@@ -61,8 +63,6 @@ NODE_DISPLAY_NAME_MAPPINGS = {
     "AntiPureLoadLoraPatch": "Load LoRA Patch",
     "AntiPureDefenceReport": "Defence Report",
     "AntiPureLoadVisualEncoder": "Load Visual Encoder",
-    "AntiPureSeedTraining": "Seed Training",
-    "AntiPureApplyTrainedLora": "Apply Trained LoRA",
 }
 
 host.register_model_folders()

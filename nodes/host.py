@@ -38,6 +38,7 @@ _KINDS = {
     "patches": _Kind("antipure_patches", (".safetensors",), ("adapter_config.json",)),
     "encoders": _Kind("antipure_encoders", (".safetensors", ".pth"), ("config.json",)),
 }
+_output_folder = Path("output")
 _PREVIEW_SECONDS = 0.5
 _TEXT_SECONDS = 1.0
 # On the CPU, where the host accounts for no memory: what activations may take of a borrowed model's size. Passing
@@ -135,9 +136,15 @@ def find_model(kind: str, name: str) -> Path | None:
     return Path(name)
 
 
+def use_output_folder(folder: Path) -> None:
+    """Where nodes save outside ComfyUI, which has its own output folder."""
+    global _output_folder
+    _output_folder = folder
+
+
 def saved_path(name: str, suffix: str) -> Path:
-    """output/{SAVED_PATCHES}/{name}{suffix}. Raises `AntiPureError` for a name that leaves the folder."""
-    root = Path("output")
+    """{output folder}/{SAVED_PATCHES}/{name}{suffix}. Raises `AntiPureError` for a name that leaves the folder."""
+    root = _output_folder
     if inside_comfyui():
         import folder_paths
 

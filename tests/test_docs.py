@@ -54,9 +54,10 @@ def test_inputs(node_id):
     for name, (section, kind, options) in inputs.items():
         facts, meaning = described[name]
         if isinstance(kind, list):
-            assert facts == f"COMBO, default `{options['default']}`"
-            own_files = kind[0] == "bundled"  # then the list goes on with the user's files
-            assert all(f"`{choice}`" in meaning for choice in (kind[:1] if own_files else kind))
+            default = options.get("default")  # none: the list is the user's files
+            assert facts == (f"COMBO, default `{default}`" if default else f"COMBO, {section}")
+            fixed = kind[:1] if default == "bundled" else kind if default else []
+            assert all(f"`{choice}`" in meaning for choice in fixed)
         elif kind in ("INT", "FLOAT"):
             assert facts == f"{kind}, default {options['default']:g}, {range_text(options)}"
         else:
@@ -86,8 +87,28 @@ def test_sections(node_id):
     page = read_page(node_id)
     for heading in ("Wiring", "How it works", "Tips", "Limits", "References"):
         assert f"\n## {heading}\n" in page
-    assert "arXiv 2509.13922" in page
+    patching = NODE_CLASS_MAPPINGS[node_id].CATEGORY == "AntiPure/LoRA Patching"
+    assert ("arXiv 2510.03747" if patching else "arXiv 2509.13922") in page
 
 
 def test_diffusion_purify_says_what_it_is_for():
     assert "exists to measure protections" in read_page("AntiPureDiffusionPurify")
+
+
+PURPOSE = "Built as a measurement of how fragile proactive defences are and, by default, to stamp visible warnings."
+
+
+@pytest.mark.parametrize(
+    ("node_id", "sentences"),
+    [
+        ("AntiPureLoadGenerator", [PURPOSE, "StarGAN's labels are guessed"]),
+        ("AntiPureDisruptProtect", ["JPEG at quality 75 undoes most of it"]),
+        ("AntiPureTrainLoraPatch", [PURPOSE, "JPEG 75 undoes Disrupting"]),
+        ("AntiPureTrainModelPatch", [PURPOSE, "our extension: not in the paper"]),
+        ("AntiPureSaveLoraPatch", ["only for `scalar` and `none` gates, and only for patches of a MODEL"]),
+        ("AntiPureDefenceReport", [PURPOSE, "JPEG 75 undoes Disrupting"]),
+    ],
+)
+def test_lora_patching_says_what_it_is_for_and_where_it_ends(node_id, sentences):
+    page = " ".join(read_page(node_id).split())
+    assert all(sentence in page for sentence in sentences)

@@ -33,6 +33,7 @@ HOST_NODES = {
     "ImageScale": HostNode(
         {"image": "IMAGE", "upscale_method": COMBO, "width": "INT", "height": "INT", "crop": COMBO}, ("IMAGE",)
     ),
+    "ImageBatch": HostNode({"image1": "IMAGE", "image2": "IMAGE"}, ("IMAGE",)),
     "VAEEncode": HostNode({"pixels": "IMAGE", "vae": "VAE"}, ("LATENT",)),
     "VAEDecode": HostNode({"samples": "LATENT", "vae": "VAE"}, ("IMAGE",)),
     "EmptyLatentImage": HostNode({"width": "INT", "height": "INT", "batch_size": "INT"}, ("LATENT",)),

@@ -2,9 +2,11 @@
 
     python -m tools.make_workflows                         # the .json files
     python -m tools.make_workflows --thumbnails FOLDER     # the .jpg files too, from the output of `antipure demo`
+    python -m tools.make_workflows --patches FOLDER        # those of LoRA Patching, from the output of
+                                                           # `antipure run lora_patch_defensive` and `..._evaluation`
 
-The API files in workflows/api/ say what is wired to what; workflow_layouts.py says where it stands, in which colours,
-and what the notes say. Nothing is edited by hand in the files written.
+The API files in workflows/api/ say what is wired to what; workflow_layouts.py and patch_layouts.py say where it
+stands, in which colours, and what the notes say. Nothing is edited by hand in the files written.
 """
 
 from __future__ import annotations
@@ -21,8 +23,11 @@ from antipure.methods.inspection import BACKGROUND, CAPTION, CELL, MARGIN, SOFT
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from tools.host_nodes import HOST_NODES
-from tools.workflow_layouts import LAYOUTS, Box, Group, Layout, Note
+from tools.patch_layouts import PATCH_LAYOUTS
+from tools.workflow_layouts import LAYOUTS as PROTECTION_LAYOUTS
+from tools.workflow_layouts import Box, Group, Layout, Note
 
+LAYOUTS = {**PROTECTION_LAYOUTS, **PATCH_LAYOUTS}
 FOLDER = WORKFLOWS.parent
 
 # Title bar and body of a node.
@@ -34,6 +39,12 @@ COLOURS = {
     "TrainLoraNode": ("#463a66", "#2d283d"),
     "AntiPureSeedTraining": ("#463a66", "#2d283d"),
     "AntiPureApplyTrainedLora": ("#463a66", "#2d283d"),
+    "AntiPureTrainLoraPatch": ("#463a66", "#2d283d"),
+    "AntiPureTrainModelPatch": ("#463a66", "#2d283d"),
+    "AntiPureLoraPatchApply": ("#463a66", "#2d283d"),
+    "AntiPureEditFace": ("#66332f", "#3b2625"),
+    "AntiPureDisruptProtect": ("#2a4a66", "#22303d"),
+    "AntiPureDefenceReport": ("#35552d", "#27331f"),
 }
 NOTE_COLOURS = ("#4a4030", "#2e2a22")
 GROUP_PADDING, GROUP_HEADER, NODE_TITLE = 20, 50, 30
@@ -172,12 +183,19 @@ def to_json(workflow: dict) -> str:
 THUMBNAIL_SIDE = 512
 THUMBNAIL_BYTES = 60_000
 # Rows of cells (row, column) of the inspection sheet; None is the whole sheet. The browser's cards are square.
-# Workflows that are not here need a real model for a picture: their thumbnails name their steps.
+# Workflows that are neither here nor in `PATCH_PICTURES` need a real model for a picture: their thumbnails name their
+# steps.
 THUMBNAILS = {
     "protect": (((0, 0), (0, 1)), ((1, 0), (1, 1))),
     "purify": (((0, 1), (0, 3)), ((1, 0), (1, 2))),
     "measure": (((1, 2), (1, 3)), ((2, 0), (2, 1))),
     "protect_and_purify": None,
+}
+# Those of LoRA Patching: beginnings of the names of what their SaveImage nodes write, one row of four pictures each.
+# A single one is the whole picture.
+PATCH_PICTURES = {
+    "lora_patch_defensive": ("edited_original", "edited_patched"),
+    "lora_patch_evaluation": ("defence_report",),
 }
 
 
@@ -240,18 +258,57 @@ def write_thumbnails(demo: Path) -> None:
     with Image.open(sheets[-1]) as opened:
         sheet = opened.convert("RGB")
     for name, layout in LAYOUTS.items():
+        if name in PATCH_PICTURES:
+            continue
         drawn = make_thumbnail(sheet, THUMBNAILS[name]) if name in THUMBNAILS else draw_steps(layout.groups)
+        (FOLDER / f"{name}.jpg").write_bytes(drawn)
+
+
+def pairs_of_rows(rows: list[list[Image.Image]]) -> Image.Image:
+    """Pictures of equal size, four to a line: the first four of every row under each other, then the next four."""
+    width, height = rows[0][0].size
+    lines = [row[i : i + 4] for i in range(0, len(rows[0]), 4) for row in rows]
+    picture = Image.new("RGB", (4 * width, len(lines) * height), BACKGROUND)
+    for y, line in enumerate(lines):
+        for x, part in enumerate(line):
+            picture.paste(part, (x * width, y * height))
+    return picture
+
+
+def write_patch_thumbnails(output: Path) -> None:
+    """Write the thumbnails of `PATCH_PICTURES` from what the workflows saved below the folder `output`.
+
+    They must have run once each in a folder that was empty before. The others of LoRA Patching name their steps.
+    """
+    for name in PATCH_LAYOUTS:
+        rows = []
+        for prefix in PATCH_PICTURES.get(name, ()):
+            files = sorted((output / "antipure").glob(f"{prefix}_*.png"))[:8]
+            if not files:
+                raise SystemExit(
+                    f"{output} holds no antipure/{prefix}_*.png; run `antipure run {name} --out {output}`."
+                )
+            rows.append([Image.open(file).convert("RGB") for file in files])
+        if not rows:
+            drawn = draw_steps(LAYOUTS[name].groups)
+        else:
+            drawn = to_jpeg(rows[0][0] if len(rows) == 1 else pairs_of_rows(rows))
         (FOLDER / f"{name}.jpg").write_bytes(drawn)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--thumbnails", type=Path, metavar="FOLDER", help="output of `antipure demo`; writes the .jpg")
+    parser.add_argument(
+        "--patches", type=Path, metavar="FOLDER", help="where LoRA Patching's workflows ran: their .jpg"
+    )
     args = parser.parse_args()
     for name in LAYOUTS:
         (FOLDER / f"{name}.json").write_text(to_json(build_workflow(name)), encoding="utf-8")
     if args.thumbnails:
         write_thumbnails(args.thumbnails)
+    if args.patches:
+        write_patch_thumbnails(args.patches)
 
 
 if __name__ == "__main__":

@@ -37,6 +37,18 @@ WORKFLOWS = {
         ],
         "AntiPureSeedTraining",
     ),
+    "lora_patch_defensive": (["2.count=2", "3.epochs=1", "3.batch=2", "6.count=2"], "AntiPureTrainLoraPatch"),
+    "lora_patch_evaluation": (
+        ["2.count=1", "3.edits=glasses", "5.count=1", "6.edits=glasses"],
+        "AntiPureDefenceReport",
+    ),
+    "lora_patch_sd": (
+        [
+            *("5.width=64", "5.height=64", "8.steps=2", "8.rank=2"),
+            *("13.width=64", "13.height=64", "13.batch_size=1", "20.steps=2", "30.steps=2"),
+        ],
+        "AntiPureTrainModelPatch",
+    ),
 }
 
 HOST_NOISE = "|".join(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 
 import numpy as np
@@ -18,6 +19,10 @@ SMALL = {
         *("5.width=64", "5.height=64", "6.steps=2", "8.timestep=5", "9.timestep=5"),
         *("12.width=64", "12.height=64", "12.batch_size=2"),
         *(f"{node}.steps=2" for node in (21, 31, 23, 33)),
+    ],
+    "lora_patch_sd": [
+        *("5.width=64", "5.height=64", "8.steps=4", "8.rank=2"),
+        *("13.width=64", "13.height=64", "13.batch_size=1", "20.steps=2", "30.steps=2"),
     ],
 }
 
@@ -74,3 +79,41 @@ def test_wrong_wires_of_the_trained_lora_get_one_sentence(server, tmp_path):
         run_on_server(server.url, prompt, tmp_path)
     assert "Apply Trained LoRA" in str(caught.value)
     sys.stdout.write(f"{server.version}: {caught.value}\n")
+
+
+def test_a_patch_for_the_model_and_its_standard_lora(server, tmp_path):
+    result = run(server, "lora_patch_sd", tmp_path)
+    patched, plain = (pixels(result.files[node][0]) for node in ("22", "32"))
+    assert patched.shape == plain.shape == (64, 64, 3)
+    assert (patched != plain).any()
+
+    # At strength 0 the patch does nothing, and the MODEL that trained it is as it was.
+    off = run(server, "lora_patch_sd", tmp_path / "off", "10.strength=0")
+    assert (pixels(off.files["22"][0]) == plain).all()
+    assert (pixels(off.files["32"][0]) == plain).all()
+
+    # The file is one that core's loader applies: the same picture as with the patch itself.
+    (path,) = result.ui["11"]["text"]
+    loras = server.base / "models" / "loras"
+    loras.mkdir(parents=True, exist_ok=True)
+    shutil.copy(path, loras / "warning.safetensors")
+    prompt = set_inputs(read_workflow("lora_patch_sd"), SMALL["lora_patch_sd"])
+    prompt["10"] = {
+        "class_type": "LoraLoaderModelOnly",
+        "inputs": {"model": ["1", 0], "lora_name": "warning.safetensors", "strength_model": 1.0},
+    }
+    prompt["20"]["inputs"]["model"] = ["10", 0]
+    loaded = pixels(run_on_server(server.url, prompt, tmp_path / "core").files["22"][0])
+    assert np.abs(loaded - patched).max() <= 1
+
+
+def test_patching_the_toy(comfyui, tmp_path):
+    """The in-process workflows on a server: the same nodes there, and core's text preview."""
+    few = ["2.count=1", "3.edits=glasses", "5.count=1", "6.edits=glasses"]
+    result = run_on_server(comfyui.url, set_inputs(read_workflow("lora_patch_evaluation"), few), tmp_path)
+    assert result.ui["7"]["text"] == result.ui["6"]["text"]
+    assert "Disrupting, leaked patch" in result.ui["7"]["text"][0]
+    assert result.files["8"]
+    few = ["2.count=2", "3.epochs=1", "3.batch=2", "6.count=2"]
+    result = run_on_server(comfyui.url, set_inputs(read_workflow("lora_patch_defensive"), few), tmp_path)
+    assert len(result.files["11"]) == len(result.files["12"]) == 2

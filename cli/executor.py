@@ -110,11 +110,10 @@ class Executor:
         check_nodes(prompt)
         for node_id in order:
             check_node(prompt, node_id)
-        host.use_output_folder(self.folder)
         result = Result()
         signatures: dict[str, tuple] = {}
         outputs: dict[str, tuple] = {}
-        with torch.inference_mode():  # as ComfyUI does
+        with torch.inference_mode(), host.output_folder(self.folder):  # inference mode: as in ComfyUI
             for node_id in order:
                 signatures[node_id] = _signature(prompt[node_id], signatures)
                 if signatures[node_id] not in self._cache:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -136,10 +138,15 @@ def find_model(kind: str, name: str) -> Path | None:
     return Path(name)
 
 
-def use_output_folder(folder: Path) -> None:
-    """Where nodes save outside ComfyUI, which has its own output folder."""
+@contextmanager
+def output_folder(folder: Path) -> Iterator[None]:
+    """Where nodes save for a while outside ComfyUI, which has its own output folder."""
     global _output_folder
-    _output_folder = folder
+    before, _output_folder = _output_folder, folder
+    try:
+        yield
+    finally:
+        _output_folder = before
 
 
 def saved_path(name: str, suffix: str) -> Path:

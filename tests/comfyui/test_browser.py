@@ -87,7 +87,7 @@ def page(browser, server):
     """ComfyUI's page. page.errors: what went wrong; the first page.startup of them before anything was done."""
     context = browser.new_context(viewport={"width": 1900, "height": 1100})
     opened = context.new_page()
-    opened.set_default_timeout(60_000)
+    opened.set_default_timeout(180_000)  # software rendering on a busy machine
     opened.errors = []
 
     def note(text: str) -> None:
@@ -118,7 +118,7 @@ def open_template(page, name: str) -> None:
     for _ in range(5):  # a slow page may not have heard of the first call, or close the window it opens by itself
         page.evaluate("() => app.extensionManager.command.execute('Comfy.BrowseTemplates')")
         try:
-            entry.wait_for(timeout=10_000)
+            entry.wait_for(timeout=20_000)
             break
         except playwright.TimeoutError:
             page.keyboard.press("Escape")

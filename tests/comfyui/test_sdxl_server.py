@@ -80,10 +80,10 @@ def peak_during(process, work) -> int:
 def test_protect_through_an_sdxl_in_the_graph(comfyui, checkpoint, tmp_path, record_property):
     if not Path("/proc/self/status").is_file():
         pytest.skip("the server's memory is read from /proc")
-    picture = tmp_path / "face.png"
+    picture = comfyui.base / "input" / "face128.png"
     with Image.open(Path(__file__).parents[2] / "bundled" / "astronaut_face.png") as face:
         face.convert("RGB").resize((128, 128)).save(picture)
-    prompt = set_inputs(read_workflow("sd_protect"), [f"1.image={picture}", f"2.ckpt_name={NAME}", "5.steps=2"])
+    prompt = set_inputs(read_workflow("sd_protect"), [f"1.image={picture.name}", f"2.ckpt_name={NAME}", "5.steps=2"])
     results = []
 
     log = len(comfyui.log())

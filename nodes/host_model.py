@@ -9,7 +9,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -18,11 +20,15 @@ from ..methods.denoiser import Denoiser
 from ..methods.differentiation import plain_copy, plain_weights, segment
 from ..methods.errors import AntiPureError
 from ..methods.memory import Cost, Plan, Way, measure, plan, return_free_memory
+from ..methods.pairing import better_family, colour_agreement
 from ..methods.pictures import pad_reflect, round_up, to_pixels
 from ..methods.schedules import Schedule, flow, thousand_levels, variance_exploding
 from . import host
 
 TILE = 512
+# Families whose VAEs have the same shapes, by ComfyUI's names of their latents, and how people call them.
+_FAMILIES = {"SD15": "SD 1.x or 2.x", "SDXL": "SDXL", "SD3": "SD 3", "Flux": "Flux"}
+_ALIKE = (("SD15", "SDXL"), ("SD3", "Flux"))
 log = logging.getLogger(__name__)
 # What a CONDITIONING may carry beside text that would act on places, times or other networks.
 _NOT_PLAIN = {
@@ -68,6 +74,7 @@ class ModelDenoiser(Denoiser):
             schedule = read_schedule(model.get_model_object("model_sampling"))
             self.schedule = Schedule(*(table.to(model.load_device) for table in vars(schedule).values()))
         self.alphas_cumprod = self.schedule.alphas_cumprod
+        self._family_checked = False
         self._encoded: dict[tuple[int, ...], list[dict]] = {}
         self._costs: dict[str, Cost] | None = None
 
@@ -136,6 +143,31 @@ class ModelDenoiser(Denoiser):
             ) from error
         if out.shape != z.shape:
             raise AntiPureError(f"The MODEL turns a latent of shape {tuple(z.shape)} into {tuple(out.shape)}.")
+        if not self._family_checked:
+            with torch.no_grad():
+                self._check_family()
+            self._family_checked = True
+
+    def _check_family(self) -> None:
+        """Refuse another family's VAE of the same shape (SDXL's with SD 1.5): its latents show other colours."""
+        import comfy.latent_formats
+
+        own = type(self.patcher.model.latent_format).__name__
+        alike = next((names for names in _ALIKE if own in names), ())
+        if not alike:
+            return
+        picture = to_pixels(_probe_picture()).to(self.device)
+        raw = self.patcher.model.process_latent_out(self._encode(picture))
+        agreements = {}
+        for name in alike:
+            family = getattr(comfy.latent_formats, name)()
+            factors = torch.tensor(family.latent_rgb_factors)
+            agreements[name] = colour_agreement(family.process_in(raw), factors, picture)
+        other = better_family(own, agreements)
+        if other is not None:
+            raise AntiPureError(
+                f"The VAE is one for {_FAMILIES[other]} and the MODEL is {_FAMILIES[own]}; use the VAE of the MODEL."
+            )
 
     # Denoiser ------------------------------------------------------------------------------------------------
 
@@ -311,6 +343,15 @@ def weight_patches(model, lora: dict[str, Tensor], strength: float):
     if len(taken) != len(names):
         raise AntiPureError(f"The MODEL took {len(taken)} of the patch's {len(names)} layers; load its own model.")
     return patched
+
+
+def _probe_picture() -> Tensor:
+    """The bundled portrait, 1×3×128×128 in 0..1: a natural picture with many colours."""
+    from PIL import Image
+
+    with Image.open(Path(__file__).parent.parent / "bundled" / "astronaut_face.png") as face:
+        pixels = np.asarray(face.convert("RGB").resize((128, 128)))
+    return torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float() / 255
 
 
 def read_schedule(sampling) -> Schedule:

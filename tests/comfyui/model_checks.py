@@ -19,6 +19,7 @@ import comfy.options  # noqa: E402
 
 comfy.options.enable_args_parsing()
 
+import comfy.latent_formats  # noqa: E402
 import comfy.lora  # noqa: E402
 import comfy.model_base  # noqa: E402
 import comfy.model_management  # noqa: E402
@@ -79,7 +80,7 @@ def make(kind: str = "eps", seed: int = 0, manual_cast: torch.dtype | None = Non
         config.manual_cast_dtype = manual_cast
     base = comfy.model_base.BaseModel(config, model_type=getattr(comfy.model_base.ModelType, KINDS[kind]))
     randomise(base.diffusion_model, seed)
-    if config.inpaint_model():
+    if config.inpaint_model() and "out_channels" not in changes:
         base.set_inpaint()
     cpu = torch.device("cpu")
     patcher = comfy.model_patcher.ModelPatcher(base, load_device=cpu, offload_device=cpu)
@@ -423,6 +424,35 @@ def check_sampling() -> dict:
     return result
 
 
+def with_latents(family: str, vae_family: str):
+    """A MODEL of one family and a VAE whose latents show pictures in the colours of another, as previews map them."""
+    formats = comfy.latent_formats
+    own, other = getattr(formats, family)(), getattr(formats, vae_family)()
+    channels = own.latent_channels
+    factors = torch.tensor(other.latent_rgb_factors)
+    inverse = torch.linalg.pinv(factors)  # RGB to the latent that shows it
+    texture = torch.randn(channels, channels, generator=torch.Generator().manual_seed(3))
+    hidden = texture - texture @ factors @ inverse  # what the colours do not see
+
+    class Encoder(torch.nn.Module):
+        def encode(self, image):
+            small = torch.nn.functional.avg_pool2d(image.float(), 8)
+            noise = torch.randn(1, channels, *small.shape[-2:], generator=torch.Generator().manual_seed(4))
+            latent = torch.einsum("bchw,cd->bdhw", small, inverse) + torch.einsum("bchw,cd->bdhw", noise, 0.2 * hidden)
+            return other.process_out(latent)
+
+        def decode(self, latent):
+            return torch.nn.functional.interpolate(latent[:, :3], scale_factor=8)
+
+    patcher, vae, _ = make(in_channels=channels, out_channels=channels)
+    patcher.model.latent_format = own
+    with torch.inference_mode():
+        vae.first_stage_model = Encoder()
+        vae.patcher = comfy.model_patcher.ModelPatcher(vae.first_stage_model, torch.device("cpu"), torch.device("cpu"))
+    vae.latent_channels = channels
+    return patcher, vae
+
+
 def check_refusals() -> dict:
     patcher, vae, text = make()
     result = {}
@@ -435,6 +465,10 @@ def check_refusals() -> dict:
                 result[name] = "accepted"
         except AntiPureError as problem:
             result[name] = str(problem)
+
+    for own, other in (("SD15", "SDXL"), ("SDXL", "SD15"), ("SD15", "SD15"), ("SD3", "Flux"), ("Flux", "Flux")):
+        name = f"{own} with {other}'s VAE"
+        refused(name, *with_latents(own, other), text)
 
     refused("conditioning", patcher, vae, [[torch.zeros(1, 7, CONTEXT + 8), {}]])
     refused("control", patcher, vae, [[text[0][0], {"control": object()}]])

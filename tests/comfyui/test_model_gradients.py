@@ -83,6 +83,11 @@ def test_nodes_work_and_sampling_is_bit_identical_afterwards(checks):
 @pytest.mark.parametrize(
     ("case", "sentence"),
     [
+        ("SD15 with SDXL's VAE", "is one for SDXL and the MODEL is SD 1.x"),
+        ("SDXL with SD15's VAE", "is one for SD 1.x or 2.x and the MODEL is SDXL"),
+        ("SD3 with Flux's VAE", "is one for Flux and the MODEL is SD 3"),
+        ("SD15 with SD15's VAE", "accepted"),
+        ("Flux with Flux's VAE", "accepted"),
         ("conditioning", "32 wide and the MODEL expects 24"),
         ("probed", "does not work with this CONDITIONING"),
         ("control", "carries a ControlNet"),

@@ -92,7 +92,7 @@ def _replaced_forward(modules: list[nn.Module], wrap: Callable[[Callable], Calla
 
 
 @contextmanager
-def largest_block(modules: list[nn.Module], weights: set[int]) -> Iterator[list[int]]:
+def bytes_of_blocks(modules: list[nn.Module], weights: set[int]) -> Iterator[list[int]]:
     """Collect in a list what each call of a module saves for its backward, in bytes; there is no backward after it.
 
     weights: storages that are not counted (`differentiation.storages`).

@@ -13,7 +13,7 @@ from itertools import product
 import torch
 from torch import Tensor, nn
 
-from .checkpointing import blocks, checkpointed, largest_block
+from .checkpointing import blocks, bytes_of_blocks, checkpointed
 from .differentiation import saved_bytes, storages
 
 
@@ -81,7 +81,7 @@ def measure(
             return saved_bytes(function, x, network)
 
     def of_block(x: Tensor) -> float:
-        with torch.inference_mode(False), torch.enable_grad(), largest_block(parts, weights) as found:
+        with torch.inference_mode(False), torch.enable_grad(), bytes_of_blocks(parts, weights) as found:
             function(x.detach().requires_grad_())
         return max(found, default=0)
 

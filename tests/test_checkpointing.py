@@ -6,7 +6,7 @@ from itertools import product
 
 import pytest
 import torch
-from antipure.methods.checkpointing import blocks, checkpointed, largest_block
+from antipure.methods.checkpointing import blocks, bytes_of_blocks, checkpointed
 from antipure.methods.differentiation import saved_bytes, storages
 from antipure.methods.memory import Cost, Line, Way, measure, peak, plan, return_free_memory
 from torch import nn
@@ -114,7 +114,7 @@ def test_costs_are_what_autograd_saves(net):
         x = torch.randn(n, 3, dtype=torch.float64)
         assert cost.held(n) == pytest.approx(saved_bytes(net, x, net))
         assert cost.inputs(n) == pytest.approx(8 * n * (3 + 4 * 8))
-    with torch.enable_grad(), largest_block(blocks(net), storages(net)) as found:
+    with torch.enable_grad(), bytes_of_blocks(blocks(net), storages(net)) as found:
         net(large.requires_grad_())
     assert cost.block(30) == max(found)
     assert len(found) == 4

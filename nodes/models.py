@@ -13,8 +13,8 @@ from .host_model import ModelDenoiser
 class DenoiserFromModel:
     DESCRIPTION = (
         "Uses the MODEL and VAE already in the graph to protect and to purify, without a second copy of the weights; "
-        "LoRAs on the MODEL act. Written for image models in general, checked so far with Stable Diffusion 1.5's "
-        "layout on a CPU."
+        "LoRAs on the MODEL act. Written for image models in general, checked so far with the layouts of "
+        "Stable Diffusion 1.5 and SDXL, random weights and a CPU."
     )
     CATEGORY = "AntiPure"
     EXPERIMENTAL = True

@@ -94,7 +94,6 @@ def start(checkout: Path, folder: Path) -> ComfyUI:
     arguments += ["--disable-auto-launch", "--disable-api-nodes"]
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     environment.setdefault("OMP_NUM_THREADS", "1")  # 64-px pictures: more threads only wait for each other
-    environment.setdefault("MALLOC_MMAP_THRESHOLD_", "65536")  # freed memory is given back and can be measured
     log_path = folder / "server.log"
     with open(log_path, "wb") as log:
         process = subprocess.Popen(

@@ -45,7 +45,8 @@ class Row:
     original, patched: share of edits that the input disrupts in each network: masked L2 to the same network's edit of
     the plain picture above 0.05. How far patched edits are from the original's is another question, and answered by
     `DefenceReport.psnr` and `ssim`. visible, visible_jpeg: share of the patched network's edits that show the
-    warning, and that still do after the edit is saved as JPEG; NaN for a patch without a warning.
+    warning (correlation of at least 0.5 with it, less the original's edit of the plain picture), and that still do
+    after the edit is saved as JPEG; NaN for a patch without a warning.
     """
 
     input: str
@@ -131,6 +132,7 @@ def defence_report(
     for edit in edits:
         for part in parts:
             plain = faces[part]
+            original = _edit(generator, plain, edit)
             inputs = _inputs(generator, patch, strength, plain, edit, levels, quality, seed + part.start)
             outputs = {name: _edit(generator, picture, edit) for name, picture in inputs.items()}
             with patched(generator, patch, strength):
@@ -142,9 +144,10 @@ def defence_report(
                 if warning is not None:
                     saved = jpeg(patched_outputs[name], quality)
                     for collected, output in zip(correlations[name], (patched_outputs[name], saved), strict=True):
-                        # Against what the original makes of the same input, so that only the patch's work counts.
-                        collected.append(visibility(to_pixels(output), to_pixels(outputs[name]), warning.to(output)))
-            original, benign = outputs[INPUTS[0]], patched_outputs[INPUTS[0]]
+                        # Less the edit as it should be. What the original makes of a protected picture is broken,
+                        # is not in the patched output, and would be all that is seen in the difference.
+                        collected.append(visibility(to_pixels(output), to_pixels(original), warning.to(output)))
+            benign = patched_outputs[INPUTS[0]]
             fidelity.append((psnr(original, benign).clamp(max=100), ssim(original, benign)))
             if not examples:
                 examples = _examples(inputs, outputs, patched_outputs)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from antipure.cli.main import build_parser
 from antipure.methods.attack import pgd
 from antipure.methods.baselines import BASELINES, apply_baseline, surrogate
 from antipure.methods.baselines.advdm import advdm_loss
@@ -419,6 +421,13 @@ def protect(image, denoiser, preset, **settings):
 def test_the_node_offers_the_baselines_after_its_own_presets_and_none_last():
     choices = Protect.INPUT_TYPES()["required"]["preset"][0]
     assert choices == ["strong", "paper", "random", "shift", "blocks", *BASELINES, "none"]
+
+
+def test_the_shells_help_names_every_preset(capsys):
+    with pytest.raises(SystemExit):
+        build_parser().parse_args(["protect", "--help"])
+    words = set(re.findall(r"\w+", capsys.readouterr().out))
+    assert set(Protect.INPUT_TYPES()["required"]["preset"][0]) <= words
 
 
 @pytest.mark.parametrize("name", ["photoguard", "anti_dreambooth_aspl"])

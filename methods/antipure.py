@@ -10,7 +10,6 @@ purifier steps are unrolled and the change they make to the picture's structure 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -22,7 +21,8 @@ from .attack import Loss
 from .denoiser import Denoiser, add_noise, predict_x0
 from .ensemble import CombinedDenoiser
 from .errors import AntiPureError
-from .pictures import cut, noise, pad_reflect, random_positions, random_stream
+from .pictures import noise
+from .tiles import tiled_loss
 
 
 @dataclass(frozen=True)
@@ -154,37 +154,25 @@ def unrolled_term(
 def antipure_loss(denoiser: Denoiser | CombinedDenoiser, objective: Objective, clean: Tensor) -> Loss:
     """The `Loss` for `attack.pgd`: mean over random tiles of the objective's terms.
 
-    clean: 1×3×H×W pixels of the picture to protect, any size. Every step draws a new tile offset; tiles run in
-    batches that fit `denoiser.memory_bytes`, each yielding its share of the mean. A combined denoiser combines the
-    losses of its members.
+    clean: 1×3×H×W pixels of the picture to protect, any size, cut into tiles by `tiles.tiled_loss`. A combined
+    denoiser combines the losses of its members.
     """
     if isinstance(denoiser, CombinedDenoiser):
         return denoiser.combine([antipure_loss(member, objective, clean) for member in denoiser.members])
     objective.check(denoiser)
-    h, w = clean.shape[-2:]
-    tile = denoiser.tile_for(h, w)
+    tile = denoiser.tile_for(*clean.shape[-2:])
     if objective.pfg and tile < objective.patch_size:
         raise AntiPureError(f"A patch size of {objective.patch_size} does not fit into {tile}-px tiles.")
-    height, width = max(h, tile), max(w, tile)
-    clean = pad_reflect(clean, height, width)
     uses_paper = bool(objective.ddpm or objective.pfg or objective.etg)
     at_once = 2 if objective.etg else 1
     forwards = at_once * uses_paper + objective.unrolled_steps * bool(objective.unrolled)
 
-    def loss(pixels: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
-        positions = random_positions(height, width, tile, generator)
-        root = int(torch.randint(2**62, (), generator=generator))
-        for part in denoiser.batches(len(positions), tile, tile, forwards, at_once):
-            generators = [random_stream(root, i) for i in range(part.start, part.stop)]
-            # Padded anew in every batch: the batches are differentiated one by one and must not share a graph.
-            tiles = cut(pad_reflect(pixels, height, width), positions[part], tile)
-            terms = torch.zeros(len(tiles), device=tiles.device)
-            if uses_paper:
-                terms = terms + paper_terms(denoiser, tiles, generators, objective)
-            if objective.unrolled:
-                reference = cut(clean, positions[part], tile)
-                terms = terms + objective.unrolled * unrolled_term(denoiser, tiles, reference, generators, objective)
-            yield terms.sum() / len(positions)
+    def terms(tiles: Tensor, reference: Tensor, generators: list[torch.Generator]) -> Tensor:
+        value = torch.zeros(len(tiles), device=tiles.device)
+        if uses_paper:
+            value = value + paper_terms(denoiser, tiles, generators, objective)
+        if objective.unrolled:
+            value = value + objective.unrolled * unrolled_term(denoiser, tiles, reference, generators, objective)
+        return value
 
-    loss.shrink = denoiser.shrink
-    return loss
+    return tiled_loss(denoiser, clean, terms, forwards=forwards, at_once=at_once)

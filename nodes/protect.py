@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from ..methods import metrics
 from ..methods.antipure import PRESETS, Objective, antipure_loss
 from ..methods.attack import pgd
+from ..methods.baselines import BASELINES, apply_baseline
 from ..methods.controls import CONTROLS, apply_control
 from ..methods.ensemble import members_of
+from ..methods.pictures import round_8bit
 from . import host
 from .convert import difference_view, from_image, from_mask, to_image
+
+NO_PROTECTION = "none"
 
 
 class Protect:
@@ -35,12 +41,14 @@ class Protect:
                 "image": ("IMAGE", {"tooltip": "Pictures to protect, any size. Alpha passes through untouched."}),
                 "denoiser": ("DENOISER", {"tooltip": "The model whose purification is to be disturbed."}),
                 "preset": (
-                    [*PRESETS, *CONTROLS],
+                    [*PRESETS, *CONTROLS, *BASELINES, NO_PROTECTION],
                     {
                         "default": "strong",
                         "tooltip": "strong: unrolls the purifier and wipes out what it would leave. paper: the "
                         "published AntiPure loss. random, shift, blocks: controls of the same budget without any "
-                        "adversarial structure, to compare with.",
+                        "adversarial structure, to compare with. advdm, photoguard, mist, anti_dreambooth, simac: "
+                        "published protections, to compare with; photoguard and two of mist need Denoiser from "
+                        "Model. none: the picture itself, in 8 bits.",
                     },
                 ),
                 "levels": (
@@ -93,22 +101,28 @@ class Protect:
         limits = []
         if objective is None and preset in CONTROLS:
             protected = apply_control(preset, picture, levels=levels, mask=mask, seeds=seed)
+        elif objective is None and preset == NO_PROTECTION:
+            protected = round_8bit(picture)
         else:
-            objective = objective or PRESETS[preset]
-            for member in members_of(denoiser):
+            baseline = objective is None and preset in BASELINES
+            objective = None if baseline else objective or PRESETS[preset]
+            for member in members_of(denoiser) if objective else ():
                 objective.check(member)
             host.ready(denoiser)
             device = denoiser.device
+            settings = {
+                "levels": levels,
+                "steps": steps,
+                "mask": None if mask is None else mask.to(device),
+                "seeds": seed,
+            }
             with denoiser.session(), host.Progress("protecting", node_id) as progress:
-                protected = pgd(
-                    picture.to(device),
-                    lambda clean: antipure_loss(denoiser, objective, clean),
-                    levels=levels,
-                    steps=steps,
-                    mask=None if mask is None else mask.to(device),
-                    seeds=seed,
-                    callback=progress,
-                ).cpu()
+                on_device = picture.to(device)
+                if baseline:
+                    protected = apply_baseline(preset, on_device, denoiser, callback=progress, **settings).cpu()
+                else:
+                    make_loss = partial(antipure_loss, denoiser, objective)
+                    protected = pgd(on_device, make_loss, callback=progress, **settings).cpu()
             limits = [member.max_batch for member in members_of(denoiser) if member.max_batch]
         name = preset if objective is None or objective is PRESETS.get(preset) else "own objective"
         report = _report(picture, protected, name, levels, steps, seed)
@@ -119,7 +133,7 @@ class Protect:
 
 
 def _report(picture, protected, name: str, levels: float, steps: int, seed: int) -> str:
-    lines = [f"{name}, {levels:g} levels, {steps} steps, seed {seed}"]
+    lines = ["no protection" if name == NO_PROTECTION else f"{name}, {levels:g} levels, {steps} steps, seed {seed}"]
     rows = zip(
         metrics.linf_levels(picture, protected),
         metrics.psnr(picture, protected),

@@ -1,0 +1,55 @@
+"""Mist (Liang and Wu, "Mist: Towards Improved Adversarial Examples for Diffusion Models", 2023, arXiv 2305.12683).
+
+    textural    minimise || E(x + delta) - E(target) ||^2, the target a picture of high contrast
+    semantic    maximise L_ddpm (AdvDM's loss)
+    fused       maximise rate * L_ddpm - || E(x + delta) - E(target) ||^2
+
+As released, the distance is a *sum* over the latent, L_ddpm a mean, and the rate of 1e4 multiplies L_ddpm. With smaller
+latents than the released 4×64×64 the sum weighs less.
+Budget: version 1, 16 levels in 100 steps of 1 level (version 2 of the tool: 4 levels). The target is a pattern of our
+own, not the released one.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..attack import Loss
+from ..denoiser import Denoiser
+from ..tiles import tiled_loss
+from .advdm import ddpm_terms
+from .photoguard import check_latent, latent_distance
+
+LEVELS, STEPS, STEP_LEVELS = 16.0, 100, 1.0
+RATE = 1e4
+RING = 32  # pixels from one ring of the target to the next of its colour
+
+
+def target_pattern(height: int, width: int) -> Tensor:
+    """Black and white: the product of two systems of rings around two corners. 1×3×H×W, -1 or 1."""
+    y, x = torch.arange(height)[:, None] + 0.5, torch.arange(width) + 0.5
+    waves = torch.cos(2 * math.pi / RING * torch.hypot(y, x)) * torch.cos(
+        2 * math.pi / RING * torch.hypot(y, width - x)
+    )
+    return torch.where(waves >= 0, 1.0, -1.0).expand(1, 3, height, width).contiguous()
+
+
+def mist_loss(denoiser: Denoiser, clean: Tensor, mode: str = "fused", rate: float = RATE) -> Loss:
+    """The `Loss` for `attack.pgd`. clean: 1×3×H×W pixels in [-1, 1]. mode: "fused", "textural" or "semantic".
+
+    Raises `AntiPureError` for a denoiser that is not latent, except in the semantic mode.
+    """
+    if mode != "semantic":
+        check_latent(denoiser, "Mist")
+    target = target_pattern(*clean.shape[-2:]).to(clean)
+
+    def terms(tiles: Tensor, aim: Tensor, generators: list[torch.Generator]) -> Tensor:
+        if mode == "textural":
+            return -latent_distance(denoiser, tiles, aim)
+        semantic = ddpm_terms(denoiser, tiles, generators)
+        return semantic if mode == "semantic" else rate * semantic - latent_distance(denoiser, tiles, aim)
+
+    return tiled_loss(denoiser, target, terms)

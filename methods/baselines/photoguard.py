@@ -1,0 +1,47 @@
+"""PhotoGuard, encoder attack (Salman et al., "Raising the Cost of Malicious AI-Powered Image Editing", ICML 2023).
+
+Pulls the picture's latent towards that of a grey one, so that an editor sees nothing to edit:
+
+    minimise || E(x + delta) - E(target) ||^2
+
+Budget: the released 0.06 of the [-1, 1] range, 7.65 levels; first step 0.02 (2.55 levels), decaying, from a random
+start in the ball. 100 steps are our choice.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..attack import Loss
+from ..denoiser import Denoiser
+from ..errors import AntiPureError
+from ..tiles import tiled_loss
+
+LEVELS, STEPS, STEP_LEVELS = 7.65, 100, 2.55
+
+
+def check_latent(denoiser: Denoiser, name: str) -> None:
+    """Raise `AntiPureError` for a denoiser without a latent space."""
+    if not denoiser.latent:
+        raise AntiPureError(
+            f"{name} acts on the latent of a VAE, and this denoiser works on pixels; wire Denoiser from Model instead."
+        )
+
+
+def latent_distance(denoiser: Denoiser, tiles: Tensor, target: Tensor) -> Tensor:
+    """|| E(tiles) - E(target) ||^2, summed over the latent. Both N×3×T×T pixels; N values."""
+    with torch.no_grad():
+        z_target = denoiser.encode(target)
+    return (denoiser.encode(tiles) - z_target).square().flatten(1).sum(1)
+
+
+def photoguard_loss(denoiser: Denoiser, clean: Tensor, target: Tensor | None = None) -> Loss:
+    """The `Loss` for `attack.pgd`: minus the distance to the target's latent.
+
+    clean, target: 1×3×H×W pixels in [-1, 1]; the target is mid-grey where none is given.
+    Raises `AntiPureError` for a denoiser that is not latent.
+    """
+    check_latent(denoiser, "PhotoGuard")
+    target = torch.zeros_like(clean) if target is None else target
+    return tiled_loss(denoiser, target, lambda tiles, aim, _: -latent_distance(denoiser, tiles, aim))

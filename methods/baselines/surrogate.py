@@ -1,0 +1,133 @@
+"""A surrogate that is fine-tuned in turn with the perturbation: the min-max loop of Anti-DreamBooth's ASPL.
+
+Van Le et al., "Anti-DreamBooth", ICCV 2023, algorithm 1. Per round, theta being the surrogate's weights:
+
+    theta' = theta trained on clean pictures            (3 steps)
+    delta  = delta + PGD steps against theta'           (6 steps)
+    theta  = theta trained on the perturbed pictures    (3 steps)
+
+Differences from the paper: theta is a LoRA on the denoiser's network (rank 8, AdamW 1e-4), not all of its weights and
+the text encoder's; there are no other clean pictures of the subject, so the picture itself is trained on, in random
+tiles; there is no prior preservation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from ..antipure import l_ddpm
+from ..attack import Loss
+from ..denoiser import Denoiser, add_noise
+from ..errors import AntiPureError
+from ..lora_patching import AppliedPatch, new_patch
+from ..low_rank import PatchConfig
+from ..pictures import noise, random_stream
+from ..tiles import random_tile
+
+PATCH = PatchConfig(rank=8, gate="none")
+TRAINING_STEPS, PGD_STEPS = 3, 6
+LEARNING_RATE = 1e-4
+MakeLoss = Callable[[Tensor], Loss]
+
+
+def trainable_network(denoiser: Denoiser, name: str) -> nn.Module:
+    """The denoiser's network. Raises `AntiPureError` where there is none to be had."""
+    try:
+        return denoiser.network
+    except NotImplementedError:
+        raise AntiPureError(
+            f"{name} changes or reads the inside of the network, which this {type(denoiser).__name__} does not show; "
+            "use another denoiser."
+        ) from None
+
+
+@contextmanager
+def alternating(denoiser: Denoiser, inner: MakeLoss, name: str) -> Iterator[MakeLoss]:
+    """`make_loss` for `attack.pgd`: `inner`'s losses against a surrogate that is trained between the steps.
+
+    Each picture gets a new surrogate. The network is as it was when the block ends, however it ends.
+    """
+    network = trainable_network(denoiser, name)
+    applied: AppliedPatch | None = None
+
+    def make_loss(clean: Tensor) -> Loss:
+        nonlocal applied
+        loss = inner(clean)
+        if applied is not None:
+            applied.remove()
+        applied = new_patch(network, PATCH)
+        return AlternatingLoss(denoiser, applied, clean, loss)
+
+    try:
+        yield make_loss
+    finally:
+        if applied is not None:
+            with torch.inference_mode(False):
+                applied.remove()
+
+
+class AlternatingLoss:
+    """A `Loss` that trains the surrogate before every `PGD_STEPS`-th step. inner: the loss against the surrogate.
+
+    An `inner` with a method `begin(generator)` has it called once, before the surrogate is trained at all.
+    """
+
+    def __init__(self, denoiser: Denoiser, applied: AppliedPatch, clean: Tensor, inner: Loss):
+        self.denoiser, self.applied, self.clean, self.inner = denoiser, applied, clean, inner
+        self.theta = applied.tensors()
+        self.step = 0
+        self.trained_for = -1  # a step may be tried again after running out of memory
+        self._freeze(True)
+
+    def __call__(self, pixels: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
+        root = int(torch.randint(2**62, (), generator=generator))
+        if self.step % PGD_STEPS == 0 and self.trained_for != self.step:
+            with torch.enable_grad():
+                if self.step == 0 and hasattr(self.inner, "begin"):
+                    self.inner.begin(random_stream(root, 2))
+                self._next_surrogate(pixels.detach(), root)
+            self.trained_for = self.step
+        yield from self.inner(pixels, generator)
+        if torch.is_grad_enabled():  # else nobody steps: a combined denoiser compares its members
+            self.step += 1
+
+    def shrink(self) -> bool:
+        return self.inner.shrink()
+
+    def _next_surrogate(self, perturbed: Tensor, root: int) -> None:
+        self.applied.load(self.theta)
+        if self.step:
+            self._train(perturbed, root, 1)
+            self.theta = self.applied.tensors()
+        self._train(self.clean, root, 0)
+
+    def _train(self, pixels: Tensor, root: int, phase: int) -> None:
+        denoiser, parameters = self.denoiser, self.applied.parameters()
+        optimizer = torch.optim.AdamW(parameters, LEARNING_RATE)
+        self._freeze(False)
+        try:
+            for step in range(TRAINING_STEPS):
+                generator = random_stream(root, phase, step)
+                with torch.no_grad():
+                    z = denoiser.encode(random_tile(denoiser, pixels, generator))
+                t = torch.randint(denoiser.timesteps, (1,), generator=generator).to(z.device)
+                eps = noise(tuple(z.shape[1:]), [generator], z.device)
+                x_t = add_noise(z, eps, denoiser.alphas_cumprod[t])
+                loss = l_ddpm(denoiser.predict_trainable(x_t, t), eps).mean()
+                if not torch.isfinite(loss):
+                    raise AntiPureError("The surrogate's loss is not finite; use a higher precision.")
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                nn.utils.clip_grad_norm_(parameters, 1.0)
+                optimizer.step()
+        finally:
+            optimizer.zero_grad(set_to_none=True)
+            self._freeze(True)
+
+    def _freeze(self, frozen: bool) -> None:
+        for parameter in self.applied.parameters():
+            parameter.requires_grad_(not frozen)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..methods.differentiation import plain_weights
-from ..methods.encoders import resnet50_encoder, transformers_encoder
+from ..methods.encoders import file_encoder, transformers_encoder
 from ..methods.errors import AntiPureError
 from ..methods.mmfa import Encoder
 from . import host
@@ -36,7 +36,7 @@ class LoadVisualEncoder:
 
     def load(self, encoder) -> tuple:
         path: Path = host.find_model("encoders", encoder)
-        return (transformers_encoder(path) if path.is_dir() else resnet50_encoder(path),)
+        return (transformers_encoder(path) if path.is_dir() else file_encoder(path),)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..kernels import filters
 from .errors import AntiPureError
-from .pictures import check_picture, noise, random_stream, round_8bit
+from .pictures import check_picture, noise, pad_reflect, random_stream, round_8bit, round_up
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -77,7 +77,9 @@ def smooth_jpeg(picture: Tensor, quality: int = 75) -> Tensor:
     if not 1 <= quality <= 95:
         raise AntiPureError(f"The JPEG quality is {quality}; it must lie in 1..95.")
     qualities = picture.new_full((len(picture),), float(quality), dtype=torch.float32)
-    return jpeg_codec_differentiable(picture.float(), qualities).clamp(0, 1).to(picture)
+    h, w = picture.shape[-2:]
+    whole = pad_reflect(picture.float(), round_up(h, 16), round_up(w, 16))  # older versions ask for whole blocks
+    return jpeg_codec_differentiable(whole, qualities)[..., :h, :w].clamp(0, 1).to(picture)
 
 
 def resize(picture: Tensor, factor: float = 0.5, kernel: str = "lanczos") -> Tensor:

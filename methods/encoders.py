@@ -1,7 +1,8 @@
-"""Visual encoders for MMFA from the user's own local files. Nothing is downloaded and nothing is executed.
+"""Visual encoders from the user's own local files, for MMFA and set metrics. Nothing is downloaded or executed.
 
 * A transformers folder (BLIP, CLIP, SigLIP, DINOv2, ...): `config.json` and `model.safetensors`.
 * A ResNet-50 state dict (torchvision's names): safetensors, or a .pth file read with `weights_only`.
+* The InceptionV3 of FID (`pt_inception-2015-12-05`, pytorch-fid's names) and torchvision's AlexNet: the same.
 * Any timm architecture with a local state dict.
 """
 
@@ -15,6 +16,8 @@ from torch import Tensor, nn
 
 from .checkpoints import read_pickle, read_safetensors, reason
 from .errors import AntiPureError
+from .inception import SIGNATURE, FidInception
+from .lpips import AlexNet
 from .mmfa import IMAGENET_MEAN, IMAGENET_STD, Encoder
 
 RESNET_FEATURE_SIZE = 224
@@ -98,6 +101,26 @@ def resnet50_encoder(path: str | Path) -> Encoder:
         network.fc = nn.Identity()
         _load_state(network, {k: v for k, v in state.items() if not k.startswith("fc.")}, path, "ResNet-50")
     return Encoder(f"resnet50 ({Path(path).name})", network, RESNET_FEATURE_SIZE, module=network)
+
+
+def file_encoder(path: str | Path) -> Encoder:
+    """The encoder whose state dict a file holds: FID's InceptionV3 (2048 features), AlexNet (256) or ResNet-50 (2048).
+
+    Told apart by the names in it. Raises `AntiPureError` when the file is missing or holds something else.
+    """
+    state = _state_dict(path)
+    if SIGNATURE in state:
+        with torch.inference_mode(False):
+            network = FidInception()
+            _load_state(network, {k: v for k, v in state.items() if not k.startswith("fc.")}, path, "FID's InceptionV3")
+        return Encoder(f"InceptionV3 ({Path(path).name})", network, None, (0.5,) * 3, (0.5,) * 3, network)
+    if "features.0.weight" in state and tuple(state["features.0.weight"].shape) == (64, 3, 11, 11):
+        with torch.inference_mode(False):
+            network = AlexNet()
+            known = {k: v for k, v in state.items() if k.startswith("features.")}
+            _load_state(network, known, path, "AlexNet")
+        return Encoder(f"AlexNet ({Path(path).name})", network, RESNET_FEATURE_SIZE, module=network)
+    return resnet50_encoder(path)
 
 
 def timm_encoder(architecture: str, path: str | Path) -> Encoder:

@@ -3,6 +3,7 @@
 from . import host
 from .denoisers import LoadDenoiser
 from .encoders import LoadVisualEncoder
+from .evidence import FaceMetrics, SetMetrics
 from .generators import DisruptProtect, EditFace, LoadGenerator, ProceduralFaces
 from .lora_patch import (
     DefenceReport,
@@ -16,6 +17,7 @@ from .metrics import Inspect, Metrics
 from .models import ApplyTrainedLora, CombineDenoisers, DenoiserFromModel, SeedTraining
 from .protect import ObjectiveSettings, Protect
 from .purify import DiffusionPurify
+from .transform import TransformPictures
 
 NODE_CLASS_MAPPINGS = {
     "AntiPureLoadDenoiser": LoadDenoiser,
@@ -24,7 +26,10 @@ NODE_CLASS_MAPPINGS = {
     "AntiPureProtect": Protect,
     "AntiPureObjective": ObjectiveSettings,
     "AntiPureDiffusionPurify": DiffusionPurify,
+    "AntiPureTransform": TransformPictures,
     "AntiPureMetrics": Metrics,
+    "AntiPureSetMetrics": SetMetrics,
+    "AntiPureFaceMetrics": FaceMetrics,
     "AntiPureInspect": Inspect,
     "AntiPureSeedTraining": SeedTraining,
     "AntiPureApplyTrainedLora": ApplyTrainedLora,
@@ -48,7 +53,10 @@ NODE_DISPLAY_NAME_MAPPINGS = {
     "AntiPureProtect": "AntiPure Protect",
     "AntiPureObjective": "AntiPure Objective",
     "AntiPureDiffusionPurify": "Diffusion Purify",
+    "AntiPureTransform": "Transform Pictures",
     "AntiPureMetrics": "Image Metrics",
+    "AntiPureSetMetrics": "Set Metrics",
+    "AntiPureFaceMetrics": "Face Metrics",
     "AntiPureInspect": "Inspection Sheet",
     "AntiPureSeedTraining": "Seed Training",
     "AntiPureApplyTrainedLora": "Apply Trained LoRA",

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..methods.differentiation import plain_weights
-from ..methods.encoders import resnet50_encoder, transformers_encoder
+from ..methods.encoders import file_encoder, transformers_encoder
 from ..methods.errors import AntiPureError
 from ..methods.mmfa import Encoder
 from . import host
@@ -18,15 +18,15 @@ from . import host
 
 class LoadVisualEncoder:
     DESCRIPTION = (
-        "An image encoder from models/antipure_encoders, for the feature alignment of Train LoRA Patch: a transformers "
-        "folder (BLIP, CLIP, DINOv2; safetensors), or the state dict of torchvision's ResNet-50. Core's CLIP_VISION "
-        "serves as well."
+        "An image encoder from models/antipure_encoders, for the feature alignment of Train LoRA Patch and for Set "
+        "Metrics: a transformers folder (BLIP, CLIP, DINOv2; safetensors), or the state dict of ResNet-50 or AlexNet "
+        "(torchvision) or of FID's InceptionV3. Core's CLIP_VISION serves as well."
     )
     CATEGORY = "AntiPure/LoRA Patching"
     FUNCTION = "load"
     RETURN_TYPES = ("VISUAL_ENCODER",)
     RETURN_NAMES = ("encoder",)
-    OUTPUT_TOOLTIPS = ("For visual_encoder or language_encoder of Train LoRA Patch.",)
+    OUTPUT_TOOLTIPS = ("For the encoders of Train LoRA Patch and Set Metrics.",)
     SEARCH_ALIASES = ["blip", "resnet", "mmfa", "feature alignment"]
 
     @classmethod
@@ -36,7 +36,7 @@ class LoadVisualEncoder:
 
     def load(self, encoder) -> tuple:
         path: Path = host.find_model("encoders", encoder)
-        return (transformers_encoder(path) if path.is_dir() else resnet50_encoder(path),)
+        return (transformers_encoder(path) if path.is_dir() else file_encoder(path),)
 
 
 @contextmanager

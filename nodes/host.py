@@ -39,7 +39,9 @@ _KINDS = {
     "generators": _Kind("antipure_generators", (".safetensors", ".ckpt", ".pth", ".pt"), (), True),
     "patches": _Kind("antipure_patches", (".safetensors",), ("adapter_config.json",)),
     "encoders": _Kind("antipure_encoders", (".safetensors", ".pth"), ("config.json",)),
+    "faces": _Kind("insightface", (), ("det_*.onnx", "scrfd_*.onnx")),  # packs lie in models/insightface/models
 }
+_SINGULAR = {"patches": "patch", "faces": "face model"}
 _output_folder = Path("output")
 _PREVIEW_SECONDS = 0.5
 _TEXT_SECONDS = 1.0
@@ -110,7 +112,7 @@ def _models(kind: _Kind) -> dict[str, Path]:
         for path in sorted(root.rglob("*")):
             name = path.relative_to(root).as_posix()
             inside_folder = any(parent.as_posix() in found for parent in Path(name).parents)
-            is_folder = path.is_dir() and any((path / part).exists() for part in kind.folder_parts)
+            is_folder = path.is_dir() and any(any(path.glob(part)) for part in kind.folder_parts)
             is_file = path.is_file() and path.suffix.lower() in kind.suffixes
             if (is_folder or is_file) and not inside_folder:
                 found.setdefault(name, path)
@@ -118,7 +120,7 @@ def _models(kind: _Kind) -> dict[str, Path]:
 
 
 def list_models(kind: str) -> list[str]:
-    """Names for an input, of "denoisers", "generators", "patches" or "encoders": the bundled one first, if any."""
+    """Names for an input, of a kind in `_KINDS` such as "denoisers": the bundled one first, if there is any."""
     return [*([BUNDLED] if _KINDS[kind].bundled else []), *_models(_KINDS[kind])]
 
 
@@ -133,7 +135,7 @@ def find_model(kind: str, name: str) -> Path | None:
     if name in known:
         return known[name]
     if inside_comfyui():
-        what, folder = kind.removesuffix("s").removesuffix("e" if kind == "patches" else ""), _KINDS[kind].folder
+        what, folder = _SINGULAR.get(kind, kind.removesuffix("s")), _KINDS[kind].folder
         raise AntiPureError(f"There is no {what} '{name}' in models/{folder}; put it there and refresh.")
     return Path(name)
 

@@ -79,6 +79,17 @@ def test_models_folder_lists_files_and_folders_and_nothing_else(comfyui):
     assert host.find_model("denoisers", "sub/adm.pt") == comfyui.folder / "sub" / "adm.pt"
 
 
+def test_insightface_packs_are_found_where_other_packs_put_them(comfyui):
+    for name, file in (("buffalo_l", "det_10g.onnx"), ("antelopev2", "scrfd_10g_bnkps.onnx"), ("other", "x.onnx")):
+        folder = comfyui.folder.parent / "insightface" / "models" / name
+        folder.mkdir(parents=True)
+        (folder / file).touch()
+    (comfyui.folder.parent / "insightface" / "inswapper_128.onnx").touch()
+    assert host.list_models("faces") == ["models/antelopev2", "models/buffalo_l"]
+    with pytest.raises(AntiPureError, match="no face model 'models/other' in models/insightface"):
+        host.find_model("faces", "models/other")
+
+
 @pytest.mark.parametrize("name", ["../secret.pt", "/etc/passwd", "notes.txt", ""])
 def test_names_that_are_not_listed_are_refused_inside_comfyui(comfyui, name):
     comfyui.folder.mkdir()

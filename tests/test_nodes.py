@@ -75,7 +75,7 @@ def test_every_node_explains_itself(node_id):
 
 
 def test_importing_the_pack_loads_no_heavy_library():
-    heavy = ("diffusers", "peft", "torchmetrics", "matplotlib", "transformers", "scipy")
+    heavy = ("diffusers", "peft", "torchmetrics", "matplotlib", "transformers", "scipy", "onnxruntime", "kornia")
     code = f"import sys, antipure; print([m for m in {heavy!r} if m in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="/")
     assert result.stdout.strip() == "[]"
@@ -241,3 +241,43 @@ def test_bad_budgets_are_refused(tiny, levels, steps, sentence):
             continue
         with pytest.raises(AntiPureError, match=sentence):
             protect(eight_bit(1, 16, 16, 3), tiny, levels=levels, steps=steps, preset=preset)
+
+
+def test_transform_keeps_alpha_and_does_not_look_at_the_batch():
+    image = eight_bit(2, 21, 34, 4)
+    (found,) = run("AntiPureTransform", image=image, transform="jpeg75+resize0.5+noise4", seed=3)
+    (alone,) = run("AntiPureTransform", image=image[1:], transform="jpeg75+resize0.5+noise4", seed=3)
+    assert found.shape == image.shape
+    assert torch.equal(found[..., 3], image[..., 3])
+    assert torch.equal(found[1:], alone)
+    with pytest.raises(AntiPureError, match="no transform"):
+        run("AntiPureTransform", image=image, transform="wash", seed=0)
+
+
+def test_set_metrics_names_its_space_and_warns_about_few_pictures():
+    first, second = eight_bit(4, 20, 20, 3), eight_bit(3, 24, 18, 3, seed=1)
+    fid, kid, diversity, report = run("AntiPureSetMetrics", reference=first, image=second, seed=0)
+    assert f"FID {fid:.4f}" in report
+    assert f"KID {kid:.6f}" in report
+    assert f"diversity {diversity:.4f}" in report
+    assert "features: bundled denoiser, middle block" in report
+    assert "n = 4 and 3 pictures" in report
+    assert "Fewer than 2048 pictures" in report
+    with pytest.raises(AntiPureError, match="at least 2"):
+        run("AntiPureSetMetrics", reference=first[:1], image=second, seed=0)
+
+
+def test_set_metrics_with_an_own_encoder_and_lpips():
+    from antipure.methods.lpips import AlexNet
+    from antipure.methods.mmfa import Encoder
+
+    torch.manual_seed(0)
+    alexnet = AlexNet()
+    encoder = Encoder("AlexNet (mine)", alexnet, 64, module=alexnet)
+    images = eight_bit(3, 40, 40, 3)
+    report = run("AntiPureSetMetrics", reference=images, image=images, seed=0, encoder=encoder, lpips=encoder)[3]
+    assert "features: AlexNet (mine)" in report
+    assert "LPIPS, AlexNet (mine), 3 pairs" in report
+    assert "FID 0.0000" in report
+    with pytest.raises(AntiPureError, match="LPIPS needs AlexNet"):
+        run("AntiPureSetMetrics", reference=images, image=images, seed=0, lpips=Encoder("x", lambda x: x.flatten(1)))

@@ -1,0 +1,94 @@
+"""Classical picture filters, differentiable, on any device: resampling, Gaussian, median, bilateral.
+
+x is B×C×H×W float of any range; filters keep the size and continue the picture by its border pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def _cubic(x: Tensor) -> Tensor:
+    """Keys' cubic with a = -0.5, support 2."""
+    x = x.abs()
+    near, far = (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2
+    return torch.where(x < 1, near, torch.where(x < 2, far, torch.zeros_like(x)))
+
+
+def _lanczos(x: Tensor) -> Tensor:
+    """sinc(x) sinc(x/3), support 3."""
+    return torch.where(x.abs() < 3, torch.sinc(x) * torch.sinc(x / 3), torch.zeros_like(x))
+
+
+KERNELS: dict[str, tuple[Callable[[Tensor], Tensor], float]] = {"bicubic": (_cubic, 2.0), "lanczos": (_lanczos, 3.0)}
+
+
+def resample_matrix(size: int, target: int, kernel: str = "lanczos") -> Tensor:
+    """target×size weights that resample one axis as Pillow does: the kernel is widened when making smaller.
+
+    Every row sums to 1; float32 on the CPU. kernel: a name of `KERNELS`.
+    """
+    function, support = KERNELS[kernel]
+    scale = size / target
+    widening = max(scale, 1.0)
+    centres = (torch.arange(target, dtype=torch.float64) + 0.5) * scale
+    inputs = torch.arange(size, dtype=torch.float64) + 0.5
+    distance = (inputs[None] - centres[:, None]) / widening
+    weights = function(distance) * (distance.abs() < support)
+    return (weights / weights.sum(1, keepdim=True)).float()
+
+
+def resample(x: Tensor, height: int, width: int, kernel: str = "lanczos") -> Tensor:
+    """x at height×width: B×C×height×width. Overshoots the range of x at edges, as these kernels do."""
+    rows = resample_matrix(x.shape[-2], height, kernel).to(x)
+    columns = resample_matrix(x.shape[-1], width, kernel).to(x)
+    return rows @ (x @ columns.T)
+
+
+def _extended(x: Tensor, radius: int) -> Tensor:
+    return F.pad(x, (radius,) * 4, mode="replicate")
+
+
+def gaussian_blur(x: Tensor, sigma: float) -> Tensor:
+    """Gaussian of `sigma` pixels, cut off at 4 sigma (scipy's `gaussian_filter`, mode "nearest")."""
+    radius = int(4 * sigma + 0.5)
+    if radius == 0:
+        return x
+    offsets = torch.arange(-radius, radius + 1, dtype=torch.float64)
+    weights = (-0.5 * (offsets / sigma) ** 2).exp()
+    weights = (weights / weights.sum()).to(x)
+    flat = _extended(x, radius).flatten(0, 1)[:, None]
+    flat = F.conv2d(F.conv2d(flat, weights.view(1, 1, -1, 1)), weights.view(1, 1, 1, -1))
+    return flat.view_as(x)
+
+
+def median(x: Tensor, window: int) -> Tensor:
+    """Median over window×window pixels of each channel, window odd. Takes window² times the picture's memory."""
+    h, w = x.shape[-2:]
+    extended = _extended(x, window // 2)
+    shifted = [extended[..., i : i + h, j : j + w] for i in range(window) for j in range(window)]
+    return torch.stack(shifted).median(0).values
+
+
+def bilateral(x: Tensor, sigma_range: float, sigma_space: float = 2.0) -> Tensor:
+    """Bilateral filter: weights fall with the distance in space and in colour (all channels together).
+
+    w = exp(-d² / 2 sigma_space²) exp(-|x_i - x_j|² / 2 sigma_range²) over a window of 2 sigma_space each way
+    (Tomasi & Manduchi 1998). sigma_space in pixels, sigma_range in the units of x.
+    """
+    radius = math.ceil(2 * sigma_space)
+    h, w = x.shape[-2:]
+    extended = _extended(x, radius)
+    total, norm = torch.zeros_like(x), torch.zeros_like(x[:, :1])
+    for i in range(-radius, radius + 1):
+        for j in range(-radius, radius + 1):
+            other = extended[..., radius + i : radius + i + h, radius + j : radius + j + w]
+            distance = (other - x).square().sum(1, keepdim=True)
+            weight = (-(i * i + j * j) / (2 * sigma_space**2) - distance / (2 * sigma_range**2)).exp()
+            total, norm = total + weight * other, norm + weight
+    return total / norm

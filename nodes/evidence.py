@@ -1,0 +1,191 @@
+"""Set Metrics and Face Metrics: what a table over many pictures is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from ..methods import set_metrics
+from ..methods.checkpoints import load_denoiser
+from ..methods.errors import AntiPureError
+from ..methods.face_metrics import FaceModels, face_scores
+from ..methods.lpips import AlexNet, Lpips
+from . import host
+from .convert import from_image
+from .encoders import borrowed_encoder
+
+
+class SetMetrics:
+    DESCRIPTION = (
+        "How two sets of pictures differ (FID, KID) and how much the second one varies (diversity), on features of an "
+        "encoder of yours, or of the bundled denoiser. The report names the feature space and the numbers of pictures."
+    )
+    CATEGORY = "AntiPure"
+    FUNCTION = "measure"
+    OUTPUT_NODE = True
+    RETURN_TYPES = ("FLOAT", "FLOAT", "FLOAT", "STRING")
+    RETURN_NAMES = ("fid", "kid", "diversity", "report")
+    OUTPUT_TOOLTIPS = (
+        "Fréchet distance of the two sets' features.",
+        "Kernel distance (unbiased; may fall below 0), mean over its subsets.",
+        "Mean distance between the pictures of image: LPIPS with lpips wired, else of features by cosine.",
+        "All of it as text, with the feature space and the numbers of pictures.",
+    )
+    SEARCH_ALIASES = ["fid", "kid", "lpips", "diversity", "inception"]
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict:
+        return {
+            "required": {
+                "reference": ("IMAGE", {"tooltip": "The set to compare with, at least 2 pictures."}),
+                "image": ("IMAGE", {"tooltip": "The set to measure, at least 2 pictures."}),
+                "seed": (
+                    "INT",
+                    {
+                        "default": 0,
+                        "min": 0,
+                        "max": 0xFFFFFFFFFFFFFFFF,
+                        "tooltip": "Of KID's subsets and the pairs that LPIPS compares.",
+                    },
+                ),
+            },
+            "optional": {
+                "encoder": (
+                    "VISUAL_ENCODER,CLIP_VISION",
+                    {"tooltip": "The feature space; none: the bundled denoiser's middle block. FID: InceptionV3's."},
+                ),
+                "lpips": (
+                    "VISUAL_ENCODER",
+                    {"tooltip": "AlexNet from Load Visual Encoder: diversity becomes mean pairwise LPIPS."},
+                ),
+            },
+            "hidden": {"node_id": "UNIQUE_ID"},
+        }
+
+    def measure(self, reference, image, seed, encoder=None, lpips=None, node_id=None) -> dict:
+        sets = [from_image(reference, "reference")[0], from_image(image)[0]]
+        counts = [len(x) for x in sets]
+        if min(counts) < 2:
+            raise AntiPureError(f"The sets have {counts[0]} and {counts[1]} pictures; give at least 2 of each.")
+        distance = None if lpips is None else _lpips(lpips)
+        done = 0
+        with (
+            torch.inference_mode(False),
+            torch.no_grad(),
+            _space(encoder) as space,
+            host.Progress("measuring sets", node_id) as progress,
+        ):
+            found = []
+            for x in sets:
+                before = done
+                found.append(
+                    set_metrics.extract(
+                        x,
+                        space,
+                        device=host.device(),
+                        callback=lambda n, _, before=before: progress(before + n, sum(counts)),
+                    )
+                )
+                done += len(x)
+            name = space.name
+            fid = set_metrics.frechet_distance(*found)
+            kid, deviation = set_metrics.kernel_distance(*found, seed=seed)
+            if distance is None:
+                diversity, what = set_metrics.feature_diversity(found[1]), "cosine distance of features"
+            else:
+                diversity, pairs = set_metrics.pairwise_diversity(sets[1], distance, seed=seed)
+                what = f"{distance.name}, {pairs} pairs"
+        lines = [
+            f"features: {name}",
+            f"n = {counts[0]} and {counts[1]} pictures",
+            f"FID {fid:.4f}",
+            f"KID {kid:.6f}" + (f" ± {deviation:.6f} over subsets" if deviation else ""),
+            f"diversity {diversity:.4f}",
+            f"({what})",
+        ]
+        warning = set_metrics.size_warning(*counts)
+        report = "\n".join([*lines, *([warning] if warning else [])])
+        host.show_text(report, node_id)
+        return {"ui": {"text": [report]}, "result": (fid, kid, diversity, report)}
+
+
+def _lpips(encoder) -> Lpips:
+    backbone = getattr(encoder, "module", None)
+    if not isinstance(backbone, AlexNet):
+        raise AntiPureError("LPIPS needs AlexNet: wire Load Visual Encoder with torchvision's AlexNet file to lpips.")
+    backbone.cpu()
+    return Lpips(backbone, f"LPIPS, {encoder.name}")
+
+
+@contextmanager
+def _space(encoder) -> Iterator:
+    if encoder is None:
+        denoiser = host.manage(load_denoiser(None))
+        host.ready(denoiser)
+        yield set_metrics.DenoiserFeatures(denoiser, "bundled denoiser")
+        return
+    with borrowed_encoder(encoder) as found:
+        yield found
+
+
+class FaceMetrics:
+    DESCRIPTION = (
+        "ISM and FDFR: how much the faces still resemble the person of the clean pictures, and in how many pictures "
+        "no face is found. Needs onnxruntime and an insightface pack of yours; nothing is downloaded."
+    )
+    CATEGORY = "AntiPure"
+    FUNCTION = "measure"
+    OUTPUT_NODE = True
+    RETURN_TYPES = ("FLOAT", "FLOAT", "STRING")
+    RETURN_NAMES = ("ism", "fdfr", "report")
+    OUTPUT_TOOLTIPS = (
+        "Mean cosine between each picture's face and the clean mean; NaN when no picture has a face.",
+        "Share of pictures without a face.",
+        "Both, and each picture's similarity, as text.",
+    )
+    SEARCH_ALIASES = ["ism", "fdfr", "arcface", "insightface", "identity", "face detection"]
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict:
+        return {
+            "required": {
+                "image": ("IMAGE", {"tooltip": "The pictures to measure, such as samples after customization."}),
+                "clean": ("IMAGE", {"tooltip": "Clean pictures of the same person, of any number and size."}),
+                "pack": (
+                    host.list_models("faces"),
+                    {"tooltip": "A folder in models/insightface with det_*.onnx and w600k_*.onnx, such as buffalo_l."},
+                ),
+                "threshold": (
+                    "FLOAT",
+                    {
+                        "default": 0.5,
+                        "min": 0.05,
+                        "max": 0.95,
+                        "step": 0.05,
+                        "tooltip": "Score from which the detector's finding counts as a face.",
+                    },
+                ),
+            },
+            "hidden": {"node_id": "UNIQUE_ID"},
+        }
+
+    def measure(self, image, clean, pack, threshold, node_id=None) -> dict:
+        picture, _ = from_image(image)
+        known, _ = from_image(clean, "clean picture")
+        with torch.inference_mode(False), torch.no_grad():
+            models = FaceModels(host.find_model("faces", pack))
+            with host.Progress("looking for faces", node_id) as progress:
+                scores = face_scores(picture, known, models, threshold=threshold, callback=progress)
+        seen = sum(s == s for s in scores.similarities)
+        lines = [
+            f"models: {models.name} (insightface)",
+            f"ISM {scores.ism:.4f} over {seen} of {len(picture)} pictures",
+            f"FDFR {scores.fdfr:.4f}",
+            f"reference: {scores.clean_faces} of {len(known)} clean pictures",
+            *(f"picture {i + 1}: " + (f"{s:.4f}" if s == s else "no face") for i, s in enumerate(scores.similarities)),
+        ]
+        report = "\n".join(lines)
+        host.show_text(report, node_id)
+        return {"ui": {"text": [report]}, "result": (scores.ism, scores.fdfr, report)}

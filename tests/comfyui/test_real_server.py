@@ -203,8 +203,9 @@ def test_progress_and_previews_arrive(comfyui):
     assert previews
     for message in previews:
         assert pixels(message[8:]).shape == (512, 512, 3)  # ComfyUI enlarges what is smaller
-    (text,) = (message for message in run.binary if message[:4] == b"\0\0\0\3")  # the report, shown on the node
-    assert b"strong, 8 levels, 3 steps, seed 11" in text
+    *progress, report = (message for message in run.binary if message[:4] == b"\0\0\0\3")  # texts on the node
+    assert b"strong, 8 levels, 3 steps, seed 11" in report
+    assert all(b"of 3\nloss " in text for text in progress)
 
 
 def test_an_unchanged_workflow_is_not_run_again(comfyui, tmp_path):

@@ -13,6 +13,7 @@ from .errors import AntiPureError
 COLOURS = {"total": (30, 30, 30), "clean": (31, 119, 180), "attacked": (214, 39, 40), "mmfa": (44, 160, 44)}
 MARGIN = (64, 16, 16, 32)  # left, top, right, bottom
 SMALLEST = (200, 120)
+DECADES = 4
 
 
 def loss_curve(history: list[dict[str, float]], width: int = 640, height: int = 360) -> Tensor:
@@ -30,6 +31,8 @@ def loss_curve(history: list[dict[str, float]], width: int = 640, height: int = 
     logs = {name: np.log10(values) for name, values in curves.items()}
     low = math.floor(min(v.min() for v in logs.values()) * 2) / 2
     high = max(math.ceil(max(v.max() for v in logs.values()) * 2) / 2, low + 0.5)
+    low = max(low, high - DECADES)  # a loss that starts at 0 would leave no room for the others
+    logs = {name: values.clip(low, high) for name, values in logs.items()}
     left, top, right, bottom = MARGIN[0], MARGIN[1], width - MARGIN[2], height - MARGIN[3]
 
     def place(step: float, log: float) -> tuple[float, float]:

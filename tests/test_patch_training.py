@@ -458,3 +458,9 @@ def test_previews_are_pictures_of_the_generator(generator):
         plain = to_picture(generator.edit(to_pixels(faces), "hair"))
     torch.testing.assert_close(shown[0][..., :SIDE], faces)
     torch.testing.assert_close(shown[0][..., SIDE : 2 * SIDE], plain, atol=1e-5, rtol=0)
+
+
+def test_a_loss_that_starts_at_zero_leaves_room_for_the_others():
+    curve = loss_curve([{"clean": 0.0, "total": 0.5}, {"clean": 0.1, "total": 0.2}])
+    dark = (curve[0].mean(0) < 0.2)[:, 100:500].any(1)  # the total's line, without its label
+    assert dark.sum() > 20, "less than half a decade, over a visible part of the height"

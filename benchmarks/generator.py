@@ -16,21 +16,11 @@ from antipure.methods.controls import apply_control
 from antipure.methods.defence_metrics import masked_l2, success_rate
 from antipure.methods.disrupting import LEVELS, disrupt
 from antipure.methods.generators import load_generator
-from antipure.methods.generators.faces import HAIR, draw_faces, random_attributes
+from antipure.methods.generators.faces import HELD_OUT, draw_edited, draw_faces
 from antipure.methods.pictures import round_8bit
 from antipure.methods.transforms import jpeg
 from PIL import Image
 from torch import Tensor
-
-HELD_OUT = 1_000_000  # as in tools/train_generator.py
-
-
-def edited(hair: Tensor, glasses: Tensor, edit: str) -> tuple[Tensor, Tensor]:
-    """The attributes after an edit of the toy."""
-    colour = edit.removesuffix(" hair")
-    if colour in HAIR:
-        return torch.full_like(hair, HAIR.index(colour)), glasses
-    return hair, torch.full_like(glasses, edit == "glasses")
 
 
 def sheet(rows: list[Tensor], path: Path, columns: int = 8) -> None:
@@ -51,7 +41,6 @@ def main() -> None:
     args = parser.parse_args()
     generator = load_generator(args.generator)
     seeds = range(HELD_OUT, HELD_OUT + args.faces)
-    own = random_attributes(seeds)
     picture = round_8bit(draw_faces(seeds))
 
     def output(other: Tensor, edit: str) -> Tensor:
@@ -62,7 +51,7 @@ def main() -> None:
     print("|---|--:|--:|--:|--:|--:|--:|--:|")
     rows, values = [picture], {}
     for edit in generator.edits:
-        truth = draw_faces(seeds, *edited(*own, edit))
+        truth = draw_edited(seeds, edit)
         plain = output(picture, edit)
         changes = (truth - picture).abs().sum(1, keepdim=True) > 0.05
         needed = changes.flatten(1).any(1)

@@ -24,7 +24,7 @@ import torch
 from antipure.methods.checkpoints import load_denoiser
 from antipure.methods.defence_report import INPUTS, DefenceReport, defence_report
 from antipure.methods.generators.attgan import AttGANNetwork
-from antipure.methods.generators.faces import HAIR, draw_faces, random_attributes
+from antipure.methods.generators.faces import HELD_OUT, draw_edited, draw_faces
 from antipure.methods.generators.hisd import HiSDNetwork
 from antipure.methods.generators.loading import load_generator
 from antipure.methods.generators.stargan import StarGANNetwork
@@ -32,16 +32,16 @@ from antipure.methods.inspection import labelled_sheet
 from antipure.methods.lora_patching import LoraPatch, apply_patch, merge_patch, parameter_overhead, patched
 from antipure.methods.low_rank import GATES, PatchConfig
 from antipure.methods.metrics import psnr, ssim
-from antipure.methods.mmfa import MMFA, Encoder
+from antipure.methods.mmfa import MMFA
 from antipure.methods.patch_files import load_patch, save_patch
 from antipure.methods.patch_training import TrainingConfig, train_patch
 from antipure.methods.pictures import round_8bit, to_picture, to_pixels
+from antipure.methods.set_metrics import DenoiserFeatures
 from antipure.methods.warning import text_warning
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
-HELD_OUT = 1_000_000  # as in tools/train_generator.py
 QUALITY = 75
 
 
@@ -56,15 +56,6 @@ class Bar:
         self.bar.update(done - self.bar.n)
 
 
-def truth_after(seeds: range, edit: str) -> Tensor:
-    """The same faces with the attributes that an edit of the toy asks for."""
-    hair, glasses = random_attributes(seeds)
-    colour = edit.removesuffix(" hair")
-    if colour in HAIR:
-        return draw_faces(seeds, torch.full_like(hair, HAIR.index(colour)), glasses)
-    return draw_faces(seeds, hair, torch.full_like(glasses, edit == "glasses"))
-
-
 @torch.no_grad()
 def against_truth(generator, patch: LoraPatch | None, seeds: range) -> tuple[float, float]:
     """PSNR and SSIM of benign edits against the truth, means over edits and faces."""
@@ -72,25 +63,11 @@ def against_truth(generator, patch: LoraPatch | None, seeds: range) -> tuple[flo
     faces = round_8bit(draw_faces(seeds))
     with patched(generator, patch):
         for edit in generator.edits:
-            truth = round_8bit(truth_after(seeds, edit))
+            truth = round_8bit(draw_edited(seeds, edit))
             output = torch.cat([generator.edit(part, edit) for part in to_pixels(faces).split(10)])
             output = round_8bit(to_picture(output))
             values.append(torch.stack([psnr(truth, output), ssim(truth, output)]))
     return tuple(float(v) for v in torch.cat(values, 1).mean(1))
-
-
-def bundled_backbone() -> Encoder:
-    """The middle block of the bundled denoiser, averaged over positions: a trained network that is at hand."""
-    unet = load_denoiser(None).unet
-    found: list[Tensor] = []
-    unet.mid_block.register_forward_hook(lambda _, __, out: found.append(out))
-
-    def embed(pictures: Tensor) -> Tensor:
-        found.clear()
-        unet(nn.functional.pixel_unshuffle(pictures, 2), torch.zeros(len(pictures), dtype=torch.long))
-        return found[0].mean((-2, -1))
-
-    return Encoder("bundled denoiser, middle block", embed, mean=(0.5,) * 3, std=(0.5,) * 3, module=unet)
 
 
 def trained(path: Path | None, generator, faces: Tensor, config: TrainingConfig, mmfa: MMFA | None = None) -> LoraPatch:
@@ -200,7 +177,9 @@ def ablation(generator, train, train_faces: Tensor, faces: Tensor, seeds: range)
     print(
         "| gate | alignment | disrupted | leaked patch | PSNR to original | PSNR to truth |\n|---|---|--:|--:|--:|--:|"
     )
-    cases = [(gate, None) for gate in GATES] + [("scalar", MMFA(bundled_backbone(), None))]
+    cases = [(gate, None) for gate in GATES] + [
+        ("scalar", MMFA(DenoiserFeatures(load_denoiser(), "bundled denoiser"), None))
+    ]
     for gate, mmfa in cases:
         name = f"ablation_{gate}{'_mmfa' if mmfa else ''}"
         patch = train(name, train_faces, mmfa, mode="evaluation", gate=gate)

@@ -132,11 +132,11 @@ def defence_report(
     for edit in edits:
         for part in parts:
             plain = faces[part]
-            original = _edit(generator, plain, edit)
             inputs = _inputs(generator, patch, strength, plain, edit, levels, quality, seed + part.start)
             outputs = {name: _edit(generator, picture, edit) for name, picture in inputs.items()}
             with patched(generator, patch, strength):
                 patched_outputs = {name: _edit(generator, picture, edit) for name, picture in inputs.items()}
+            original, benign = outputs[INPUTS[0]], patched_outputs[INPUTS[0]]
             for name in INPUTS:
                 for collected, made in zip(distances[name], (outputs, patched_outputs), strict=True):
                     undisturbed = made[INPUTS[0]]
@@ -147,7 +147,6 @@ def defence_report(
                         # Less the edit as it should be. What the original makes of a protected picture is broken,
                         # is not in the patched output, and would be all that is seen in the difference.
                         collected.append(visibility(to_pixels(output), to_pixels(original), warning.to(output)))
-            benign = patched_outputs[INPUTS[0]]
             fidelity.append((psnr(original, benign).clamp(max=100), ssim(original, benign)))
             if not examples:
                 examples = _examples(inputs, outputs, patched_outputs)

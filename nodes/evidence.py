@@ -15,6 +15,7 @@ from ..methods.lpips import AlexNet, Lpips
 from . import host
 from .convert import from_image
 from .encoders import borrowed_encoder
+from .progress import Progress
 
 
 class SetMetrics:
@@ -75,7 +76,7 @@ class SetMetrics:
             torch.inference_mode(False),
             torch.no_grad(),
             _space(encoder) as space,
-            host.Progress("measuring sets", node_id) as progress,
+            Progress("measuring sets", node_id) as progress,
         ):
             found = []
             for x in sets:
@@ -176,7 +177,7 @@ class FaceMetrics:
         known, _ = from_image(clean, "clean picture")
         with torch.inference_mode(False), torch.no_grad():
             models = FaceModels(host.find_model("faces", pack))
-            with host.Progress("looking for faces", node_id) as progress:
+            with Progress("looking for faces", node_id) as progress:
                 scores = face_scores(picture, known, models, threshold=threshold, callback=progress)
         seen = sum(s == s for s in scores.similarities)
         lines = [

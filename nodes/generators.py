@@ -7,13 +7,13 @@ import torch
 from ..methods import metrics
 from ..methods.disrupting import LEVELS, STEP_LEVELS, STEPS, disrupt
 from ..methods.errors import AntiPureError
-from ..methods.generators.faces import SIDE, draw_faces
+from ..methods.generators.faces import HELD_OUT, SIDE, draw_faces
 from ..methods.generators.loading import load_generator
 from . import host
 from .convert import difference_view, from_image, from_mask, to_image
+from .progress import Progress
 
 ALL_EDITS = "all"
-HELD_OUT_SEED = 1_000_000  # faces below it may have trained the bundled generator
 EDITS_TOOLTIP = (
     "Names of edits, separated by commas, or 'all'. The bundled toy: black hair, blond hair, brown hair, glasses, "
     "no glasses. A wrong name lists the generator's own."
@@ -52,7 +52,7 @@ class LoadGenerator:
         return {"required": {"generator": (names, {"default": host.BUNDLED, "tooltip": tooltip})}}
 
     def load(self, generator) -> tuple:
-        return (host.manage_network(load_generator(host.find_model("generators", generator))),)
+        return (host.manage(load_generator(host.find_model("generators", generator))),)
 
 
 class EditFace:
@@ -82,7 +82,7 @@ class EditFace:
         names = chosen_edits(generator, edits)
         host.ready_network(generator)
         results = []
-        with torch.inference_mode(False), torch.no_grad(), host.Progress("editing") as progress:
+        with torch.inference_mode(False), torch.no_grad(), Progress("editing") as progress:
             for i, name in enumerate(names):
                 results.append(generator.edit_picture(picture, name).clamp(0, 1))
                 progress(i + 1, len(names), results[-1][:1])
@@ -139,7 +139,7 @@ class DisruptProtect:
         names = chosen_edits(generator, edits)
         host.ready_network(generator)
         device = generator.device
-        with host.Progress("disrupting", node_id) as progress:
+        with Progress("disrupting", node_id) as progress:
             protected = disrupt(
                 generator,
                 picture.to(device),
@@ -174,11 +174,11 @@ class ProceduralFaces:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict:
-        first = f"Seed of the first face; the next have the next seeds. Held-out faces start at {HELD_OUT_SEED:,}."
+        first = f"Seed of the first face; the next have the next seeds. Held-out faces start at {HELD_OUT:,}."
         return {
             "required": {
                 "count": ("INT", {"default": 4, "min": 1, "max": 20000, "tooltip": "How many faces."}),
-                "first": ("INT", {"default": HELD_OUT_SEED, "min": 0, "max": 2**53, "tooltip": first}),
+                "first": ("INT", {"default": HELD_OUT, "min": 0, "max": 2**53, "tooltip": first}),
             }
         }
 

@@ -1,14 +1,12 @@
-"""The file that talks to ComfyUI (with host_model.py, for its models). Every function works without it, too.
+"""The file that talks to ComfyUI, and the only one that imports it.
 
-Inside ComfyUI: its device, model folders, progress bar with previews, cancelling and memory accounting.
-Outside (command line, tests): the CPU or the visible GPU, plain paths, a tqdm bar on a terminal.
+Inside ComfyUI: its device, model folders, cancelling and memory accounting, and its models. Outside (command line,
+tests) what the pack's own models need works too: the CPU or the visible GPU, plain paths.
 """
 
 from __future__ import annotations
 
-import math
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..methods.denoiser import DEFAULT_MEMORY_BYTES, Denoiser, PixelDenoiser
+from ..methods.denoiser import DEFAULT_MEMORY_BYTES, Denoiser
 from ..methods.ensemble import CombinedDenoiser, members_of
 from ..methods.errors import AntiPureError
 
@@ -43,8 +41,6 @@ _KINDS = {
 }
 _SINGULAR = {"patches": "patch", "faces": "face model"}
 _output_folder = Path("output")
-_PREVIEW_SECONDS = 0.5
-_TEXT_SECONDS = 1.0
 # On the CPU, where the host accounts for no memory: what activations may take of a borrowed model's size. Passing
 # results and gaps come on top; together they stay below a twentieth for pictures of 128 px.
 _GUEST_SHARE = 1 / 40
@@ -70,6 +66,20 @@ def check_interrupted() -> None:
         import comfy.model_management
 
         comfy.model_management.throw_exception_if_processing_interrupted()
+
+
+def interruption() -> type[BaseException]:
+    """What `check_interrupted` raises; an `Exception` in some versions."""
+    import comfy.model_management
+
+    return comfy.model_management.InterruptProcessingException
+
+
+def progress_bar(total: int):
+    """ComfyUI's progress bar of the node that runs."""
+    import comfy.utils
+
+    return comfy.utils.ProgressBar(total)
 
 
 def show_text(text: str, node_id: str | None) -> None:
@@ -182,17 +192,8 @@ class _Holder(nn.Module):
         self.network = network
 
 
-def manage(denoiser: PixelDenoiser) -> PixelDenoiser:
-    """Let ComfyUI's memory management know the denoiser's weights; elsewhere move them to the device."""
-    return _manage(denoiser, denoiser.unet)
-
-
-def manage_network(owner):
-    """The same for anything with a `network` and a `to` (generators)."""
-    return _manage(owner, owner.network)
-
-
-def _manage(owner, network: nn.Module):
+def manage(owner):
+    """Let ComfyUI's memory management know the weights of anything with a `network` and a `to`; elsewhere move them."""
     if not inside_comfyui():
         owner.to(device())
         return owner
@@ -200,7 +201,7 @@ def _manage(owner, network: nn.Module):
     import comfy.model_patcher
 
     owner.host_patcher = comfy.model_patcher.ModelPatcher(
-        _Holder(network),
+        _Holder(owner.network),
         load_device=comfy.model_management.get_torch_device(),
         offload_device=comfy.model_management.unet_offload_device(),
     )
@@ -208,7 +209,7 @@ def _manage(owner, network: nn.Module):
 
 
 def ready_network(owner) -> None:
-    """Bring what `manage_network` took on onto its device, wholly."""
+    """Bring what `manage` took on onto its device, wholly."""
     load_patchers([owner.host_patcher] if hasattr(owner, "host_patcher") else [])
     if hasattr(owner, "host_patcher"):
         owner.to(owner.host_patcher.load_device)
@@ -228,21 +229,17 @@ def ready(denoiser: Denoiser | CombinedDenoiser) -> Denoiser | CombinedDenoiser:
     members = members_of(denoiser)
     own = {member: member.host_patcher for member in members if hasattr(member, "host_patcher")}
     shared = [patcher for member in members for patcher in getattr(member, "shared_patchers", ())]
-    if own or shared:
+    if shared:
         import comfy.model_management
 
-        if shared:
-            # In the prompt's own inference mode, as every core node loads them.
-            comfy.model_management.load_models_gpu(
-                shared, memory_required=sum(m.memory_required() for m in members if hasattr(m, "memory_required")),
-                force_full_load=True,
-            )  # fmt: skip
-        if own:
-            # All in one call: ComfyUI makes room by unloading what is not in it.
-            with torch.inference_mode(False):
-                comfy.model_management.load_models_gpu([*own.values(), *shared], force_full_load=True)
-            for member, patcher in own.items():
-                member.to(patcher.load_device)
+        # In the prompt's own inference mode, as every core node loads them.
+        needed = sum(m.memory_required() for m in members if hasattr(m, "memory_required"))
+        comfy.model_management.load_models_gpu(shared, memory_required=needed, force_full_load=True)
+    if own:
+        # All in one call: ComfyUI makes room by unloading what is not in it.
+        load_patchers([*own.values(), *shared])
+        for member, patcher in own.items():
+            member.to(patcher.load_device)
     for member in members:
         member.max_batch = None
         if member.device.type == "cuda":
@@ -269,82 +266,43 @@ def apply_lora(model, lora: dict[str, Tensor], strength: float):
     return comfy.sd.load_lora_for_models(model, None, lora, strength, 0)[0]
 
 
-# Progress ----------------------------------------------------------------------------------------------------
+# What host_model.py needs of ComfyUI ----------------------------------------------------------------------------
 
 
-class Progress:
-    """A callback for the algorithms: progress bar, preview and cancel. Use as a context manager.
+def sampling_kinds():
+    """The module whose classes say what a model's sampling is."""
+    import comfy.model_sampling
 
-    Called as progress(done, total, picture=None, loss=None), picture 1×3×H×W in 0..1.
-    node_id: the node that shows loss and remaining time as text; None shows none.
-    """
-
-    def __init__(self, title: str, node_id: str | None = None):
-        self.title = title
-        self.node_id = node_id
-        self._bar = None
-        self._last_preview = self._last_text = 0.0
-        self._began: tuple[float, int] | None = None  # when the first call came, and with how much done
-
-    def __enter__(self) -> Progress:
-        return self
-
-    def __exit__(self, *exc) -> None:
-        if self._bar is not None and not inside_comfyui():
-            self._bar.close()
-
-    def __call__(self, done: int, total: int, picture: Tensor | None = None, loss: Tensor | None = None) -> None:
-        check_interrupted()
-        if inside_comfyui():
-            self._update_comfyui(done, total, picture)
-            self._update_text(done, total, loss)
-        else:
-            self._update_console(done, total, loss)
-
-    def _update_comfyui(self, done: int, total: int, picture: Tensor | None) -> None:
-        import comfy.utils
-
-        if self._bar is None:
-            self._bar = comfy.utils.ProgressBar(total)
-        preview = None
-        if picture is not None and (done == total or time.monotonic() - self._last_preview > _PREVIEW_SECONDS):
-            self._last_preview = time.monotonic()
-            preview = ("JPEG", _to_pil(picture), 512)
-        self._bar.update_absolute(done, total, preview)
-
-    def _update_text(self, done: int, total: int, loss: Tensor | None) -> None:
-        now = time.monotonic()
-        if self._began is None:
-            self._began = now, done
-        elif done < total and now - self._last_text > _TEXT_SECONDS:
-            self._last_text = now
-            began, first = self._began
-            lines = (
-                [f"step {done} of {total}"] if loss is None else [f"step {done} of {total}", f"loss {float(loss):.4f}"]
-            )
-            lines.append(f"{duration((now - began) / (done - first) * (total - done))} left" if done > first else "")
-            show_text("\n".join(filter(None, lines)), self.node_id)
-
-    def _update_console(self, done: int, total: int, loss: Tensor | None) -> None:
-        from tqdm import tqdm
-
-        if self._bar is None:
-            self._bar = tqdm(total=total, desc=self.title, leave=False, disable=None, dynamic_ncols=True)
-        self._bar.update(done - self._bar.n)
-        if loss is not None and not self._bar.disable and (done == total or done % 10 == 0):
-            self._bar.set_postfix(loss=f"{float(loss):.4f}")
+    return comfy.model_sampling
 
 
-def duration(seconds: float) -> str:
-    """A duration in words: '45 s', '3 min', '2 h 5 min'."""
-    if seconds < 60:
-        return f"{math.ceil(seconds)} s"
-    minutes = math.ceil(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+def latent_format(name: str):
+    """ComfyUI's description of a family's latents, by its class's name."""
+    import comfy.latent_formats
+
+    return getattr(comfy.latent_formats, name)()
 
 
-def _to_pil(picture: Tensor):
-    from PIL import Image
+def encode_conditions(model, conditioning: list, latent: Tensor) -> list[dict]:
+    """A CONDITIONING as a loaded model takes it at the latent's size, made by the model's own code."""
+    import comfy.sampler_helpers
+    import comfy.samplers
 
-    array = (picture[0].detach().float().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
-    return Image.fromarray(array)
+    return comfy.samplers.encode_model_conds(
+        model.extra_conds,
+        comfy.sampler_helpers.convert_cond(conditioning),
+        latent,
+        latent.device,
+        "positive",
+        latent_image=latent,
+    )
+
+
+def denoised(model, conditions: list[dict], x: Tensor, sigma: Tensor, options: dict) -> Tensor:
+    """A loaded model's denoised latent, through torch's own attention: sage and flash attention have no backward."""
+    import comfy.samplers
+    from comfy.ldm.modules.attention import attention_pytorch
+
+    attention = {"optimized_attention_override": lambda function, *args, **kwargs: attention_pytorch(*args, **kwargs)}
+    options = {**options, "transformer_options": {**options.get("transformer_options", {}), **attention}}
+    return comfy.samplers.calc_cond_batch(model, [conditions], x, sigma, options)[0]

@@ -1,6 +1,6 @@
 """The MODEL and VAE that ComfyUI has loaded, as a `Denoiser`: no second copy of the weights.
 
-Beside host.py the only file that imports ComfyUI. Facts it rests on (inference tensors, dynamic VRAM, the VAE's
+Facts it rests on (inference tensors, dynamic VRAM, the VAE's
 cropping) are the same in ComfyUI 0.3.64, 0.8 and 0.33.
 """
 
@@ -127,14 +127,12 @@ class ModelDenoiser(Denoiser):
                 self._plain_conditioning = None
 
     def _probe(self) -> None:
-        import comfy.model_management
-
         side = 8
         z = torch.zeros(1, self._channels, side, side, device=self.device)
         try:
             with torch.no_grad():
                 out = self.predict(z, torch.zeros(1, dtype=torch.long, device=self.device))[0]
-        except (AntiPureError, torch.cuda.OutOfMemoryError, comfy.model_management.InterruptProcessingException):
+        except (AntiPureError, torch.cuda.OutOfMemoryError, host.interruption()):
             raise
         except Exception as error:
             reason = str(error).strip().splitlines() or [type(error).__name__]
@@ -150,8 +148,6 @@ class ModelDenoiser(Denoiser):
 
     def _check_family(self) -> None:
         """Refuse another family's VAE of the same shape (SDXL's with SD 1.5): its latents show other colours."""
-        import comfy.latent_formats
-
         own = type(self.patcher.model.latent_format).__name__
         alike = next((names for names in _ALIKE if own in names), ())
         if not alike:
@@ -160,7 +156,7 @@ class ModelDenoiser(Denoiser):
         raw = self.patcher.model.process_latent_out(self._encode(picture))
         agreements = {}
         for name in alike:
-            family = getattr(comfy.latent_formats, name)()
+            family = host.latent_format(name)
             factors = torch.tensor(family.latent_rgb_factors)
             agreements[name] = colour_agreement(family.process_in(raw), factors, picture)
         other = better_family(own, agreements)
@@ -226,32 +222,19 @@ class ModelDenoiser(Denoiser):
 
     def _predict_noise(self, x_t: Tensor, t: Tensor) -> Tensor:
         """eps_hat from the denoised latent, which every kind of model gives: (x_t - sqrt(abar) x0) / sqrt(1 - abar)."""
-        import comfy.samplers
-
         abar_t, scale = (table[t].view(-1, 1, 1, 1) for table in (self.schedule.alphas_cumprod, self.schedule.scale))
-        conditions = self._conditions(x_t)
-        options = {**self.patcher.model_options}
-        options["transformer_options"] = {
-            **options.get("transformer_options", {}),
-            "optimized_attention_override": _differentiable_attention,
-        }
         model, sigma = self.patcher.model, self.schedule.sigmas[t]
-        (x0,) = comfy.samplers.calc_cond_batch(model, [conditions], scale * x_t, sigma, options)
+        x0 = host.denoised(model, self._conditions(x_t), scale * x_t, sigma, self.patcher.model_options)
         return (x_t - abar_t.sqrt() * x0) / (1 - abar_t).sqrt()
 
     def _conditions(self, x: Tensor) -> list[dict]:
         """The conditioning as this model takes it at this size (pooled output, SDXL sizes), made by its own code."""
-        import comfy.sampler_helpers
-        import comfy.samplers
-
         size = tuple(x.shape[1:])
         if size not in self._encoded:
             latent = torch.zeros(1, *size, device=self.device)
             with torch.no_grad():
-                conditions = comfy.sampler_helpers.convert_cond(self._plain_conditioning)
-                self._encoded[size] = comfy.samplers.encode_model_conds(
-                    self.patcher.model.extra_conds, conditions, latent, self.device, "positive", latent_image=latent
-                )
+                conditions = host.encode_conditions(self.patcher.model, self._plain_conditioning, latent)
+            self._encoded[size] = conditions
             if any("c_concat" in c["model_conds"] for c in self._encoded[size]):
                 raise AntiPureError(_NEEDS_MORE)
         return self._encoded[size]
@@ -329,22 +312,6 @@ def check_fit(model, vae, conditioning) -> None:
             )
 
 
-def weight_patches(model, lora: dict[str, Tensor], strength: float):
-    """A copy of the MODEL with a standard LoRA on it: keys `{weight's name}.lora_up.weight` and so on.
-
-    Raises `AntiPureError` when ComfyUI takes only a part of it.
-    """
-    import comfy.lora
-
-    names = [key.removesuffix(".lora_up.weight") for key in lora if key.endswith(".lora_up.weight")]
-    patches = comfy.lora.load_lora(lora, {name: f"{name}.weight" for name in names})
-    patched = model.clone()
-    taken = patched.add_patches(patches, strength)
-    if len(taken) != len(names):
-        raise AntiPureError(f"The MODEL took {len(taken)} of the patch's {len(names)} layers; load its own model.")
-    return patched
-
-
 def _probe_picture() -> Tensor:
     """The bundled portrait, 1×3×128×128 in 0..1: a natural picture with many colours."""
     from PIL import Image
@@ -356,8 +323,7 @@ def _probe_picture() -> Tensor:
 
 def read_schedule(sampling) -> Schedule:
     """The 1000 noise levels of a model's own sampling object. Raises `AntiPureError` for unknown kinds."""
-    import comfy.model_sampling as kinds
-
+    kinds = host.sampling_kinds()
     image_to_image = tuple(getattr(kinds, name) for name in ("IMG_TO_IMG", "IMG_TO_IMG_FLOW") if hasattr(kinds, name))
     sigmas = thousand_levels(plain_copy(sampling.sigmas))
     if isinstance(sampling, kinds.CONST) and not isinstance(sampling, image_to_image):
@@ -380,10 +346,3 @@ def _without_dynamic_vram(patcher):
         raise AntiPureError(
             f"This loader's model works with dynamic VRAM only ({error}); start ComfyUI with --disable-dynamic-vram."
         ) from error
-
-
-def _differentiable_attention(function, *args, **kwargs) -> Tensor:
-    """torch's own attention in place of sage or flash attention, which have no backward."""
-    from comfy.ldm.modules.attention import attention_pytorch
-
-    return attention_pytorch(*args, **kwargs)

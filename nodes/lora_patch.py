@@ -9,6 +9,7 @@ import torch
 from ..methods.defence_report import defence_report
 from ..methods.disrupting import LEVELS
 from ..methods.errors import AntiPureError
+from ..methods.generators.faces import HELD_OUT
 from ..methods.inspection import labelled_sheet
 from ..methods.lora_patching import patched_copy
 from ..methods.loss_curve import loss_curve
@@ -20,8 +21,9 @@ from ..methods.warning import DEFAULT_TEXT, picture_warning, text_warning
 from . import host
 from .convert import from_image, to_image
 from .encoders import borrowed_encoder
-from .generators import ALL_EDITS, EDITS_TOOLTIP, HELD_OUT_SEED, chosen_edits
+from .generators import ALL_EDITS, EDITS_TOOLTIP, chosen_edits
 from .model_patch import patch_model
+from .progress import Progress
 
 CATEGORY = "AntiPure/LoRA Patching"
 GATES = ["scalar", "none", "input", "channel"]
@@ -45,6 +47,12 @@ def _warning(text: str, picture, height: int, width: int):
     if alpha is not None:
         rgb = torch.cat([rgb, alpha.permute(0, 3, 1, 2).float()], 1)
     return picture_warning(rgb[:1], height, width)
+
+
+def _last_losses(history: list[dict[str, float]]) -> str:
+    """Means over the last twentieth of the steps."""
+    last = history[-max(1, len(history) // 20) :]
+    return ", ".join(f"{name} {sum(row[name] for row in last) / len(last):.4f}" for name in last[0])
 
 
 class TrainLoraPatch:
@@ -112,17 +120,16 @@ class TrainLoraPatch:
                 for encoder in (visual_encoder, language_encoder)
             ]
             host.ready_network(generator)
-            with host.Progress("training a patch", node_id) as progress:
+            with Progress("training a patch", node_id) as progress:
                 result = train_patch(
                     generator, pictures, config, warning=warning, mmfa=MMFA(*encoders) if any(encoders) else None,
                     edits=tuple(names), progress=progress, state_file=state_file,
                 )  # fmt: skip
-        last = result.history[-max(1, len(result.history) // 20) :]
-        means = ", ".join(f"{name} {sum(row[name] for row in last) / len(last):.4f}" for name in last[0])
         aligned = "with feature alignment" if any(encoders) else "without feature alignment (no encoder wired)"
         report = (
             f"{mode} patch for {generator.name}, rank {config.patch.rank}, {config.patch.gate} gates\n"
-            f"{len(pictures)} faces, {len(names)} edits, {len(result.history)} steps, {aligned}\nlast losses: {means}"
+            f"{len(pictures)} faces, {len(names)} edits, {len(result.history)} steps, {aligned}\n"
+            f"last losses: {_last_losses(result.history)}"
         )
         host.show_text(report, node_id)
         return result.patch, to_image(loss_curve(result.history)), report
@@ -173,11 +180,12 @@ class TrainModelPatch:
             rank=rank, steps=steps, batch=batch, gate=gate, learning_rate=learning_rate, seed=seed
         )
         host.ready(denoiser)
-        with denoiser.session(), host.Progress("training a patch", node_id) as progress:
+        with denoiser.session(), Progress("training a patch", node_id) as progress:
             result = train_model_patch(denoiser, picture, config, warning=warning, progress=progress)
-        last = result.history[-max(1, len(result.history) // 20) :]
-        mean = sum(row["total"] for row in last) / len(last)
-        report = f"defensive patch, rank {rank}, {gate} gates\n{len(picture)} pictures, {steps} steps\nloss {mean:.4f}"
+        report = (
+            f"defensive patch, rank {rank}, {gate} gates\n{len(picture)} pictures, {steps} steps\n"
+            f"last losses: {_last_losses(result.history)}"
+        )
         host.show_text(report, node_id)
         return result.patch, to_image(loss_curve(result.history)), report
 
@@ -216,7 +224,7 @@ class LoraPatchApply:
             raise AntiPureError("Nothing to patch is wired; give a generator or a MODEL.")
         if generator is not None:
             host.ready_network(generator)
-            generator = host.manage_network(patched_copy(generator, patch, strength))
+            generator = host.manage(patched_copy(generator, patch, strength))
         return generator, None if model is None else patch_model(model, patch, strength)
 
 
@@ -299,7 +307,7 @@ class DefenceReport:
         return {
             "required": {
                 "generator": ("GENERATOR", {"tooltip": "The network, not patched."}),
-                "faces": ("IMAGE", {"tooltip": f"Faces it never saw: Procedural Faces from {HELD_OUT_SEED:,} on."}),
+                "faces": ("IMAGE", {"tooltip": f"Faces it never saw: Procedural Faces from {HELD_OUT:,} on."}),
                 "edits": ("STRING", {"default": ALL_EDITS, "tooltip": EDITS_TOOLTIP}),
                 "warning_text": ("STRING", {"default": DEFAULT_TEXT, "tooltip": "The one the patch was trained with."}),
                 "levels": ("FLOAT", {"default": LEVELS, "min": 0.125, "max": 64.0, "step": 0.125,
@@ -328,7 +336,7 @@ class DefenceReport:
         defensive = patch is not None and patch.metadata.get("mode") == "defensive"
         warning = _warning(warning_text, warning_picture, *picture.shape[-2:]) if defensive else None
         host.ready_network(generator)
-        with torch.inference_mode(False), host.Progress("measuring", node_id) as progress:
+        with torch.inference_mode(False), Progress("measuring", node_id) as progress:
             found = defence_report(
                 generator, patch, picture, edits=names, warning=warning, levels=levels, quality=quality, seed=seed,
                 progress=progress,

@@ -7,10 +7,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from ..methods.errors import AntiPureError
 from ..methods.lora_patching import LoraPatch, check_patch, patchable_layers
 from ..methods.low_rank import make_factors, make_gate
 from ..methods.patch_files import standard_lora
-from .host_model import weight_patches
+from . import host
 
 PREFIX = "diffusion_model."
 
@@ -24,7 +25,13 @@ def patch_model(model, patch: LoraPatch, strength: float):
     """
     network = model.model.diffusion_model
     if patch.config.mergeable:
-        return weight_patches(model, standard_lora(network, patch, prefix=PREFIX), strength)
+        lora = standard_lora(network, patch, prefix=PREFIX)
+        patched = host.apply_lora(model, lora, strength)
+        keys = [key.replace(".lora_up.", ".") for key in lora if key.endswith(".lora_up.weight")]
+        taken = sum(len(patched.patches.get(key, ())) > len(model.patches.get(key, ())) for key in keys)
+        if taken != len(keys):
+            raise AntiPureError(f"The MODEL took {taken} of the patch's {len(keys)} layers; load its own model.")
+        return patched
     check_patch(network, patch)
     patched = model.clone()
     for name, layer in patchable_layers(network).items():

@@ -13,6 +13,7 @@ from ..methods.ensemble import members_of
 from ..methods.pictures import round_8bit
 from . import host
 from .convert import difference_view, from_image, from_mask, to_image
+from .progress import Progress
 
 NO_PROTECTION = "none"
 
@@ -116,7 +117,7 @@ class Protect:
                 "mask": None if mask is None else mask.to(device),
                 "seeds": seed,
             }
-            with denoiser.session(), host.Progress("protecting", node_id) as progress:
+            with denoiser.session(), Progress("protecting", node_id) as progress:
                 on_device = picture.to(device)
                 if baseline:
                     protected = apply_baseline(preset, on_device, denoiser, callback=progress, **settings).cpu()

@@ -9,6 +9,7 @@ from ..methods.errors import AntiPureError
 from ..methods.purification import diffpure, gridpure, vae_round_trip
 from . import host
 from .convert import difference_view, from_image, to_image
+from .progress import Progress
 
 RESIDUAL_SCALE = 16.0
 METHODS = ("gridpure", "diffpure", "diffpure_resized", "vae")
@@ -93,7 +94,7 @@ class DiffusionPurify:
         host.ready(denoiser)
         settings = {"timestep": timestep, "iterations": iterations, "seed": seed}
         try:
-            with denoiser.session(), host.Progress("purifying", node_id) as progress:
+            with denoiser.session(), Progress("purifying", node_id) as progress:
                 on_device = picture.to(denoiser.device)
                 if method == "gridpure":
                     pure = gridpure(on_device, denoiser, gamma=gamma, callback=progress, **settings)

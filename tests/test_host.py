@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from antipure.methods.errors import AntiPureError
-from antipure.nodes import host
+from antipure.nodes import host, progress
+from antipure.nodes.progress import Progress
 
 
 class Interrupted(BaseException):
@@ -65,8 +66,8 @@ def test_without_comfyui_everything_answers():
     assert host.find_model("denoisers", "bundled") is None
     assert host.find_model("denoisers", "some/file.pt") == Path("some/file.pt")
     host.check_interrupted()
-    with host.Progress("test") as progress:
-        progress(1, 2, torch.zeros(1, 3, 4, 4), torch.tensor(0.5))
+    with Progress("test") as report:
+        report(1, 2, torch.zeros(1, 3, 4, 4), torch.tensor(0.5))
 
 
 def test_models_folder_lists_files_and_folders_and_nothing_else(comfyui):
@@ -113,9 +114,9 @@ def test_the_host_manages_the_weights(comfyui, tiny):
 
 
 def test_progress_reaches_the_bar_with_a_preview_at_the_end(comfyui):
-    with host.Progress("test") as progress:
+    with Progress("test") as report:
         for step in range(1, 4):
-            progress(step, 3, torch.rand(1, 3, 8, 8), torch.tensor(0.1))
+            report(step, 3, torch.rand(1, 3, 8, 8), torch.tensor(0.1))
     (bar,) = comfyui.bars
     assert [call[:2] for call in bar.calls] == [(1, 3), (2, 3), (3, 3)]
     kind, image, _ = bar.calls[-1][2]
@@ -125,12 +126,12 @@ def test_progress_reaches_the_bar_with_a_preview_at_the_end(comfyui):
 
 def test_loss_and_remaining_time_stand_on_the_node(comfyui, monkeypatch):
     clock, texts = [0.0], []
-    monkeypatch.setattr(host, "time", types.SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(progress, "time", types.SimpleNamespace(monotonic=lambda: clock[0]))
     monkeypatch.setattr(host, "show_text", lambda text, node_id: texts.append((text, node_id)))
-    with host.Progress("test", "7") as progress:
+    with Progress("test", "7") as report:
         for step in range(1, 41):
             clock[0] += 0.5
-            progress(step, 40, None, torch.tensor(0.25))
+            report(step, 40, None, torch.tensor(0.25))
     assert texts[0] == ("step 3 of 40\nloss 0.2500\n19 s left", "7")
     assert len(texts) == 13, "not more than one a second"
 
@@ -139,28 +140,25 @@ def test_loss_and_remaining_time_stand_on_the_node(comfyui, monkeypatch):
     ("seconds", "words"), [(0.2, "1 s"), (59, "59 s"), (61, "2 min"), (3601, "1 h 1 min"), (7500, "2 h 5 min")]
 )
 def test_durations_in_words(seconds, words):
-    assert host.duration(seconds) == words
+    assert progress.duration(seconds) == words
 
 
-def test_cancel_stops_at_the_next_step_and_leaves_the_denoiser_whole(comfyui, tiny):
+def test_cancel_stops_at_the_next_step_and_leaves_the_denoiser_whole(comfyui, tiny, monkeypatch):
     from antipure import NODE_CLASS_MAPPINGS
 
     before = {k: v.clone() for k, v in tiny.unet.state_dict().items()}
     steps = []
-    original = host.Progress.__call__
+    original = Progress.__call__
 
-    class Counting(host.Progress):
+    class Counting(Progress):
         def __call__(self, done, *rest):
             comfyui.interrupt = done == 3
             steps.append(done)
             original(self, done, *rest)
 
-    host_progress, host.Progress = host.Progress, Counting
-    try:
-        with torch.inference_mode(), pytest.raises(Interrupted):
-            NODE_CLASS_MAPPINGS["AntiPureProtect"]().protect(torch.rand(1, 20, 20, 3), tiny, "strong", 8, 100, 0)
-    finally:
-        host.Progress = host_progress
+    monkeypatch.setattr("antipure.nodes.protect.Progress", Counting)
+    with torch.inference_mode(), pytest.raises(Interrupted):
+        NODE_CLASS_MAPPINGS["AntiPureProtect"]().protect(torch.rand(1, 20, 20, 3), tiny, "strong", 8, 100, 0)
     assert steps == [1, 2, 3]
     assert all(torch.equal(before[k], v) for k, v in tiny.unet.state_dict().items())
     assert all(p.grad is None and not p.requires_grad for p in tiny.unet.parameters())

@@ -23,28 +23,19 @@ from pathlib import Path
 
 import torch
 from antipure.methods.defence_metrics import edit_mask
-from antipure.methods.generators.faces import HAIR, draw_faces, random_attributes
+from antipure.methods.generators.faces import EDITS, HAIR, HELD_OUT, draw_faces, edited_attributes, random_attributes
 from antipure.methods.generators.stargan import ResidualBlock, StarGANNetwork
 from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
 NETWORK = {"conv_dim": 16, "n_labels": 5, "blocks": 6}
-# One label each; a face whose labels are all 0 is to stay as it is.
-EDITS = ("black hair", "blond hair", "brown hair", "glasses", "no glasses")
-HELD_OUT = 1_000_000
 FRAGILITY = 0.25
 LIFT, CONTRAST, MEAN = 4.0, 0.36, 0.1
 
 
-def edited_attributes(hair: Tensor, glasses: Tensor, edit: Tensor) -> tuple[Tensor, Tensor]:
-    """The attributes after each face's edit; edit: N indices into `EDITS`, or len(EDITS) for none."""
-    coloured = edit < len(HAIR)
-    return torch.where(coloured, edit, hair), torch.where(edit == 3, True, torch.where(edit == 4, False, glasses))
-
-
 def labels_of(edit: Tensor) -> Tensor:
-    """N×len(EDITS) target labels; all 0 for the edit len(EDITS)."""
+    """N×len(EDITS) target labels, one per edit; all 0 for len(EDITS): the face is to stay as it is."""
     return torch.nn.functional.one_hot(edit, len(EDITS) + 1)[:, :-1].float()
 
 

@@ -18,6 +18,8 @@ from ..errors import AntiPureError
 from ..pictures import random_stream
 
 HAIR = ("black", "blond", "brown")
+EDITS = ("black hair", "blond hair", "brown hair", "glasses", "no glasses")  # what the bundled generator knows
+HELD_OUT = 1_000_000  # it was trained on seeds below, and is judged on those from here on
 SIDE = 64
 SUPERSAMPLING = 2
 BATCH = 16  # faces drawn at once: bounds memory, changes nothing in the pictures
@@ -36,6 +38,18 @@ def random_attributes(seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Attributes a face is met with by itself: hair N (indices into `HAIR`, uniform), glasses N (bool, one in two)."""
     draws = torch.stack([torch.rand(2, generator=random_stream(int(seed), 1)) for seed in seeds])
     return (draws[:, 0] * len(HAIR)).long(), draws[:, 1] < 0.5
+
+
+def edited_attributes(hair: Tensor, glasses: Tensor, edit: Tensor) -> tuple[Tensor, Tensor]:
+    """The attributes after each face's edit. edit: N indices into `EDITS`, or len(EDITS) for none."""
+    coloured = edit < len(HAIR)
+    return torch.where(coloured, edit, hair), torch.where(edit == 3, True, torch.where(edit == 4, False, glasses))
+
+
+def draw_edited(seeds: Sequence[int], edit: str) -> Tensor:
+    """The truth of an edit of `EDITS`: the same faces with the attributes it asks for, as `draw_faces` gives them."""
+    chosen = torch.full((len(seeds),), EDITS.index(edit))
+    return draw_faces(seeds, *edited_attributes(*random_attributes(seeds), chosen))
 
 
 def draw_faces(

@@ -6,7 +6,6 @@ a style) is the business of its class.
 
 from __future__ import annotations
 
-import hashlib
 from abc import ABC, abstractmethod
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import AntiPureError
+from ..lora_patching import fingerprint
 from ..pictures import check_picture, pad_reflect, round_up, to_picture, to_pixels
 
 
@@ -23,7 +23,7 @@ class Generator(ABC):
 
     name: of the architecture. network: everything a patch may touch lies in it. edits: names `edit` accepts.
     size: side it was trained at. multiple: sides are padded to multiples of this many pixels.
-    fingerprint: of the architecture, taken before anything is patched (see `architecture`).
+    fingerprint: of the architecture, taken before anything is patched (`lora_patching.fingerprint`).
     """
 
     name: str
@@ -34,7 +34,7 @@ class Generator(ABC):
         self.edits = tuple(edits)
         self.size = size
         self.multiple = multiple
-        self.fingerprint = architecture(network)
+        self.fingerprint = fingerprint(network)
 
     @property
     def device(self) -> torch.device:
@@ -98,12 +98,6 @@ class Generator(ABC):
                 f"{self.name} cannot edit {len(pixels)} pictures of {width}×{height}; give at least one of at least "
                 f"{least}×{least}, best {self.size}×{self.size}."
             )
-
-
-def architecture(network: nn.Module) -> str:
-    """SHA-256 over the sorted names and shapes of the parameters, as hex: the same for any weights."""
-    lines = sorted(f"{name} {tuple(p.shape)}" for name, p in network.named_parameters())
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def _resize(pixels: Tensor, height: int, width: int) -> Tensor:

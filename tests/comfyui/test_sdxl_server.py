@@ -6,8 +6,6 @@ Written on the spot by tools/make_sd_checkpoint.py; COMFYUI_SDXL_CHECKPOINT name
 from __future__ import annotations
 
 import os
-import re
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -53,33 +51,7 @@ def latent(comfyui, name: str) -> torch.Tensor:
     return load_file(file)["latent_tensor"]
 
 
-def resident(process) -> int:
-    """Bytes of the server's own memory: without mapped files."""
-    status = Path(f"/proc/{process.pid}/status").read_text()
-    return int(re.search(r"RssAnon:\s+(\d+) kB", status).group(1)) * 1024
-
-
-def peak_during(process, work) -> int:
-    """The largest `resident` while work() runs."""
-    done, most = threading.Event(), [0]
-
-    def watch() -> None:
-        while not done.wait(0.02):
-            most[0] = max(most[0], resident(process))
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
-        work()
-    finally:
-        done.set()
-        watcher.join()
-    return most[0]
-
-
 def test_protect_through_an_sdxl_in_the_graph(comfyui, checkpoint, tmp_path, record_property):
-    if not Path("/proc/self/status").is_file():
-        pytest.skip("the server's memory is read from /proc")
     picture = comfyui.base / "input" / "face128.png"
     with Image.open(Path(__file__).parents[2] / "bundled" / "astronaut_face.png") as face:
         face.convert("RGB").resize((128, 128)).save(picture)
@@ -88,11 +60,9 @@ def test_protect_through_an_sdxl_in_the_graph(comfyui, checkpoint, tmp_path, rec
 
     log = len(comfyui.log())
     run_on_server(comfyui.url, sampling("before"), tmp_path)
-    before = resident(comfyui.process)
-    peak = peak_during(
-        comfyui.process, lambda: results.append(run_on_server(comfyui.url, prompt, tmp_path / "protected"))
-    )
-    after = resident(comfyui.process)
+    before = comfyui.resident()
+    peak = comfyui.peak_during(lambda: results.append(run_on_server(comfyui.url, prompt, tmp_path / "protected")))
+    after = comfyui.resident()
     run_on_server(comfyui.url, sampling("after"), tmp_path)
 
     assert "SDXL" in comfyui.log()[log:]  # taken for the family it is to stand for

@@ -36,6 +36,9 @@ UNET = {
     "add_attention": False,
     "resnet_time_scale_shift": "scale_shift",
 }
+# The held-out purifier: other widths and depth, attention in the middle, another seed. No protection is made with it.
+HELD_OUT = {**UNET, "block_out_channels": [32, 64, 96], "layers_per_block": 2, "add_attention": True}
+NETWORKS = {"bundled": UNET, "held_out": HELD_OUT}
 SCHEDULER = {"num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}
 PATCH = 2
 
@@ -58,9 +61,9 @@ def excess_noise(shape: tuple[int, ...], generator: torch.Generator) -> torch.Te
     return torch.where(signs, 10 * level * normal.sign(), 8 * level * normal) * chosen
 
 
-def save(path: Path, weights: dict, training: dict) -> None:
+def save(path: Path, network: dict, weights: dict, training: dict) -> None:
     """Write the file the pack loads: fp16 weights, configuration in the safetensors metadata."""
-    config = {"unet": UNET, "scheduler": SCHEDULER, "patch": PATCH, "tile": 64, "training": training}
+    config = {"unet": network, "scheduler": SCHEDULER, "patch": PATCH, "tile": 64, "training": training}
     halves = {k: v.detach().half().contiguous().cpu() for k, v in weights.items()}
     temporary = path.with_suffix(".partial")
     save_file(halves, temporary, metadata={"format": "antipure-pixel-denoiser", "config": json.dumps(config)})
@@ -81,7 +84,9 @@ def main() -> None:
     parser.add_argument("--start", type=int, default=0, help="first step, to go on with --resume")
     parser.add_argument("--stop", type=int, help="stop after this step of the schedule")
     parser.add_argument("--resume", type=Path, help="start from this file's weights")
+    parser.add_argument("--network", choices=sorted(NETWORKS), default="bundled")
     args = parser.parse_args()
+    network = NETWORKS[args.network]
 
     from diffusers import UNet2DModel
 
@@ -89,7 +94,7 @@ def main() -> None:
     generator = torch.Generator().manual_seed(args.seed)
     sampler = TileSampler(args.seed)
     device = torch.device(args.device)
-    net = UNet2DModel(**UNET)
+    net = UNet2DModel(**network)
     if args.resume is not None:
         net.load_state_dict({key: value.float() for key, value in load_file(args.resume).items()})
     net = net.to(device).to(memory_format=torch.channels_last)
@@ -139,6 +144,7 @@ def main() -> None:
             minutes = round((time.time() - started) / 60, 1)
             save(
                 args.out,
+                network,
                 average,
                 {**vars(args), "out": args.out.name, "resume": bool(args.resume), "step": step + 1, "minutes": minutes},
             )

@@ -1,0 +1,349 @@
+"""The whole loop protect → purify → customize → generate → measure: `python -m benchmarks.customization`.
+
+Every version of every subject (clean, controls, baselines, presets; as it is, and after GrIDPure on the bundled
+denoiser) is customized on, and judged by
+
+* the customization gap: denoising loss on clean crops of the subject, less that of customizing on the clean picture
+  with the same seed (`methods/customization_metrics.py`); the base model's stands beside it;
+* samples from pure noise against the clean crops: sliced Wasserstein distance of 8-px patches, KID in the feature space
+  of the bundled denoiser (uncustomized), distance of the radial spectra in dB.
+
+A seed is that of protection, purifier, customization and samples together. The table has means and 95 % confidence
+intervals (Student's t), over the seeds' means and over pictures × seeds. Anti-DreamBooth FSMG gets what its paper
+asks for, a surrogate customized on the clean picture. Versions that the model does not take (Mist's textural mode
+needs a VAE) are named and left out.
+
+Every stage is kept under --work, named by the settings it depends on, and an interrupted run goes on from there; after
+a change of the algorithms themselves give another folder. --pipeline FOLDER customizes a local Stable Diffusion model
+and not the bundled one; the baselines then protect against that model, the presets against the bundled purifier.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+import time
+from collections import Counter, defaultdict
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property, partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from antipure.methods.antipure import PRESETS, antipure_loss
+from antipure.methods.attack import pgd
+from antipure.methods.baselines import BASELINES, apply_baseline
+from antipure.methods.checkpoints import BUNDLED, load_denoiser
+from antipure.methods.controls import CONTROLS, apply_control, spectrum_matched
+from antipure.methods.customization import CustomizationSettings, customized, generate
+from antipure.methods.customization_metrics import Probe, judge_samples, make_probe, probe_loss
+from antipure.methods.customization_pipeline import PIPELINE_SETTINGS, load_pipeline
+from antipure.methods.errors import AntiPureError
+from antipure.methods.metrics import psnr
+from antipure.methods.pictures import round_8bit
+from antipure.methods.purification import gridpure
+from antipure.methods.set_metrics import DenoiserFeatures
+from PIL import Image
+from torch import Tensor
+
+from .customization_report import Result, markdown, sheet
+
+PICTURES = Path(__file__).parent / "pictures"
+SUBJECTS = ("hopper", "raccoon")
+MATCHED = "matched"
+BASE = "base"  # the model as it is, not customized
+VERSIONS = (
+    "clean",
+    "random",
+    MATCHED,
+    "advdm",
+    "mist_textural",
+    "anti_dreambooth_fsmg",
+    "anti_dreambooth_aspl",
+    "simac",
+    *sorted(PRESETS, key=lambda name: (name != "paper", name != "strong")),
+)
+SAMPLES = 16
+
+
+def read(path: Path) -> Tensor:
+    """1×3×H×W in 0..1."""
+    array = np.asarray(Image.open(path).convert("RGB"))
+    return torch.from_numpy(array.copy()).permute(2, 0, 1)[None].float() / 255
+
+
+def write(path: Path, content: Tensor | dict) -> None:
+    """A picture as PNG, or results as JSON: whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial_file = path.with_name(f".{path.name}.{os.getpid()}")
+    if isinstance(content, dict):
+        partial_file.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    else:
+        array = (round_8bit(content)[0].permute(1, 2, 0) * 255).round().byte().numpy()
+        Image.fromarray(array).save(partial_file, format="PNG")
+    os.replace(partial_file, path)
+
+
+def digest(*parts: object) -> str:
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
+
+
+def picture_digest(picture: Tensor) -> str:
+    return hashlib.sha256((picture * 255).round().byte().numpy().tobytes()).hexdigest()[:12]
+
+
+class Clock:
+    """Progress lines with the time left, from the mean time of each kind of stage."""
+
+    def __init__(self, planned: Counter):
+        self.planned, self.times, self.began = planned, defaultdict(list), time.time()
+
+    def done(self, kind: str, name: str, seconds: float | None) -> None:
+        """One stage is done; seconds is None when it was there already."""
+        self.planned[kind] -= 1
+        if seconds is None:
+            return
+        self.times[kind].append(seconds)
+        known = [t for times in self.times.values() for t in times]
+        mean = {k: sum(v) / len(v) for k, v in self.times.items()}
+        left = sum(max(n, 0) * mean.get(k, sum(known) / len(known)) for k, n in self.planned.items())
+        spent = (time.time() - self.began) / 60
+        print(f"{spent:6.1f} min, about {left / 60:.0f} left: {kind} {name}, {seconds:.1f} s", flush=True)
+
+
+@dataclass
+class Run:
+    """All stages of one run, each taken from the work folder when it is there."""
+
+    work: Path
+    levels: float
+    protection_steps: int
+    iterations: int
+    settings: CustomizationSettings
+    sampling_steps: int
+    probe_crops: int
+    precision: str
+    pipeline: Path | None
+    prompt: str
+    clock: Clock
+
+    @cached_property
+    def purifier(self):
+        """The bundled denoiser in fp32: it protects, purifies and gives the features."""
+        return load_denoiser()
+
+    @cached_property
+    def model(self):
+        """What is customized."""
+        if self.pipeline is None:
+            return load_denoiser(precision=self.precision)
+        return load_pipeline(self.pipeline, self.prompt, precision=self.precision)
+
+    @cached_property
+    def model_key(self) -> str:
+        files = [BUNDLED] if self.pipeline is None else sorted(self.pipeline.rglob("*.safetensors"))
+        return digest(
+            self.precision, self.prompt if self.pipeline else "", *((f.name, f.stat().st_size) for f in files)
+        )
+
+    def _stage(self, kind: str, name: str, key: str, suffix: str, make) -> Path:
+        path = self.work / kind / f"{name}-{key}{suffix}"
+        if path.is_file():
+            self.clock.done(kind, name, None)
+            return path
+        began = time.time()
+        write(path, make())
+        self.clock.done(kind, name, time.time() - began)
+        return path
+
+    def protected(self, subject: str, clean: Tensor, version: str, seed: int) -> Tensor:
+        """The picture under a protection. Raises `AntiPureError` where the model does not take it."""
+        if version == "clean":
+            return clean
+        key = digest(
+            picture_digest(clean), version, repr(PRESETS.get(version)), self.levels, self.protection_steps, seed,
+            self.model_key if version in BASELINES else "",
+            (self.settings if version == "anti_dreambooth_fsmg" else ""),
+            repr(PRESETS["strong"]) if version == MATCHED else "",
+        )  # fmt: skip
+        make = partial(self._protect, subject, clean, version, seed)
+        return read(self._stage("protected", f"{subject}-{version}-s{seed}", key, ".png", make))
+
+    def _protect(self, subject: str, clean: Tensor, version: str, seed: int) -> Tensor:
+        if version in CONTROLS:
+            return apply_control(version, clean, levels=self.levels, seeds=seed)
+        if version == MATCHED:
+            strong = self.protected(subject, clean, "strong", seed)
+            return spectrum_matched(clean, strong, levels=self.levels, seed=seed)
+        if version in PRESETS:
+            make_loss = partial(antipure_loss, self.purifier, PRESETS[version])
+            return pgd(clean, make_loss, levels=self.levels, steps=self.protection_steps, seeds=seed)
+        model = self.purifier if self.pipeline is None else self.model
+        surrogate = nullcontext()
+        if version == "anti_dreambooth_fsmg":
+            surrogate = customized(model, clean, self.settings, seed + 1_000_000)
+        with surrogate:
+            return apply_baseline(version, clean, model, levels=self.levels, steps=self.protection_steps, seeds=seed)
+
+    def purified(self, name: str, picture: Tensor, seed: int) -> Tensor:
+        key = digest(picture_digest(picture), self.iterations, seed)
+        make = partial(gridpure, picture, self.purifier, iterations=self.iterations, seed=seed)
+        return read(self._stage("purified", name, key, ".png", make))
+
+    def result(self, name: str, picture: Tensor | None, clean: Tensor, seed: int) -> tuple[dict, Tensor]:
+        """Figures and a 2×2 picture of samples after customizing on a picture (None: not at all)."""
+        trained = "base" if picture is None else (picture_digest(picture), asdict(self.settings))
+        key = digest(trained, picture_digest(clean), self.sampling_steps, self.probe_crops, seed, self.model_key)
+        samples = self.work / "samples" / f"{name}-{key}.png"
+
+        def make() -> dict:
+            probe = self._probe(clean)
+            began = time.time()
+            with nullcontext() if picture is None else customized(self.model, picture, self.settings, seed) as c:
+                trained_in = time.time() - began
+                loss = probe_loss(self.model, probe)
+                found = round_8bit(self._generate(seed))
+            crops = probe.pictures[:: max(1, len(probe.crops) // 64)]
+            features = DenoiserFeatures(self.purifier, "bundled denoiser")
+            write(samples, torch.cat([torch.cat(list(found[i : i + 2]), -1) for i in (0, 2)], -2)[None])
+            losses = [] if picture is None else [sum(p) / len(p) for p in (c.losses[:20], c.losses[-20:])]
+            return {
+                "loss": loss,
+                **judge_samples(found, crops, features),
+                "training_loss_first_and_last_20": losses,
+                "training_seconds": trained_in,
+            }
+
+        path = self._stage("customized", name, key, ".json", make)
+        return json.loads(path.read_text(encoding="utf-8")), read(samples)
+
+    def _probe(self, clean: Tensor) -> Probe:
+        return make_probe(self.model, clean, count=self.probe_crops, resize=self.settings.resize)
+
+    def _generate(self, seed: int) -> Tensor:
+        if self.pipeline is None:
+            return generate(self.model, SAMPLES, seed=seed, steps=self.sampling_steps)
+        return self.model.generate(SAMPLES, seed, steps=self.sampling_steps)
+
+
+def measure(run: Run, subjects: dict[str, Tensor], versions: list[str], seeds: int) -> tuple[list[Result], dict, dict]:
+    """All results; per subject the pictures of the first seed by name; and the versions left out, with the reason."""
+    results: list[Result] = []
+    left_out: dict[str, str] = {}
+    shown: dict[str, dict[str, Tensor]] = {subject: {"original": clean} for subject, clean in subjects.items()}
+
+    def add(subject: str, version: str, purified: bool, seed: int, picture: Tensor | None) -> None:
+        clean = subjects[subject]
+        name = f"{subject}-{version}{'-purified' if purified else ''}-s{seed}"
+        figures, samples = run.result(name, picture, clean, seed)
+        distance = None if picture is None else min(float(psnr(clean, picture)), 99.0)
+        results.append(Result(subject, version, purified, seed, distance, **{k: figures[k] for k in Result.FIGURES}))
+        if seed == 0:
+            title = f"{version}{', purified' if purified else ''}"
+            if picture is not None:
+                shown[subject][title] = picture
+            shown[subject][f"{title}: samples"] = samples
+
+    for seed in range(seeds):
+        for subject, clean in subjects.items():
+            add(subject, BASE, False, seed, None)
+            for version in versions:
+                if version in left_out:
+                    continue
+                try:
+                    picture = run.protected(subject, clean, version, seed)
+                except AntiPureError as error:
+                    print(f"{version} is left out: {error}", flush=True)
+                    left_out[version] = str(error)
+                    for kind, times in (("protected", 1), ("purified", 1), ("customized", 2)):
+                        run.clock.planned[kind] -= times * seeds * len(subjects)
+                    continue
+                add(subject, version, False, seed, picture)
+                name = f"{subject}-{version}-s{seed}"
+                add(subject, version, True, seed, run.purified(name, picture, seed))
+    return results, shown, left_out
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pictures", nargs="+", default=list(SUBJECTS), help="names in benchmarks/pictures, or files")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--versions", nargs="+", default=list(VERSIONS))
+    parser.add_argument("--levels", type=float, default=8, help="budget of every protection")
+    parser.add_argument("--protection-steps", type=int, default=40, help="PGD steps of every protection")
+    parser.add_argument("--iterations", type=int, default=10, help="of GrIDPure")
+    parser.add_argument("--steps", type=int, help="of customization")
+    parser.add_argument("--learning-rate", type=float)
+    parser.add_argument("--sampling-steps", type=int, default=20)
+    parser.add_argument("--probe-crops", type=int, default=128)
+    parser.add_argument("--precision", default="bf16", choices=["fp32", "bf16"], help="of the customized model")
+    parser.add_argument("--pipeline", type=Path, help="customize this local Stable Diffusion folder")
+    parser.add_argument("--prompt", default="a photo of sks subject", help="instance prompt of --pipeline")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--work", type=Path, default=Path("customization-work"), help="folder for finished stages")
+    parser.add_argument("--out", type=Path, help="folder for the sheets of pictures and results.json")
+    parser.add_argument("--markdown", type=Path, help="write the tables there, too")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = arguments()
+    torch.set_num_threads(args.threads)
+    settings = PIPELINE_SETTINGS if args.pipeline else CustomizationSettings()
+    changes = {"steps": args.steps, "learning_rate": args.learning_rate}
+    settings = replace(settings, **{k: v for k, v in changes.items() if v is not None})
+    # The references that the figures are read against are always there.
+    versions = ["clean", *(v for v in dict.fromkeys(args.versions) if v != "clean")]
+    unknown = [v for v in versions if v not in {"clean", MATCHED, *CONTROLS, *BASELINES, *PRESETS}]
+    if unknown:
+        known = ", ".join(["clean", MATCHED, *CONTROLS, *BASELINES, *PRESETS])
+        raise SystemExit(f"There is no version '{unknown[0]}'; choose from {known}.")
+    files = [Path(p) if Path(p).is_file() else PICTURES / f"{p}.png" for p in args.pictures]
+    missing = [str(file) for file in files if not file.is_file()]
+    if missing:
+        raise SystemExit(f"There is no picture {missing[0]}.")
+    subjects = {file.stem: read(file) for file in files}
+    each = args.seeds * len(subjects)
+    planned = Counter(
+        protected=each * (len(versions) - 1),
+        purified=each * len(versions),
+        customized=each * (2 * len(versions) + 1),
+    )
+    run = Run(
+        work=args.work,
+        levels=args.levels,
+        protection_steps=args.protection_steps,
+        iterations=args.iterations,
+        settings=settings,
+        sampling_steps=args.sampling_steps,
+        probe_crops=args.probe_crops,
+        precision=args.precision,
+        pipeline=args.pipeline,
+        prompt=args.prompt,
+        clock=Clock(planned),
+    )
+    results, shown, left_out = measure(run, subjects, versions, args.seeds)
+    head = (
+        f"{platform.processor() or platform.machine()}, {args.threads} thread(s), torch {torch.__version__}. "
+        f"{', '.join(subjects)}; {args.seeds} seeds; {args.levels:g} levels, {args.protection_steps} PGD steps; "
+        f"GrIDPure {args.iterations} iterations; customization: {'pipeline' if args.pipeline else 'bundled denoiser'}, "
+        f"rank {settings.rank}, {settings.steps} steps of {settings.batch} crops at {settings.learning_rate:g}, "
+        f"{args.precision}; {SAMPLES} samples in {args.sampling_steps} DDIM steps."
+    )
+    head += "".join(f" Left out: `{version}` ({reason})" for version, reason in left_out.items())
+    text = f"{head}\n\n{markdown(results, BASE)}"
+    print(f"\n{text}")
+    if args.markdown:
+        args.markdown.write_text(text + "\n", encoding="utf-8")
+    if args.out:
+        write(args.out / "results.json", {"settings": head, "results": [asdict(result) for result in results]})
+        for subject, pictures in shown.items():
+            write(args.out / f"{subject}.png", sheet(pictures))
+
+
+if __name__ == "__main__":
+    main()

@@ -286,9 +286,9 @@ def generate(
     steps: forwards per picture, timesteps evenly spaced from `timestep` (None: all of the schedule) down to 0.
     start: B×3×size×size in 0..1, taken in turn, noised to `timestep` and sampled back (SDEdit); None: pure noise.
 
-    The bundled model is a denoiser more than a generator: from pure noise it makes texture, and once customized
-    texture in the subject's colours and strokes, not the subject. What is in these samples comes from the weights
-    alone, which is why nothing of a picture is mixed in by default.
+    The bundled model is a denoiser more than a generator: from pure noise it makes texture in arbitrary colours, and
+    once customized texture with the subject's strokes, not the subject. A start gives it the colours; to compare
+    versions, give all of them the same start.
     Returns count×3×size×size in 0..1. Raises `AntiPureError` for bad counts, sizes and timesteps.
     """
     total = denoiser.timesteps if timestep is None else timestep

@@ -30,6 +30,25 @@ def transformers_encoder(folder: str | Path) -> Encoder:
     Raises `AntiPureError` when transformers, the folder or its safetensors weights are missing, or it sees no images.
     """
     folder = Path(folder)
+    model = load_transformers(folder)
+    vision, config = _vision_part(model, folder)
+    size, mean, std = preprocessing(folder, config)
+
+    def embed(pictures: Tensor) -> Tensor:
+        if hasattr(model, "get_image_features"):
+            found = model.get_image_features(pixel_values=pictures)
+        else:
+            found = vision(pixel_values=pictures)
+        return found if isinstance(found, Tensor) else pooled(found)
+
+    return Encoder(folder.name, embed, size, mean, std, model)
+
+
+def load_transformers(folder: Path) -> nn.Module:
+    """The whole model in a local transformers folder, from safetensors and without any code of its own.
+
+    Raises `AntiPureError` when transformers, the folder or its weights are missing or cannot be read.
+    """
     if not (folder / "config.json").is_file():
         raise AntiPureError(f"There is no encoder in {folder}; give a transformers folder with config.json in it.")
     if not any(folder.glob("*.safetensors")):
@@ -40,22 +59,11 @@ def transformers_encoder(folder: str | Path) -> Encoder:
         raise AntiPureError("A transformers encoder needs the package 'transformers'; install it.") from error
     with torch.inference_mode(False):
         try:
-            model = AutoModel.from_pretrained(
+            return AutoModel.from_pretrained(
                 folder, local_files_only=True, use_safetensors=True, trust_remote_code=False
             )
         except Exception as error:  # a malformed folder makes transformers raise nearly anything
             raise AntiPureError(f"{folder} cannot be read as a transformers model: {reason(error)}") from error
-    vision, config = _vision_part(model, folder)
-    size, mean, std = _preprocessing(folder, config)
-
-    def embed(pictures: Tensor) -> Tensor:
-        if hasattr(model, "get_image_features"):
-            found = model.get_image_features(pixel_values=pictures)
-        else:
-            found = vision(pixel_values=pictures)
-        return found if isinstance(found, Tensor) else _pooled(found)
-
-    return Encoder(folder.name, embed, size, mean, std, model)
 
 
 def _vision_part(model: nn.Module, folder: Path) -> tuple[nn.Module, object]:
@@ -66,12 +74,14 @@ def _vision_part(model: nn.Module, folder: Path) -> tuple[nn.Module, object]:
     return vision, config
 
 
-def _pooled(output: object) -> Tensor:
+def pooled(output: object) -> Tensor:
+    """The one vector per picture or text in a transformers output."""
     pooled = getattr(output, "pooler_output", None)
     return output.last_hidden_state[:, 0] if pooled is None else pooled.flatten(1)  # without a pooler: the CLS token
 
 
-def _preprocessing(folder: Path, config: object) -> tuple[int | None, tuple, tuple]:
+def preprocessing(folder: Path, config: object) -> tuple[int | None, tuple, tuple]:
+    """Side in pixels, mean and deviation that a transformers folder asks for."""
     size, mean, std = getattr(config, "image_size", None), IMAGENET_MEAN, IMAGENET_STD
     path = folder / "preprocessor_config.json"
     if path.is_file():
@@ -148,7 +158,10 @@ def timm_encoder(architecture: str, path: str | Path) -> Encoder:
 def _state_dict(path: str | Path) -> dict[str, Tensor]:
     path = Path(path)
     if not path.is_file():
-        raise AntiPureError(f"There is no encoder at {path}; give a state dict as .safetensors or .pth.")
+        raise AntiPureError(
+            f"There is no encoder at {path}; give a state dict as .safetensors or .pth ('antipure fetch-models' "
+            "downloads some)."
+        )
     state = read_safetensors(path)[0] if path.suffix == ".safetensors" else read_pickle(path, "a plain state dict")
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise AntiPureError(f"{path} holds no plain state dict; save the network's state_dict() to safetensors.")

@@ -17,6 +17,7 @@ from .metrics import Inspect, Metrics
 from .models import ApplyTrainedLora, CombineDenoisers, DenoiserFromModel, SeedTraining
 from .protect import ObjectiveSettings, Protect
 from .purify import DiffusionPurify
+from .quality import QualityMetrics
 from .transform import TransformPictures
 
 NODE_CLASS_MAPPINGS = {
@@ -30,6 +31,7 @@ NODE_CLASS_MAPPINGS = {
     "AntiPureMetrics": Metrics,
     "AntiPureSetMetrics": SetMetrics,
     "AntiPureFaceMetrics": FaceMetrics,
+    "AntiPureQualityMetrics": QualityMetrics,
     "AntiPureInspect": Inspect,
     "AntiPureSeedTraining": SeedTraining,
     "AntiPureApplyTrainedLora": ApplyTrainedLora,
@@ -57,6 +59,7 @@ NODE_DISPLAY_NAME_MAPPINGS = {
     "AntiPureMetrics": "Image Metrics",
     "AntiPureSetMetrics": "Set Metrics",
     "AntiPureFaceMetrics": "Face Metrics",
+    "AntiPureQualityMetrics": "Quality Metrics",
     "AntiPureInspect": "Inspection Sheet",
     "AntiPureSeedTraining": "Seed Training",
     "AntiPureApplyTrainedLora": "Apply Trained LoRA",

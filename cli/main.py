@@ -58,6 +58,12 @@ def build_parser() -> argparse.ArgumentParser:
     demo.add_argument("--steps", type=int, default=40)
     demo.add_argument("--iterations", type=int, default=10)
     demo.add_argument("--levels", type=float, default=8)
+
+    fetch = commands.add_parser("fetch-models", help="download weights that metrics use; without names: list them")
+    fetch.add_argument("names", nargs="*", metavar="NAME")
+    fetch.add_argument("--models", type=Path, metavar="DIR",
+                       help="ComfyUI's models folder (default: the one around this pack, or ./models)")  # fmt: skip
+    fetch.add_argument("--accept-licence", action="store_true", help="agree to the licence that is listed")
     return parser
 
 
@@ -148,6 +154,10 @@ def main(argv: list[str] | None = None) -> int:
             run_demo(args.picture, args.out, steps=args.steps, iterations=args.iterations, levels=args.levels)
         elif args.command == "measure":
             _measure(args)
+        elif args.command == "fetch-models":
+            from .fetch_models import run_fetch_models
+
+            run_fetch_models(args.names, args.models, accept_licence=args.accept_licence)
         else:
             _run(args)
     except AntiPureError as error:

@@ -175,7 +175,8 @@ def _one(folder: Path, patterns: tuple[str, ...], what: str) -> Path:
     found = sorted(path for pattern in patterns for path in folder.glob(pattern))
     if not found:
         raise AntiPureError(
-            f"There is no {what} in {folder}; put {' or '.join(patterns)} of an insightface pack there."
+            f"There is no {what} in {folder}; put {' or '.join(patterns)} of an insightface pack there, or run: "
+            "antipure fetch-models buffalo_l"
         )
     return found[0]
 

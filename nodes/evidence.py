@@ -115,7 +115,10 @@ class SetMetrics:
 def _lpips(encoder) -> Lpips:
     backbone = getattr(encoder, "module", None)
     if not isinstance(backbone, AlexNet):
-        raise AntiPureError("LPIPS needs AlexNet: wire Load Visual Encoder with torchvision's AlexNet file to lpips.")
+        raise AntiPureError(
+            "LPIPS needs AlexNet: wire Load Visual Encoder with torchvision's AlexNet file to lpips "
+            "('antipure fetch-models alexnet' downloads it)."
+        )
     backbone.cpu()
     return Lpips(backbone, f"LPIPS, {encoder.name}")
 

@@ -100,15 +100,25 @@ def register_model_folders() -> None:
     import folder_paths
 
     for kind in _KINDS.values():
-        folder_paths.add_model_folder_path(kind.folder, str(Path(folder_paths.models_dir) / kind.folder))
+        folder_paths.add_model_folder_path(kind.folder, str(models_folder() / kind.folder))
     # As ComfyUI does with LoRAs: what was saved can be loaded.
     saved = Path(folder_paths.get_output_directory()) / SAVED_PATCHES
     folder_paths.add_model_folder_path(_KINDS["patches"].folder, str(saved))
 
 
+def models_folder() -> Path:
+    """ComfyUI's models folder; outside of it that of the ComfyUI this pack lies in, else `models` right here."""
+    if inside_comfyui():
+        import folder_paths
+
+        return Path(folder_paths.models_dir)
+    pack = Path(__file__).parent.parent
+    return pack.parent.parent / "models" if pack.parent.name == "custom_nodes" else Path("models")
+
+
 def _model_roots(folder: str) -> list[Path]:
     if not inside_comfyui():
-        return []
+        return [models_folder() / folder]
     import folder_paths
 
     return [Path(root) for root in folder_paths.get_folder_paths(folder)]
@@ -137,7 +147,7 @@ def list_models(kind: str) -> list[str]:
 def find_model(kind: str, name: str) -> Path | None:
     """The path behind a name of `list_models`; None for the bundled one.
 
-    Inside ComfyUI only listed names are accepted (workflows come from strangers); the command line takes any path.
+    Inside ComfyUI only listed names are accepted (workflows come from strangers); the command line takes any path, too.
     """
     if name == BUNDLED and _KINDS[kind].bundled:
         return None
@@ -146,7 +156,8 @@ def find_model(kind: str, name: str) -> Path | None:
         return known[name]
     if inside_comfyui():
         what, folder = _SINGULAR.get(kind, kind.removesuffix("s")), _KINDS[kind].folder
-        raise AntiPureError(f"There is no {what} '{name}' in models/{folder}; put it there and refresh.")
+        fetched = " ('antipure fetch-models' downloads some)" if kind in ("encoders", "faces") else ""
+        raise AntiPureError(f"There is no {what} '{name}' in models/{folder}; put it there{fetched} and refresh.")
     return Path(name)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 from antipure.methods.errors import AntiPureError
 from antipure.methods.face_metrics import TEMPLATE, Face, FaceModels, align, face_scores, similarity
 from antipure.nodes import NODE_CLASS_MAPPINGS
+from PIL import Image
 from skimage.transform import SimilarityTransform, warp
 
 SIZE = 64  # of the tiny detector; strides 8, 16, 32 with 2 anchors
@@ -154,6 +156,37 @@ def test_ism_and_fdfr_are_counted_together(models):
     assert math.isnan(nothing.ism)
     with pytest.raises(AntiPureError, match="No clean picture"):
         face_scores(pictures, dark, models)
+
+
+@pytest.mark.parametrize("kind", ["real", "random"])
+def test_ism_and_fdfr_of_pictures_are_those_of_scikit_images_faces(models, kind):
+    """The tiny models see the largest face at a known place, and take its mean colour for an embedding."""
+    paths = sorted((Path(__file__).resolve().parent.parent / "benchmarks" / "pictures").glob("*.png"))[:6]
+    if kind == "real":
+        arrays = [np.asarray(Image.open(path).convert("RGB")) / 255 for path in paths]
+    else:
+        rng = np.random.default_rng(0)
+        arrays = [rng.random((128, 128, 3)) ** (0.2 + 3 * rng.random(3)) for _ in paths]
+    assert {array.shape for array in arrays} == {(128, 128, 3)}
+    arrays = [np.rint(array * 255) / 255 for array in arrays]
+    for i, array in enumerate(arrays):
+        array[:8, :8] = i not in (2, 4)  # no face is seen in a picture with a dark corner
+    points = np.array([64, 32]) + 48 * (np.array(TEMPLATE) - 56) / 56
+    embeddings = []
+    for array in arrays:
+        move = SimilarityTransform.from_estimate(points, np.array(TEMPLATE))
+        face = warp(array, move.inverse, output_shape=(112, 112), order=1)
+        embeddings.append((np.rint(face * 255).mean((0, 1)) - 127.5) / 127.5)
+    reference = (embeddings[0] + embeddings[1]) / 2
+    seen = [embeddings[i] for i in (3, 5)]
+    expected = [e @ reference / np.linalg.norm(e) / np.linalg.norm(reference) for e in seen]
+    batch = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float()
+    scores = face_scores(batch[2:], batch[:2], models)
+    assert scores.ism == pytest.approx(np.mean(expected), abs=1e-4)
+    assert [s for s in scores.similarities if s == s] == pytest.approx(expected, abs=1e-4)
+    assert abs(expected[0] - expected[1]) > 1e-3
+    assert scores.fdfr == 0.5
+    assert scores.clean_faces == 2
 
 
 def test_missing_and_damaged_files_are_named(tmp_path, models):

@@ -151,13 +151,13 @@ def test_fids_inception_has_inception_v3s_layers_and_other_pooling():
         assert network(pictures(1, 50)).shape == (1, 2048)
 
 
-def test_fids_inception_takes_torchvisions_names(monkeypatch):
+def test_fids_inception_takes_torchvisions_names(monkeypatch, face):
     torchvision = pytest.importorskip("torchvision")
     other = torchvision.models.inception_v3(weights=None, aux_logits=False, init_weights=False).eval()
     ours = FidInception().eval()
     ours.load_state_dict({k: v for k, v in other.state_dict().items() if not k.startswith("fc.")}, strict=True)
     other.fc = torch.nn.Identity()
-    x = pictures(1, 299)
+    x = torch.cat([pictures(1, 299), torch.nn.functional.interpolate(face, 299)])
     pool = torch.nn.functional.avg_pool2d
     with torch.no_grad():
         # torchvision's, with the padding left out of the averages and the last block pooling by maximum
@@ -226,7 +226,7 @@ def test_lpips_is_its_formula(alexnet):
         assert Lpips(alexnet)(x, x).tolist() == [0, 0]
 
 
-def test_lpips_is_torchmetrics(alexnet):
+def test_lpips_is_torchmetrics(alexnet, face):
     torchvision = pytest.importorskip("torchvision")
     from torchmetrics.functional.image.lpips import _LPIPS
 
@@ -237,6 +237,7 @@ def test_lpips_is_torchmetrics(alexnet):
     for name, value in reference.net.state_dict().items():  # slice1.0.weight: the same numbers, other prefixes
         value.copy_(mine["features." + name.split(".", 1)[1]])
     x, y = pictures(2, 64), pictures(2, 64, 1)
+    x[1], y[1] = face[0, :, :64, :64], face[0, :, 32:96, 40:104]
     with torch.no_grad():
         expected = reference(x, y, normalize=True).flatten()
         torch.testing.assert_close(Lpips(alexnet)(x, y), expected, rtol=1e-3, atol=1e-5)

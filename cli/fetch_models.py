@@ -145,7 +145,7 @@ def _download(model: Model, partial: Path, report: Report) -> None:
             ) from error
     if total and done != total:
         raise AntiPureError(f"{model.file_name} broke off after {done} of {total} bytes; {by_hand}.")
-    if not digest.hexdigest().startswith(model.sha256):
+    if digest.hexdigest() != model.sha256:
         raise AntiPureError(
             f"{model.file_name} came with the wrong checksum (sha256 {digest.hexdigest()[:8]}… instead of "
             f"{model.sha256[:8]}…) and was thrown away; {by_hand}."

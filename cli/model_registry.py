@@ -13,8 +13,7 @@ _RELEASES = "https://github.com/"
 class Model:
     """One download.
 
-    url: the file, or a zip archive whose `members` are kept. sha256: of what is downloaded, or its first digits where
-    the publisher gives no more (torchvision writes 8 of them into its file names). size: in bytes, about. folder:
+    url: the file, or a zip archive whose `members` are kept. sha256, size: of what is downloaded, in bytes. folder:
     below ComfyUI's models folder. restricted: the licence has to be accepted by name.
     """
 
@@ -42,7 +41,7 @@ class Model:
 MODELS = {
     "alexnet": Model(
         _TORCHVISION + "alexnet-owt-7be5be79.pth",
-        "7be5be79",
+        "7be5be791159472b1fbf3c69796f7cb30dca7ad8466c2df70058c37116cdee02",
         244_408_911,
         "antipure_encoders",
         "BSD-3-Clause (torchvision)",
@@ -50,7 +49,7 @@ MODELS = {
     ),
     "inception": Model(
         _RELEASES + "mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth",
-        "6726825d",
+        "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
         95_628_359,
         "antipure_encoders",
         "Apache-2.0 (TensorFlow, pytorch-fid)",
@@ -58,7 +57,7 @@ MODELS = {
     ),
     "resnet50": Model(
         _TORCHVISION + "resnet50-0676ba61.pth",
-        "0676ba61",
+        "0676ba61b6795bbe1773cffd859882e5e297624d384b6993f7c9e683e722fb8a",
         102_530_333,
         "antipure_encoders",
         "BSD-3-Clause (torchvision)",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zipfile
 
 import numpy as np
 import pytest
@@ -190,6 +191,15 @@ def test_files_are_told_apart_and_named(tmp_path, kind, suffix):
         with torch.no_grad():
             levels = (x * 255).round() / 255
             torch.testing.assert_close(found, network(levels * 2 - 1), rtol=1e-4, atol=1e-5)
+
+
+def test_files_of_torch_before_1_6_are_read(tmp_path):
+    """The published InceptionV3 is older than torch's zip files; those are read with weights_only, too."""
+    network = AlexNet().eval()
+    torch.save(network.state_dict(), tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    assert not zipfile.is_zipfile(tmp_path / "old.pth")
+    found = file_encoder(tmp_path / "old.pth").module.state_dict()
+    assert all(torch.equal(found[name], value) for name, value in network.state_dict().items())
 
 
 def test_incomplete_files_are_refused(tmp_path):

@@ -4,24 +4,28 @@ The paper maximises over ||delta||_inf <= eta
 
     E_{eps, t~U(1, t_p)} [ L_ddpm + l1 * exp(abar_t - 1) * L_fre + l2 * exp(L_errt) ]
 
-`paper` is that loss. `strong` goes back to the paper's stated objective, || Pure(x + delta) - x ||: a few short
-purifier steps are unrolled and the change they make to the picture's structure is maximised.
+`paper` is that loss. `unrolled` goes back to the paper's stated objective, || Pure(x + delta) - x ||: a few short
+purifier steps are unrolled and the change they make to the picture's structure is maximised. `strong` does so in
+expectation over timesteps and orientations and with less grey in its steps (`shaping.balance_colours`);
+`strong_shaped` puts it where eyes see it least (`shaping.shaped_budget`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..kernels.frequency import high_frequency_mean
-from .attack import Loss
+from .attack import Callback, Loss, check_mask, pgd
 from .denoiser import Denoiser, add_noise, predict_x0
-from .ensemble import CombinedDenoiser
+from .ensemble import CombinedDenoiser, members_of
 from .errors import AntiPureError
-from .pictures import noise
+from .pictures import check_picture, noise
+from .shaping import balance_colours, shaped_budget
 from .tiles import tiled_loss
 
 
@@ -33,6 +37,10 @@ class Objective:
     unrolled: weight of the unrolled objective.
     patch_size: side s of PFG's patches. t_p: timesteps are drawn from 1..t_p. t_err: ETG's higher timestep.
     unrolled_steps, unrolled_t: how many purifier steps are unrolled, and the timestep each noises to.
+    unrolled_t_low: each tile draws its timestep from unrolled_t_low..unrolled_t; 0: always unrolled_t.
+    turned: share of the tiles that are turned and mirrored at random first (unrolled term only).
+    luminance: what is left of the gradient's grey part (`shaping.balance_colours`), 1 all of it.
+    shaped: whether the budget follows what eyes notice (`shaping.shaped_budget`).
     """
 
     ddpm: float = 1.0
@@ -44,6 +52,10 @@ class Objective:
     t_err: int = 100
     unrolled_steps: int = 4
     unrolled_t: int = 20
+    unrolled_t_low: int = 0
+    turned: float = 0.0
+    luminance: float = 1.0
+    shaped: bool = False
 
     def check(self, denoiser: Denoiser) -> None:
         """Raise `AntiPureError` when a setting cannot be used with this denoiser."""
@@ -60,10 +72,22 @@ class Objective:
             raise AntiPureError(
                 f"{self.unrolled_steps} unrolled steps at timestep {self.unrolled_t}: at least 1 step, in 1..{last}."
             )
+        if not 0 <= self.unrolled_t_low <= self.unrolled_t:
+            raise AntiPureError(
+                f"unrolled_t_low is {self.unrolled_t_low}; it must lie in 0..{self.unrolled_t}, which is unrolled_t."
+            )
+        if not 0 <= self.turned <= 1:
+            raise AntiPureError(f"turned is {self.turned:g}; it is a share of the tiles, 0..1.")
+        if not 0 <= self.luminance <= 1:
+            raise AntiPureError(f"luminance is {self.luminance:g}; it must lie in 0..1, and 1 changes nothing.")
 
 
+UNROLLED = Objective(ddpm=0, pfg=0, etg=0, unrolled=1)
+STRONG = replace(UNROLLED, unrolled_t=30, unrolled_t_low=10, turned=0.5, luminance=0.3)
 PRESETS = {
-    "strong": Objective(ddpm=0, pfg=0, etg=0, unrolled=1),
+    "strong": STRONG,
+    "strong_shaped": replace(STRONG, shaped=True),
+    "unrolled": UNROLLED,
     "paper": Objective(),
 }
 
@@ -128,11 +152,14 @@ def paper_terms(denoiser: Denoiser, tiles: Tensor, generators: list[torch.Genera
 
 
 def unrolled_purification(
-    denoiser: Denoiser, tiles: Tensor, generators: list[torch.Generator], steps: int, timestep: int
+    denoiser: Denoiser, tiles: Tensor, generators: list[torch.Generator], steps: int, timestep: int | Tensor
 ) -> Tensor:
-    """`steps` short purifier steps, differentiable: noise to `timestep`, one-step x0_hat, clamp. N×3×T×T pixels."""
+    """`steps` short purifier steps, differentiable: noise to `timestep`, one-step x0_hat, clamp. N×3×T×T pixels.
+
+    timestep: one for all tiles, or N of them.
+    """
     z = denoiser.encode(tiles)
-    t = torch.full((len(z),), timestep - 1, device=z.device)
+    t = (torch.as_tensor(timestep, device=z.device) - 1).expand(len(z))
     abar_t = denoiser.alphas_cumprod[t]
     for _ in range(steps):
         x_t = add_noise(z, noise(tuple(z.shape[1:]), generators, z.device), abar_t)
@@ -140,15 +167,38 @@ def unrolled_purification(
     return denoiser.decode(z)
 
 
+def turn(tiles: Tensor, orientations: list[int]) -> Tensor:
+    """N×C×T×T tiles in one of the 8 orientations of a square each, numbered 0..7; 0 leaves a tile as it is."""
+    turned = []
+    for tile, orientation in zip(tiles, orientations, strict=True):
+        tile = tile.rot90(orientation % 4, (-2, -1))
+        turned.append(tile.flip(-1) if orientation >= 4 else tile)
+    return torch.stack(turned)
+
+
 def unrolled_term(
     denoiser: Denoiser, tiles: Tensor, clean: Tensor, generators: list[torch.Generator], o: Objective
 ) -> Tensor:
     """Mean square of Pure(x + delta) - x after its low frequencies are removed, one value per tile.
 
-    Without the high-pass a uniform shift would win: it survives purification and protects nothing.
+    Without the high-pass a uniform shift would win: it survives purification and protects nothing. Timesteps and
+    orientations are drawn anew for each tile: what works for all of them is less this one network's weakness.
     """
-    pure = unrolled_purification(denoiser, tiles, generators, o.unrolled_steps, o.unrolled_t)
+    timestep: int | Tensor = o.unrolled_t
+    if o.unrolled_t_low:
+        drawn = [torch.randint(o.unrolled_t_low, o.unrolled_t + 1, (1,), generator=g) for g in generators]
+        timestep = torch.cat(drawn).to(tiles.device)
+    if o.turned:
+        orientations = [_orientation(o.turned, g) for g in generators]
+        tiles, clean = turn(tiles, orientations), turn(clean, orientations)
+    pure = unrolled_purification(denoiser, tiles, generators, o.unrolled_steps, timestep)
     return high_pass(pure - clean).square().flatten(1).mean(1)
+
+
+def _orientation(share: float, generator: torch.Generator) -> int:
+    drawn = torch.rand((), generator=generator) < share
+    orientation = int(torch.randint(8, (), generator=generator))
+    return orientation if drawn else 0
 
 
 def antipure_loss(denoiser: Denoiser | CombinedDenoiser, objective: Objective, clean: Tensor) -> Loss:
@@ -176,3 +226,37 @@ def antipure_loss(denoiser: Denoiser | CombinedDenoiser, objective: Objective, c
         return value
 
     return tiled_loss(denoiser, clean, terms, forwards=forwards, at_once=at_once)
+
+
+def protect(
+    picture: Tensor,
+    denoiser: Denoiser | CombinedDenoiser,
+    objective: Objective,
+    *,
+    levels: float = 8,
+    steps: int = 100,
+    mask: Tensor | None = None,
+    seeds: int | list[int] = 0,
+    callback: Callback | None = None,
+) -> Tensor:
+    """The picture protected by PGD on this objective; arguments, result and errors as `attack.pgd`.
+
+    To be called inside `denoiser.session()`.
+    """
+    check_picture(picture)
+    check_mask(mask, picture)
+    for member in members_of(denoiser):
+        objective.check(member)
+    if objective.shaped:
+        shares = shaped_budget(picture)
+        mask = shares if mask is None else shares * mask.to(shares)
+    return pgd(
+        picture,
+        partial(antipure_loss, denoiser, objective),
+        levels=levels,
+        steps=steps,
+        precondition=None if objective.luminance == 1 else partial(balance_colours, luminance=objective.luminance),
+        mask=mask,
+        seeds=seeds,
+        callback=callback,
+    )

@@ -76,6 +76,7 @@ def pgd(
     steps: int = 100,
     step_levels: float | None = None,
     momentum: float = 0.0,
+    precondition: Callable[[Tensor], Tensor] | None = None,
     decay: bool = True,
     random_start: bool = False,
     mask: Tensor | None = None,
@@ -90,6 +91,7 @@ def pgd(
     levels: radius in 8-bit levels. step_levels: first step, decaying linearly to 0 (default levels / 8; with fewer
         than 16 steps more, so that the border of the ball stays in reach).
     momentum: decay of the accumulated, L1-normalised gradient; 0 is plain PGD.
+    precondition: of the gradient, 1×3×H×W to the same, before momentum and sign; None leaves it as it is.
     decay: whether the step decays; else every step is the first. random_start: begin at a random point of the ball,
         for losses whose gradient is 0 at the clean picture.
     mask: B×1×H×W in 0..1, scales the budget per pixel. seeds: one for all pictures, or one per picture.
@@ -125,6 +127,8 @@ def pgd(
                 values = budget.project(values + budget.allowed * offset)
             for step in range(steps):
                 value, gradient = _value_and_gradient(loss, values, seed, step)
+                if precondition is not None:
+                    gradient = precondition(gradient)
                 typical = gradient.abs().mean((1, 2, 3), keepdim=True)
                 velocity = momentum * velocity + gradient / typical.clamp(min=1e-30)
                 size = first * (1 - step / steps) if decay else first

@@ -23,22 +23,17 @@ and not the bundled one; the baselines then protect against that model, the pres
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
-import os
-import platform
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from antipure.methods.antipure import PRESETS, antipure_loss
-from antipure.methods.attack import pgd
+from antipure.methods.antipure import PRESETS, protect
 from antipure.methods.baselines import BASELINES, apply_baseline
 from antipure.methods.checkpoints import BUNDLED, load_denoiser
 from antipure.methods.controls import CONTROLS, apply_control, spectrum_matched
@@ -50,12 +45,11 @@ from antipure.methods.metrics import psnr
 from antipure.methods.pictures import round_8bit
 from antipure.methods.purification import gridpure
 from antipure.methods.set_metrics import DenoiserFeatures
-from PIL import Image
 from torch import Tensor
 
 from .customization_report import Result, markdown, sheet
+from .work import PICTURES, Clock, digest, machine, picture_digest, read, write
 
-PICTURES = Path(__file__).parent / "pictures"
 SUBJECTS = ("hopper", "raccoon")
 MATCHED = "matched"
 BASE = "base"  # the model as it is, not customized
@@ -72,51 +66,6 @@ VERSIONS = (
 )
 SAMPLES = 16
 START_BLOCK, START_TIMESTEP = 16, 500
-
-
-def read(path: Path) -> Tensor:
-    """1×3×H×W in 0..1."""
-    array = np.asarray(Image.open(path).convert("RGB"))
-    return torch.from_numpy(array.copy()).permute(2, 0, 1)[None].float() / 255
-
-
-def write(path: Path, content: Tensor | dict) -> None:
-    """A picture as PNG, or results as JSON: whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial_file = path.with_name(f".{path.name}.{os.getpid()}")
-    if isinstance(content, dict):
-        partial_file.write_text(json.dumps(content, indent=1), encoding="utf-8")
-    else:
-        array = (round_8bit(content)[0].permute(1, 2, 0) * 255).round().byte().numpy()
-        Image.fromarray(array).save(partial_file, format="PNG")
-    os.replace(partial_file, path)
-
-
-def digest(*parts: object) -> str:
-    return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
-
-
-def picture_digest(picture: Tensor) -> str:
-    return hashlib.sha256((picture * 255).round().byte().numpy().tobytes()).hexdigest()[:12]
-
-
-class Clock:
-    """Progress lines with the time left, from the mean time of each kind of stage."""
-
-    def __init__(self, planned: Counter):
-        self.planned, self.times, self.began = planned, defaultdict(list), time.time()
-
-    def done(self, kind: str, name: str, seconds: float | None) -> None:
-        """One stage is done; seconds is None when it was there already."""
-        self.planned[kind] -= 1
-        if seconds is None:
-            return
-        self.times[kind].append(seconds)
-        known = [t for times in self.times.values() for t in times]
-        mean = {k: sum(v) / len(v) for k, v in self.times.items()}
-        left = sum(max(n, 0) * mean.get(k, sum(known) / len(known)) for k, n in self.planned.items())
-        spent = (time.time() - self.began) / 60
-        print(f"{spent:6.1f} min, about {left / 60:.0f} left: {kind} {name}, {seconds:.1f} s", flush=True)
 
 
 @dataclass
@@ -184,8 +133,8 @@ class Run:
             strong = self.protected(subject, clean, "strong", seed)
             return spectrum_matched(clean, strong, levels=self.levels, seed=seed)
         if version in PRESETS:
-            make_loss = partial(antipure_loss, self.purifier, PRESETS[version])
-            return pgd(clean, make_loss, levels=self.levels, steps=self.protection_steps, seeds=seed)
+            settings = {"levels": self.levels, "steps": self.protection_steps, "seeds": seed}
+            return protect(clean, self.purifier, PRESETS[version], **settings)
         model = self.purifier if self.pipeline is None else self.model
         surrogate = nullcontext()
         if version == "anti_dreambooth_fsmg":
@@ -344,7 +293,7 @@ def main() -> None:
     )
     results, shown, left_out = measure(run, subjects, versions, args.seeds)
     head = (
-        f"{platform.processor() or platform.machine()}, {args.threads} thread(s), torch {torch.__version__}. "
+        f"{machine()}. "
         f"{', '.join(subjects)}; {args.seeds} seeds; {args.levels:g} levels, {args.protection_steps} PGD steps; "
         f"GrIDPure {args.iterations} iterations; customization: {'pipeline' if args.pipeline else 'bundled denoiser'}, "
         f"rank {settings.rank}, {settings.steps} steps of {settings.batch} crops at {settings.learning_rate:g}, "

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import ClassVar
 
 from antipure.methods.customization_metrics import customization_gap
 from antipure.methods.inspection import labelled_sheet
-from scipy.stats import t as student
 from torch import Tensor
+
+from .work import half_width
 
 
 @dataclass(frozen=True)
@@ -30,13 +31,6 @@ class Result:
     swd: float
     kid: float
     spectrum: float
-
-
-def half_width(values: list[float], confidence: float = 0.95) -> float:
-    """Half of Student's confidence interval of the mean; nan for a single value."""
-    if len(values) < 2:
-        return float("nan")
-    return float(student.ppf((1 + confidence) / 2, len(values) - 1)) * stdev(values) / len(values) ** 0.5
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ The paper maximises over ||delta||_inf <= eta
 
 `paper` is that loss. `unrolled` goes back to the paper's stated objective, || Pure(x + delta) - x ||: a few short
 purifier steps are unrolled and the change they make to the picture's structure is maximised. `strong` does so in
-expectation over timesteps and orientations and with less grey in its steps (`shaping.balance_colours`);
+expectation over timesteps, orientations and sizes and with less grey in its steps (`shaping.balance_colours`);
 `strong_shaped` puts it where eyes see it least (`shaping.shaped_budget`).
 """
 
@@ -24,9 +24,10 @@ from .attack import Callback, Loss, check_mask, pgd
 from .denoiser import Denoiser, add_noise, predict_x0
 from .ensemble import CombinedDenoiser, members_of
 from .errors import AntiPureError
-from .pictures import check_picture, noise
+from .pictures import check_picture, noise, to_pixels
 from .shaping import balance_colours, shaped_budget
 from .tiles import tiled_loss
+from .transforms import resize
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Objective:
     unrolled_steps, unrolled_t: how many purifier steps are unrolled, and the timestep each noises to.
     unrolled_t_low: each tile draws its timestep from unrolled_t_low..unrolled_t; 0: always unrolled_t.
     turned: share of the tiles that are turned and mirrored at random first (unrolled term only).
+    halved: share of the tiles, and of their clean companions, resized to half and back first (unrolled term only).
     luminance: what is left of the gradient's grey part (`shaping.balance_colours`), 1 all of it.
     shaped: whether the budget follows what eyes notice (`shaping.shaped_budget`).
     """
@@ -54,6 +56,7 @@ class Objective:
     unrolled_t: int = 20
     unrolled_t_low: int = 0
     turned: float = 0.0
+    halved: float = 0.0
     luminance: float = 1.0
     shaped: bool = False
 
@@ -76,14 +79,15 @@ class Objective:
             raise AntiPureError(
                 f"unrolled_t_low is {self.unrolled_t_low}; it must lie in 0..{self.unrolled_t}, which is unrolled_t."
             )
-        if not 0 <= self.turned <= 1:
-            raise AntiPureError(f"turned is {self.turned:g}; it is a share of the tiles, 0..1.")
+        for name in ("turned", "halved"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise AntiPureError(f"{name} is {getattr(self, name):g}; it is a share of the tiles, 0..1.")
         if not 0 <= self.luminance <= 1:
             raise AntiPureError(f"luminance is {self.luminance:g}; it must lie in 0..1, and 1 changes nothing.")
 
 
 UNROLLED = Objective(ddpm=0, pfg=0, etg=0, unrolled=1)
-STRONG = replace(UNROLLED, unrolled_t=30, unrolled_t_low=10, turned=0.5, luminance=0.3)
+STRONG = replace(UNROLLED, unrolled_t=30, unrolled_t_low=10, turned=0.25, halved=0.25, luminance=0.3)
 PRESETS = {
     "strong": STRONG,
     "strong_shaped": replace(STRONG, shaped=True),
@@ -176,13 +180,23 @@ def turn(tiles: Tensor, orientations: list[int]) -> Tensor:
     return torch.stack(turned)
 
 
+def halve(tiles: Tensor, chosen: list[bool]) -> Tensor:
+    """The chosen ones of N×3×T×T pixels resized to half and back, as many a picture is on its way."""
+    if not any(chosen):
+        return tiles
+    index = torch.tensor(chosen, device=tiles.device)
+    resized = to_pixels(resize((tiles[index] + 1) / 2, 0.5))
+    return tiles.clone().index_put((index,), resized.to(tiles))
+
+
 def unrolled_term(
     denoiser: Denoiser, tiles: Tensor, clean: Tensor, generators: list[torch.Generator], o: Objective
 ) -> Tensor:
     """Mean square of Pure(x + delta) - x after its low frequencies are removed, one value per tile.
 
-    Without the high-pass a uniform shift would win: it survives purification and protects nothing. Timesteps and
-    orientations are drawn anew for each tile: what works for all of them is less this one network's weakness.
+    Without the high-pass a uniform shift would win: it survives purification and protects nothing. Timesteps,
+    orientations and sizes are drawn anew for each tile: what works for all of them is less this network's own weakness
+    (expectation over transformations, Athalye et al., ICML 2018), and half size makes it reach for coarser structure.
     """
     timestep: int | Tensor = o.unrolled_t
     if o.unrolled_t_low:
@@ -191,6 +205,9 @@ def unrolled_term(
     if o.turned:
         orientations = [_orientation(o.turned, g) for g in generators]
         tiles, clean = turn(tiles, orientations), turn(clean, orientations)
+    if o.halved:
+        chosen = [bool(torch.rand((), generator=g) < o.halved) for g in generators]
+        tiles, clean = halve(tiles, chosen), halve(clean, chosen)
     pure = unrolled_purification(denoiser, tiles, generators, o.unrolled_steps, timestep)
     return high_pass(pure - clean).square().flatten(1).mean(1)
 

@@ -1,0 +1,165 @@
+"""Tables of `benchmarks.protection`."""
+
+from __future__ import annotations
+
+from statistics import fmean
+
+import numpy as np
+
+from .work import half_width
+
+Key = tuple  # (part, picture, arm, levels, seed)
+OWN, UNSEEN, COMPOSED = "gridpure10", "held_out:gridpure10@15", "jpeg75+resize0.5+gridpure10"
+
+
+def cell(values: list[float], digits: int) -> str:
+    """Mean ± half of the 95 % interval."""
+    if not values:
+        return "–"
+    half = half_width(values)
+    return f"{fmean(values):.{digits}f}" + ("" if half != half else f" ± {half:.{digits}f}")
+
+
+def ratio_of_means(numerators: dict, denominators: dict, draws: int = 2000) -> tuple[float, float, float]:
+    """Ratio of the means over (picture, seed), and its 95 % interval by resampling pictures (percentile bootstrap)."""
+    shared = sorted(set(numerators) & set(denominators))
+    pictures = sorted({key[0] for key in shared})
+    sums = np.array(
+        [[sum(of[key] for key in shared if key[0] == p) for of in (numerators, denominators)] for p in pictures]
+    )
+    chosen = np.random.default_rng(0).integers(len(pictures), size=(draws, len(pictures)))
+    top, bottom = sums[chosen].sum(1).T
+    low, high = np.percentile(top / bottom, [2.5, 97.5])
+    return float(sums[:, 0].sum() / sums[:, 1].sum()), float(low), float(high)
+
+
+def select(results: dict[Key, dict], arm: str, levels: float) -> dict[tuple[str, int], dict]:
+    """(picture, seed) -> figures of one arm at one budget."""
+    return {(key[1], key[4]): value for key, value in results.items() if key[2] == arm and key[3] == levels}
+
+
+def report(results: dict[Key, dict], arms: list[str], purifiers: list[str], matched: str) -> list[str]:
+    """The sections: aims, then for each budget the tables of distortion, of detail and of the worst case."""
+    budgets = list(dict.fromkeys(key[3] for key in results))
+    parts = [
+        "Structural distortion: 1 - mean contrast-structure term of SSIM between Pure(protected) and Pure(clean), same "
+        "noise; × 1000, mean ± 95 % interval (Student) over pictures and seeds. Higher: more of the protection is left."
+    ]
+    if results:
+        parts.append(aims(results, purifiers, matched, budgets[0]))
+    for levels in budgets:
+        chosen = {arm: select(results, arm, levels) for arm in arms}
+        chosen = {arm: found for arm, found in chosen.items() if found}
+        counts = sorted({len(found) for found in chosen.values()})
+        n = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]}–{counts[-1]}"
+        parts.append(f"## {levels:g} levels (n = {n} pictures × seeds)")
+        parts.append(table(chosen, purifiers, "distortion", 1000, 1, "Structural distortion × 1000"))
+        parts.append(table(chosen, purifiers, "detail", 1, 2, "Detail ratio (1: none lost or made up)", cost=False))
+        parts.append(ratios(results, chosen, purifiers, matched, levels))
+    return parts
+
+
+def table(chosen: dict, purifiers: list[str], figure: str, scale: float, digits: int, title: str, cost=True) -> str:
+    """One row per arm, one column per purifier."""
+    costs = ["PSNR", "SSIM"] if cost else []
+    lines = ["| " + " | ".join(["protection", *costs, *purifiers]) + " |"]
+    lines.append("|---|" + "--:|" * (len(costs) + len(purifiers)))
+    for arm, found in chosen.items():
+        cells = [cell([f["psnr"] for f in found.values()], 2), cell([f["ssim"] for f in found.values()], 3)]
+        row = cells if cost else []
+        row += [cell([f["after"][p][figure] * scale for f in found.values()], digits) for p in purifiers]
+        lines.append(f"| {arm} | " + " | ".join(row) + " |")
+    return f"**{title}**\n\n" + "\n".join(lines)
+
+
+def distortions(found: dict, purifier: str) -> dict:
+    return {key: value["after"][purifier]["distortion"] for key, value in found.items()}
+
+
+def ratios(results: dict, chosen: dict, purifiers: list[str], matched: str, levels: float) -> str:
+    """Distortion over that of the spectrum-matched control (of random signs where there is none), and the worst case."""
+    lines = ["| protection | " + " | ".join(purifiers) + " | worst purifier, mean over pictures |"]
+    lines.append("|---|" + "--:|" * (len(purifiers) + 1))
+    for arm, found in chosen.items():
+        control = select(results, arm + matched, levels) or select(results, "random", levels)
+        if arm == "random" or arm.endswith(matched) or not set(found) & set(control):
+            continue
+        name = arm if select(results, arm + matched, levels) else f"{arm} (over random signs)"
+        row = []
+        for p in purifiers:
+            value, low, high = ratio_of_means(distortions(found, p), distortions(control, p))
+            row.append(f"{value:.1f} ({low:.1f}–{high:.1f})")
+        worst = [
+            min(f["after"][p]["distortion"] / max(control[key]["after"][p]["distortion"], 1e-6) for p in purifiers)
+            for key, f in found.items()
+            if key in control
+        ]
+        lines.append(f"| {name} | " + " | ".join(row) + f" | {fmean(worst):.2f} |")
+    return (
+        "**Times its spectrum-matched control** (ratio of means, 95 % interval over pictures)\n\n" + "\n".join(lines)
+    )
+
+
+def aims(results: dict, purifiers: list[str], matched: str, levels: float) -> str:
+    """What was asked of `strong` and of the shaped budget, and what came out."""
+    strong, shaped, first = (select(results, arm, levels) for arm in ("strong", "strong_shaped", "unrolled"))
+    control = select(results, "strong" + matched, levels)
+    lines = [f"| asked of `strong` at {levels:g} levels | measured | |\n|---|--:|---|"]
+
+    def line(text: str, value: str, met: bool) -> None:
+        lines.append(f"| {text} | {value} | {'met' if met else '**not met**'} |")
+
+    for text, purifier, least in (
+        ("≥ 8 × its spectrum-matched control, the purifier it was made for", OWN, 8),
+        ("≥ 6 ×, a held-out denoiser at another timestep", UNSEEN, 6),
+        ("≥ 2 ×, JPEG 75 and half size, then the purifier", COMPOSED, 2),
+        ("≥ 2 ×, JPEG 75 and half size alone", "jpeg75+resize0.5", 2),
+    ):
+        if purifier in purifiers and strong and control:
+            value, low, high = ratio_of_means(distortions(strong, purifier), distortions(control, purifier))
+            line(f"{text} (`{purifier}`)", f"{value:.2f} ({low:.2f}–{high:.2f})", value >= least)
+    first_control = select(results, "unrolled" + matched, levels)
+    if first and first_control and strong and UNSEEN in purifiers:
+        new = ratio_of_means(distortions(strong, UNSEEN), distortions(control, UNSEEN))[0]
+        old = ratio_of_means(distortions(first, UNSEEN), distortions(first_control, UNSEEN))[0]
+        line("more than the first version on the held-out purifier, × control", f"{new:.2f}, was {old:.2f}", new > old)
+        new, old = (fmean(distortions(found, UNSEEN).values()) * 1000 for found in (strong, first))
+        line("the same, distortion × 1000", f"{new:.1f}, was {old:.1f}", new > old)
+    if shaped and strong:
+        value = fmean(f["psnr"] for f in shaped.values())
+        line("shaped budget: PSNR ≥ 32 dB", f"{value:.2f} dB", value >= 32)
+        value = ratio_of_means(distortions(shaped, OWN), distortions(strong, OWN))[0]
+        line("shaped budget: ≥ 70 % of `strong`'s distortion", f"{value:.0%}", value >= 0.7)
+    return "\n".join(lines)
+
+
+def ablation_table(results: dict[Key, dict], names: list[str], purifier: str) -> str:
+    """The terms of the loss, one by one, after one purifier."""
+    lines = ["| loss | PSNR | distortion × 1000 | detail ratio |\n|---|--:|--:|--:|"]
+    for name in names:
+        found = [value for key, value in results.items() if key[2] == name]
+        if found:
+            after = [value["after"][purifier] for value in found]
+            cells = (
+                cell([value["psnr"] for value in found], 2),
+                cell([value["distortion"] * 1000 for value in after], 1),
+                cell([value["detail"] for value in after], 2),
+            )
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+    n = max((sum(key[2] == name for key in results) for name in names), default=0)
+    return f"## Ablation\n\nAfter `{purifier}`, first budget, first seed, n = {n}.\n\n" + "\n".join(lines)
+
+
+def curve_table(results: dict[Key, dict], arms: tuple[str, ...], points: tuple[int, ...]) -> str:
+    """Distortion × 1000 over the number of GrIDPure iterations."""
+    lines = ["| protection | " + " | ".join(map(str, points)) + " |", "|---|" + "--:|" * len(points)]
+    for arm in arms:
+        found = [value for key, value in results.items() if key[2] == arm]
+        if found:
+            row = [cell([value[str(point)] * 1000 for value in found], 1) for point in points]
+            lines.append(f"| {arm} | " + " | ".join(row) + " |")
+    n = max((sum(key[2] == arm for key in results) for arm in arms), default=0)
+    return (
+        "## Over GrIDPure iterations\n\nStructural distortion × 1000 after that many iterations at timestep 10, bundled "
+        f"denoiser, first budget, first seed, n = {n}.\n\n" + "\n".join(lines)
+    )

@@ -1,0 +1,84 @@
+"""What long benchmarks share: finished stages on disk, progress with the time left, confidence intervals."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import time
+from collections import Counter, defaultdict
+from pathlib import Path
+from statistics import stdev
+
+import numpy as np
+import torch
+from antipure.methods.pictures import round_8bit
+from PIL import Image
+from scipy.stats import t as student
+from torch import Tensor
+
+PICTURES = Path(__file__).parent / "pictures"
+HELD_OUT = ("acanthus", "allium", "alps", "boats", "hopper", "house", "raccoon", "sheep")
+
+
+def read(path: Path) -> Tensor:
+    """1×3×H×W in 0..1."""
+    array = np.asarray(Image.open(path).convert("RGB"))
+    return torch.from_numpy(array.copy()).permute(2, 0, 1)[None].float() / 255
+
+
+def write(path: Path, content: Tensor | dict) -> None:
+    """A picture as PNG, or results as JSON: whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial_file = path.with_name(f".{path.name}.{os.getpid()}")
+    if isinstance(content, dict):
+        partial_file.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    else:
+        array = (round_8bit(content)[0].permute(1, 2, 0) * 255).round().byte().numpy()
+        Image.fromarray(array).save(partial_file, format="PNG")
+    os.replace(partial_file, path)
+
+
+def digest(*parts: object) -> str:
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
+
+
+def picture_digest(picture: Tensor) -> str:
+    return hashlib.sha256((picture * 255).round().byte().numpy().tobytes()).hexdigest()[:12]
+
+
+class Clock:
+    """Progress lines with the time left, from the mean time of each kind of stage."""
+
+    def __init__(self, planned: Counter):
+        self.planned, self.times, self.began = planned, defaultdict(list), time.time()
+
+    def done(self, kind: str, name: str, seconds: float | None) -> None:
+        """One stage is done; seconds is None when it was there already."""
+        self.planned[kind] -= 1
+        if seconds is None:
+            return
+        self.times[kind].append(seconds)
+        known = [t for times in self.times.values() for t in times]
+        mean = {k: sum(v) / len(v) for k, v in self.times.items()}
+        left = sum(max(n, 0) * mean.get(k, sum(known) / len(known)) for k, n in self.planned.items())
+        spent = (time.time() - self.began) / 60
+        print(f"{spent:6.1f} min, about {left / 60:.0f} left: {kind} {name}, {seconds:.1f} s", flush=True)
+
+
+def machine() -> str:
+    """The processor's name, as far as the system tells, and torch's version and threads."""
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        models = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        name = models[0] if models else name
+    return f"{name}, {torch.get_num_threads()} thread(s), torch {torch.__version__}"
+
+
+def half_width(values: list[float], confidence: float = 0.95) -> float:
+    """Half of Student's confidence interval of the mean; nan for a single value."""
+    if len(values) < 2:
+        return float("nan")
+    return float(student.ppf((1 + confidence) / 2, len(values) - 1)) * stdev(values) / len(values) ** 0.5

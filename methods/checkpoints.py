@@ -1,6 +1,6 @@
 """Loading pixel denoisers: our own file, a diffusers folder, or an ADM checkpoint. Nothing is ever executed.
 
-* `bundled/denoiser.safetensors` and files like it: fp16 weights, configuration in the safetensors metadata.
+* The files `bundled/*denoiser.safetensors` and others like them: fp16 weights, configuration in the metadata.
 * A diffusers folder (`unet/` + `scheduler/`, or `config.json` + `scheduler_config.json` side by side).
 * OpenAI's ADM layout (`256x256_diffusion_uncond.pt` and fine-tunes), read with `weights_only`.
 """
@@ -19,6 +19,8 @@ from .denoiser import PixelDenoiser
 from .errors import AntiPureError
 
 BUNDLED = Path(__file__).resolve().parent.parent / "bundled" / "denoiser.safetensors"
+# Another architecture, trained apart: a purifier that nothing here is made against.
+BUNDLED_HELD_OUT = BUNDLED.with_name("held_out_denoiser.safetensors")
 OWN_FORMAT = "antipure-pixel-denoiser"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -34,6 +36,8 @@ def load_denoiser(
     if precision not in DTYPES:
         raise AntiPureError(f"The precision '{precision}' is unknown; choose one of {', '.join(DTYPES)}.")
     path = Path(path) if path is not None else BUNDLED
+    if not path.exists() and path in (BUNDLED, BUNDLED_HELD_OUT):
+        raise AntiPureError(f"This installation lacks its own file bundled/{path.name}; install the pack again.")
     if not path.exists():
         raise AntiPureError(f"There is no denoiser at {path}; give a checkpoint file or a diffusers folder.")
     # Outside inference mode, so that the weights are ordinary tensors and gradients can pass through.
@@ -48,7 +52,9 @@ def load_denoiser(
             raise AntiPureError(f"{path} cannot be read as a denoiser: {reason(error)}") from error
         unet = unet.float().to(device).to(memory_format=torch.channels_last)
         abar = torch.cumprod(1 - betas.double(), 0).float()
-        return PixelDenoiser(unet, abar, tile=tile, patch=patch, dtype=DTYPES[precision])
+        denoiser = PixelDenoiser(unet, abar, tile=tile, patch=patch, dtype=DTYPES[precision])
+        denoiser.name = {BUNDLED: "bundled", BUNDLED_HELD_OUT: "bundled_held_out"}.get(path, path.name)
+        return denoiser
 
 
 def _load(path: Path) -> tuple[nn.Module, Tensor, int | None, int]:

@@ -32,6 +32,7 @@ class Denoiser(ABC):
     latent: whether `encode` goes through a VAE.
     memory_bytes: bound for the activations of one batch of tiles (see `batch_size`).
     max_batch: bound for the number of tiles in one batch, None without one (see `shrink`).
+    name: what reports call it, "" where nobody named it.
     """
 
     alphas_cumprod: Tensor
@@ -41,6 +42,7 @@ class Denoiser(ABC):
     latent: bool = False
     memory_bytes: float = DEFAULT_MEMORY_BYTES
     max_batch: int | None = None
+    name: str = ""
     _last_batch: int = 1
 
     def session(self) -> AbstractContextManager:

@@ -8,7 +8,7 @@ from . import host
 
 class LoadDenoiser:
     DESCRIPTION = (
-        "Loads a pixel diffusion model for AntiPure Protect and Diffusion Purify: the small one that ships with this "
+        "Loads a pixel diffusion model for AntiPure Protect and Diffusion Purify: the small ones that ship with this "
         "pack, or a file (OpenAI's ADM layout) or diffusers folder in models/antipure."
     )
     CATEGORY = "AntiPure"
@@ -26,8 +26,9 @@ class LoadDenoiser:
                     host.list_models("denoisers"),
                     {
                         "default": host.BUNDLED,
-                        "tooltip": "'bundled' is the 64-px model shipped with the pack. Put others into "
-                        "models/antipure: an ADM checkpoint (.pt, .safetensors) or a diffusers folder.",
+                        "tooltip": "'bundled' is the 64-px model shipped with the pack, 'bundled_held_out' a second "
+                        "one of another kind, to measure with. Put others into models/antipure: an ADM checkpoint "
+                        "(.pt, .safetensors) or a diffusers folder.",
                     },
                 ),
                 "precision": (

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..methods.checkpoints import BUNDLED_HELD_OUT
 from ..methods.denoiser import DEFAULT_MEMORY_BYTES, Denoiser
 from ..methods.ensemble import CombinedDenoiser, members_of
 from ..methods.errors import AntiPureError
@@ -24,17 +25,21 @@ SAVED_PATCHES = "antipure_patches"
 
 
 class _Kind(NamedTuple):
-    """Models of one kind: their folder, the endings of files, what is in a folder that is one, a bundled one."""
+    """Models of one kind: their folder, the endings of files, what is in a folder that is one, bundled ones by name.
+
+    A bundled model of None is the one its loader takes by itself.
+    """
 
     folder: str
     suffixes: tuple[str, ...]
     folder_parts: tuple[str, ...] = ()
-    bundled: bool = False
+    bundled: dict[str, Path | None] = {}
 
 
+_BUNDLED_DENOISERS = {BUNDLED: None, "bundled_held_out": BUNDLED_HELD_OUT}
 _KINDS = {
-    "denoisers": _Kind("antipure", (".safetensors", ".pt", ".pth"), ("unet", "config.json"), True),
-    "generators": _Kind("antipure_generators", (".safetensors", ".ckpt", ".pth", ".pt"), (), True),
+    "denoisers": _Kind("antipure", (".safetensors", ".pt", ".pth"), ("unet", "config.json"), _BUNDLED_DENOISERS),
+    "generators": _Kind("antipure_generators", (".safetensors", ".ckpt", ".pth", ".pt"), (), {BUNDLED: None}),
     "patches": _Kind("antipure_patches", (".safetensors",), ("adapter_config.json",)),
     "encoders": _Kind("antipure_encoders", (".safetensors", ".pth"), ("config.json",)),
     "faces": _Kind("insightface", (), ("det_*.onnx", "scrfd_*.onnx")),  # packs lie in models/insightface/models
@@ -140,17 +145,17 @@ def _models(kind: _Kind) -> dict[str, Path]:
 
 
 def list_models(kind: str) -> list[str]:
-    """Names for an input, of a kind in `_KINDS` such as "denoisers": the bundled one first, if there is any."""
-    return [*([BUNDLED] if _KINDS[kind].bundled else []), *_models(_KINDS[kind])]
+    """Names for an input, of a kind in `_KINDS` such as "denoisers": the bundled ones first, if there are any."""
+    return list(dict.fromkeys([*_KINDS[kind].bundled, *_models(_KINDS[kind])]))
 
 
 def find_model(kind: str, name: str) -> Path | None:
-    """The path behind a name of `list_models`; None for the bundled one.
+    """The path behind a name of `list_models`; None for `BUNDLED`.
 
     Inside ComfyUI only listed names are accepted (workflows come from strangers); the command line takes any path, too.
     """
-    if name == BUNDLED and _KINDS[kind].bundled:
-        return None
+    if name in _KINDS[kind].bundled:
+        return _KINDS[kind].bundled[name]
     known = _models(_KINDS[kind])
     if name in known:
         return known[name]

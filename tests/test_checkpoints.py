@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 import string
 
 import numpy as np
@@ -375,3 +376,16 @@ def test_the_bundled_denoiser_finds_the_noise_in_a_photo_it_never_saw(face, t, b
 def test_beta_schedules_are_in_float64():
     assert beta_schedule({}).dtype == torch.float64
     assert beta_schedule({"trained_betas": [0.1]}).dtype == torch.float64
+
+
+def test_the_bundled_denoisers_have_names(tmp_path, monkeypatch):
+    stand_in = tmp_path / "held_out_denoiser.safetensors"
+    shutil.copy(checkpoints.BUNDLED, stand_in)
+    monkeypatch.setattr(checkpoints, "BUNDLED_HELD_OUT", stand_in)
+    assert load_denoiser().name == "bundled"
+    assert load_denoiser(stand_in).name == "bundled_held_out"
+    shutil.copy(stand_in, tmp_path / "other.safetensors")
+    assert load_denoiser(tmp_path / "other.safetensors").name == "other.safetensors"
+    stand_in.unlink()
+    with pytest.raises(AntiPureError, match="lacks its own file bundled/held_out_denoiser.safetensors"):
+        load_denoiser(stand_in)

@@ -62,7 +62,7 @@ def comfyui(monkeypatch, tmp_path):
 
 def test_without_comfyui_everything_answers():
     assert not host.inside_comfyui()
-    assert host.list_models("denoisers") == ["bundled"]
+    assert host.list_models("denoisers") == ["bundled", "bundled_held_out"]
     assert host.find_model("denoisers", "bundled") is None
     assert host.find_model("denoisers", "some/file.pt") == Path("some/file.pt")
     host.check_interrupted()
@@ -76,7 +76,7 @@ def test_models_folder_lists_files_and_folders_and_nothing_else(comfyui):
     (comfyui.folder / "sub").mkdir()
     (comfyui.folder / "sub" / "adm.pt").touch()
     (comfyui.folder / "notes.txt").touch()
-    assert host.list_models("denoisers") == ["bundled", "faces", "sub/adm.pt"]
+    assert host.list_models("denoisers") == ["bundled", "bundled_held_out", "faces", "sub/adm.pt"]
     assert host.find_model("denoisers", "sub/adm.pt") == comfyui.folder / "sub" / "adm.pt"
 
 

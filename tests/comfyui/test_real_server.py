@@ -138,7 +138,7 @@ def test_models_are_listed_and_a_broken_one_is_named(comfyui, tmp_path, quiet_lo
         (models / name).write_bytes(b"no checkpoint")
     try:
         choices = comfyui.json("/object_info/AntiPureLoadDenoiser")["AntiPureLoadDenoiser"]["input"]["required"]
-        assert choices["denoiser"][0] == ["bundled", "faces", "faces2.pt", "more/adm.pt"]
+        assert choices["denoiser"][0] == ["bundled", "bundled_held_out", "faces", "faces2.pt", "more/adm.pt"]
         with pytest.raises(AntiPureError, match=r"Load Pixel Denoiser \(node 2\) failed on the server: .*faces2.pt"):
             run_on_server(comfyui.url, workflow("protect", "2.denoiser=faces2.pt"), tmp_path)
     finally:

@@ -1,14 +1,14 @@
 """Every protection against every purifier, with the controls: `python -m benchmarks.protection`.
 
 Held-out pictures × seeds × budgets; a seed is that of the protection, and (plus 1000) of the purifiers' noise. All
-presets and the published baselines that run on a pixel denoiser, made against the bundled denoiser; the controls of
-METHODS: random signs, a uniform shift, blocks, and for each adversarial preset its own spectrum-matched noise. The
-purifiers' list is `methods/purifiers.py`'s; the denoiser `held_out` took no part in any protection. Figures are those of
-`methods/metrics.py`, on 8-bit pictures: what the purifier makes of the protected picture against what it makes of the
-clean one, with the same noise.
+presets, and the published baselines that run on a pixel denoiser, made against the bundled denoiser; as controls
+random signs, a uniform shift, blocks, and for each preset its own spectrum-matched noise. Purifiers are named as in
+`methods/purifiers.py`; the denoiser `held_out` took no part in any protection. Figures are those of `methods/metrics.py`
+on 8-bit pictures: what the purifier makes of the protected picture against what it makes of the clean one, with the
+same noise.
 
-Parts: `table`; `curve`, distortion over GrIDPure iterations; `ablation`, the terms of the loss. Finished stages are kept
-under --work, named by their settings; an interrupted run goes on, and --finished tabulates what is there without
+Parts: `table`; `curve`, distortion over GrIDPure iterations; `ablation`, the terms of the loss. Finished stages are
+kept under --work, named by their settings; an interrupted run goes on, and --finished tabulates what is there without
 computing anything. After a change of the algorithms give another folder.
 """
 
@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 from antipure.methods import metrics
 from antipure.methods.antipure import PRESETS, Objective, protect
-from antipure.methods.baselines import BASELINES, apply_baseline
+from antipure.methods.baselines import apply_baseline
 from antipure.methods.checkpoints import BUNDLED, BUNDLED_HELD_OUT, load_denoiser
 from antipure.methods.controls import CONTROLS, apply_control, spectrum_matched
 from antipure.methods.purifiers import parse_purifier
@@ -44,7 +44,7 @@ PURIFIERS = (
     "jpeg75+resize0.5+gridpure10",
     "blur1",
     "median3",
-    "noise8+gridpure10",
+    "noise8",
 )
 # Mist's other modes and PhotoGuard need a VAE, Mist's textural mode too: not on a pixel denoiser.
 ON_PIXELS = ("advdm", "anti_dreambooth_fsmg", "anti_dreambooth_aspl", "simac")
@@ -212,16 +212,17 @@ def arguments() -> argparse.Namespace:
 
 
 def tasks(args: argparse.Namespace, run: Run) -> list[tuple]:
-    """What matters most first, so that an interrupted run has whole tables."""
+    """The first budget with all seeds, then curve and ablation, then the other budgets seed by seed."""
+    first, *others = args.levels
+    order = [(first, seed) for seed in range(args.seeds)] + [(level, s) for s in range(args.seeds) for level in others]
     found = []
-    for level in args.levels:
-        for seed in range(args.seeds):
-            if "table" in args.parts:
-                found += [("table", name, arm, level, seed) for name in args.pictures for arm in args.arms]
-            if level == args.levels[0] and seed == 0:
-                for part, arms in (("ablation", ABLATION), ("curve", CURVE_ARMS)):
-                    if part in args.parts:
-                        found += [(part, name, arm, level, 0) for name in args.pictures for arm in arms]
+    for i, (level, seed) in enumerate(order):
+        if "table" in args.parts:
+            found += [("table", name, arm, level, seed) for name in args.pictures for arm in args.arms]
+        if i == args.seeds - 1:
+            for part, arms in (("ablation", ABLATION), ("curve", CURVE_ARMS)):
+                if part in args.parts:
+                    found += [(part, name, arm, first, 0) for name in args.pictures for arm in arms]
     return [(run, args.threads, *task) for task in found]
 
 

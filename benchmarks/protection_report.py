@@ -77,7 +77,7 @@ def distortions(found: dict, purifier: str) -> dict:
 
 
 def ratios(results: dict, chosen: dict, purifiers: list[str], matched: str, levels: float) -> str:
-    """Distortion over that of the spectrum-matched control (of random signs where there is none), and the worst case."""
+    """Distortion over the spectrum-matched control's (random signs' where there is none), and the worst case."""
     lines = ["| protection | " + " | ".join(purifiers) + " | worst purifier, mean over pictures |"]
     lines.append("|---|" + "--:|" * (len(purifiers) + 1))
     for arm, found in chosen.items():
@@ -95,9 +95,7 @@ def ratios(results: dict, chosen: dict, purifiers: list[str], matched: str, leve
             if key in control
         ]
         lines.append(f"| {name} | " + " | ".join(row) + f" | {fmean(worst):.2f} |")
-    return (
-        "**Times its spectrum-matched control** (ratio of means, 95 % interval over pictures)\n\n" + "\n".join(lines)
-    )
+    return "**Times its spectrum-matched control** (ratio of means, 95 % interval over pictures)\n\n" + "\n".join(lines)
 
 
 def aims(results: dict, purifiers: list[str], matched: str, levels: float) -> str:
@@ -160,6 +158,6 @@ def curve_table(results: dict[Key, dict], arms: tuple[str, ...], points: tuple[i
             lines.append(f"| {arm} | " + " | ".join(row) + " |")
     n = max((sum(key[2] == arm for key in results) for arm in arms), default=0)
     return (
-        "## Over GrIDPure iterations\n\nStructural distortion × 1000 after that many iterations at timestep 10, bundled "
-        f"denoiser, first budget, first seed, n = {n}.\n\n" + "\n".join(lines)
+        "## Over GrIDPure iterations\n\nStructural distortion × 1000 after that many iterations at timestep 10, "
+        f"bundled denoiser, first budget, first seed, n = {n}.\n\n" + "\n".join(lines)
     )

@@ -87,7 +87,7 @@ class Objective:
 
 
 UNROLLED = Objective(ddpm=0, pfg=0, etg=0, unrolled=1)
-STRONG = replace(UNROLLED, unrolled_t=30, unrolled_t_low=10, turned=0.25, halved=0.25, luminance=0.3)
+STRONG = replace(UNROLLED, unrolled_t=30, unrolled_t_low=10, halved=0.25, luminance=0.25)
 PRESETS = {
     "strong": STRONG,
     "strong_shaped": replace(STRONG, shaped=True),

@@ -12,7 +12,7 @@ from torch import Tensor
 from .pictures import check_picture
 
 BT601 = (0.299, 0.587, 0.114)
-RMS = 0.8  # of the full budget; at 8 levels it guarantees 32 dB
+RMS = 0.9  # of the full budget
 LEAST = 0.5  # no pixel gets less than this share of the full budget
 
 # The weights of Chou & Li 1995, fig. 2 and 3: a 5×5 mean without its centre, and four directions of edges.
@@ -58,8 +58,8 @@ def shaped_budget(picture: Tensor, rms: float = RMS, least: float = LEAST) -> Te
     """Per-pixel shares of the budget, B×1×H×W in least..1: proportional to the just noticeable difference.
 
     The root mean square of each picture's shares is `rms` (0 < least < rms <= 1), so that at L levels no perturbation
-    inside falls below 20 log10(255 / (rms L)) dB: 32.0 dB at 8 levels. Mid-tone plains, where eyes see most, get
-    `least`; texture, edges and the dark get the full budget.
+    inside falls below 20 log10(255 / (rms L)) dB (31 dB at 8 levels; PGD's own use less). Mid-tone plains, where eyes
+    see most, get `least`; texture, edges and the dark get the full budget.
     """
     jnd = just_noticeable_difference(picture)
 

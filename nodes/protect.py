@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 from ..methods import metrics
-from ..methods.antipure import PRESETS, Objective, antipure_loss
-from ..methods.attack import pgd
+from ..methods.antipure import PRESETS, Objective, protect
 from ..methods.baselines import BASELINES, apply_baseline
 from ..methods.controls import CONTROLS, apply_control
 from ..methods.ensemble import members_of
@@ -45,8 +42,9 @@ class Protect:
                     [*PRESETS, *CONTROLS, *BASELINES, NO_PROTECTION],
                     {
                         "default": "strong",
-                        "tooltip": "strong: unrolls the purifier and wipes out what it would leave. paper: the "
-                        "published AntiPure loss. random, shift, blocks: controls of the same budget without any "
+                        "tooltip": "strong: unrolls the purifier and wipes out what it would leave. "
+                        "strong_shaped: the same, less where eyes see it. unrolled: strong's first version. paper: "
+                        "the published AntiPure loss. random, shift, blocks: controls of the same budget without any "
                         "adversarial structure, to compare with. advdm, photoguard, mist, anti_dreambooth, simac: "
                         "published protections, to compare with; photoguard and two of mist need Denoiser from "
                         "Model. none: the picture itself, in 8 bits.",
@@ -122,8 +120,7 @@ class Protect:
                 if baseline:
                     protected = apply_baseline(preset, on_device, denoiser, callback=progress, **settings).cpu()
                 else:
-                    make_loss = partial(antipure_loss, denoiser, objective)
-                    protected = pgd(on_device, make_loss, callback=progress, **settings).cpu()
+                    protected = protect(on_device, denoiser, objective, callback=progress, **settings).cpu()
             limits = [member.max_batch for member in members_of(denoiser) if member.max_batch]
         name = preset if objective is None or objective is PRESETS.get(preset) else "own objective"
         report = _report(picture, protected, name, levels, steps, seed)
@@ -172,6 +169,10 @@ class ObjectiveSettings:
             value = getattr(default, name)
             return ("INT", {"default": value, "min": step, "max": top, "step": step, "tooltip": tooltip})
 
+        def share(name: str, tooltip: str) -> tuple:
+            value = getattr(default, name)
+            return ("FLOAT", {"default": value, "min": 0.0, "max": 1.0, "step": 0.05, "tooltip": tooltip})
+
         return {
             "required": {
                 "ddpm": weight("ddpm", "Weight of L_ddpm, the model's own denoising loss."),
@@ -185,7 +186,29 @@ class ObjectiveSettings:
                     "unrolled_steps", 16, "Purifier steps that are unrolled; memory grows with it."
                 ),
                 "unrolled_t": whole("unrolled_t", 1000, "Timestep each unrolled step noises to."),
-            }
+            },
+            "optional": {
+                "unrolled_t_low": (
+                    "INT",
+                    {
+                        "default": default.unrolled_t_low,
+                        "min": 0,
+                        "max": 1000,
+                        "tooltip": "Each tile draws its timestep from here to unrolled_t; 0: always unrolled_t.",
+                    },
+                ),
+                "turned": share("turned", "Share of the tiles turned and mirrored before they are purified."),
+                "halved": share("halved", "Share of the tiles resized to half and back before they are purified."),
+                "luminance": share("luminance", "What is left of the gradient's grey part; 1 all, strong has less."),
+                "shaped": (
+                    "BOOLEAN",
+                    {
+                        "default": default.shaped,
+                        "tooltip": "Less budget where eyes see most: smooth mid-tones. Texture, edges and the dark "
+                        "keep all of it.",
+                    },
+                ),
+            },
         }
 
     def build(self, **settings) -> tuple:

@@ -4,6 +4,7 @@ finite differences."""
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -14,11 +15,14 @@ from antipure.methods.antipure import (
     PRESETS,
     Objective,
     antipure_loss,
+    halve,
     high_pass,
     l_ddpm,
     l_errt,
     l_fre,
     paper_terms,
+    protect,
+    turn,
     unrolled_purification,
     unrolled_term,
 )
@@ -26,10 +30,13 @@ from antipure.methods.attack import pgd
 from antipure.methods.denoiser import Denoiser
 from antipure.methods.errors import AntiPureError
 from antipure.methods.pictures import pad_reflect, random_positions, random_stream, round_8bit, to_pixels
+from antipure.methods.transforms import resize
 from scipy.fft import dctn
 
 MIXED = Objective(ddpm=0.7, pfg=3.0, etg=0.4, unrolled=5.0, patch_size=4, t_p=20, t_err=250, unrolled_steps=2)
-OBJECTIVES = {"paper": PRESETS["paper"], "strong": PRESETS["strong"], "mixed": MIXED}
+# Half size rounds to 8 bits and passes the gradient straight through: not what a difference quotient sees.
+SMOOTH_STRONG = replace(PRESETS["strong"], halved=0)
+OBJECTIVES = {"paper": PRESETS["paper"], "unrolled": PRESETS["unrolled"], "strong": SMOOTH_STRONG, "mixed": MIXED}
 
 
 def stream(seed: int = 0) -> torch.Generator:
@@ -117,12 +124,23 @@ def slow_paper_terms(denoiser: Denoiser, tile: torch.Tensor, generator: torch.Ge
 def slow_unrolled_term(
     denoiser: Denoiser, tile: torch.Tensor, clean: torch.Tensor, generator: torch.Generator, o: Objective
 ) -> float:
-    abar = float(denoiser.alphas_cumprod[o.unrolled_t - 1])
+    t = o.unrolled_t
+    if o.unrolled_t_low:
+        t = int(torch.randint(o.unrolled_t_low, o.unrolled_t + 1, (1,), generator=generator))
+    if o.turned:
+        turned = float(torch.rand((), generator=generator)) < o.turned
+        orientation = int(torch.randint(8, (), generator=generator))
+        if turned:
+            quarters, mirrored = orientation % 4, orientation >= 4
+            tile, clean = (torch.from_numpy(np.rot90(x.numpy(), quarters, (-2, -1)).copy()) for x in (tile, clean))
+            if mirrored:
+                tile, clean = tile[..., torch.arange(15, -1, -1)], clean[..., torch.arange(15, -1, -1)]
+    abar = float(denoiser.alphas_cumprod[t - 1])
     z = tile
     for _ in range(o.unrolled_steps):
         eps = torch.randn(tile.shape[1:], generator=generator)[None]
         x_t = math.sqrt(abar) * z + math.sqrt(1 - abar) * eps
-        predicted = denoiser.predict_noise(x_t, torch.tensor([o.unrolled_t - 1]))
+        predicted = denoiser.predict_noise(x_t, torch.tensor([t - 1]))
         z = ((x_t - math.sqrt(1 - abar) * predicted) / math.sqrt(abar)).clamp(-1, 1)
     return float(np.mean(slow_high_pass((z - clean).double().numpy(), 4) ** 2))
 
@@ -274,6 +292,58 @@ def test_a_uniform_shift_earns_nothing_in_the_unrolled_objective(tiny):
     assert not torch.allclose(term(clean.flip(-1)), term(clean), rtol=1e-2), "but structure counts"
 
 
+def test_each_tile_draws_its_own_timestep_from_the_range(spy):
+    tiles = random_pixels(16, 16).expand(300, 3, 16, 16)
+    objective = Objective(ddpm=0, pfg=0, etg=0, unrolled=1, unrolled_steps=2, unrolled_t=12, unrolled_t_low=9)
+    unrolled_term(spy, tiles, tiles, [random_stream(i) for i in range(300)], objective)
+    first, second = spy.timesteps_seen
+    assert set(first) == {8, 9, 10, 11}, "0-based"
+    assert first == second, "one for the whole chain"
+    assert max(first.count(t) for t in range(8, 12)) < 110
+
+
+def test_the_eight_orientations_are_those_of_a_square():
+    tile = random_pixels(6, 6)
+    turned = turn(tile.expand(8, 3, 6, 6), list(range(8)))
+    assert len({t.numpy().tobytes() for t in turned}) == 8
+    assert torch.equal(turned[0], tile[0])
+    assert torch.equal(turned[1], torch.from_numpy(np.rot90(tile[0].numpy(), axes=(-2, -1)).copy()))
+    corners = {tuple(t[0, 0, 0].reshape(-1).tolist()) for t in turned}
+    assert len(corners) == 4, "each of the tile's corners comes to the top left"
+
+
+def test_half_size_is_the_transform_and_only_for_the_chosen():
+    tiles = (random_pixels(16, 16).expand(3, 3, 16, 16) * 0.8).contiguous()
+    halved = halve(tiles, [False, True, False])
+    expected = resize((tiles[1:2] + 1) / 2, 0.5) * 2 - 1
+    torch.testing.assert_close(halved[1:2], expected)
+    assert torch.equal(halved[[0, 2]], tiles[[0, 2]])
+
+
+def test_less_grey_leaves_a_perturbation_with_less_grey(tiny):
+    """The share of the perturbation's energy that the three channels have in common falls."""
+    x = round_8bit(torch.rand(1, 3, 24, 24, generator=stream(5)) * 0.5 + 0.25)
+
+    def grey_share(luminance):
+        objective = Objective(ddpm=0, pfg=0, etg=0, unrolled=1, unrolled_steps=1, luminance=luminance)
+        delta = protect(x, tiny, objective, levels=8, steps=6) - x
+        return (delta.mean(1).square().mean() / delta.square().mean()).item()
+
+    assert grey_share(0.0) < 0.6 * grey_share(1.0)
+
+
+def test_protect_is_pgd_on_the_objective(tiny):
+    x = round_8bit(torch.rand(1, 3, 20, 24, generator=stream(5)))
+    objective = PRESETS["unrolled"]
+    settings = {"levels": 6, "steps": 2, "seeds": 3}
+    expected = pgd(x, partial(antipure_loss, tiny, objective), **settings)
+    assert torch.equal(protect(x, tiny, objective, **settings), expected)
+    mask = torch.zeros(1, 1, 20, 24)
+    mask[..., 5:15] = 1
+    shaped = protect(x, tiny, PRESETS["strong_shaped"], mask=mask, **settings)
+    assert torch.equal(shaped * (1 - mask), x * (1 - mask)), "the user's mask holds, too"
+
+
 def test_unrolled_purification_stays_in_the_models_range(tiny):
     x = 3 * random_pixels(16, 16)
     pure = unrolled_purification(tiny, x, [random_stream(0)], 2, 30)
@@ -286,6 +356,9 @@ def test_presets_say_what_they_are():
     assert (paper.t_p, paper.t_err, paper.patch_size) == (10, 100, 8)
     assert (strong.ddpm, strong.pfg, strong.etg) == (0, 0, 0)
     assert strong.unrolled > 0
+    first = PRESETS["unrolled"]
+    assert first == Objective(ddpm=0, pfg=0, etg=0, unrolled=1), "shared workflows may name the first version"
+    assert replace(PRESETS["strong_shaped"], shaped=False) == strong
 
 
 @pytest.mark.parametrize("name", ["strong", "paper"])
@@ -320,6 +393,10 @@ def test_pgd_raises_the_loss_it_is_given(tiny, name):
         (Objective(unrolled=1, unrolled_steps=0), "0 unrolled steps"),
         (Objective(unrolled=1, unrolled_t=0), "at timestep 0"),
         (Objective(unrolled=1, unrolled_t=1001), "at timestep 1001"),
+        (Objective(unrolled_t=20, unrolled_t_low=21), "unrolled_t_low is 21"),
+        (Objective(turned=1.5), "turned is 1.5"),
+        (Objective(halved=-0.1), "halved is -0.1"),
+        (Objective(luminance=1.1), "luminance is 1.1"),
     ],
 )
 def test_settings_that_cannot_work_are_refused_with_a_sentence(tiny, objective, message):

@@ -3,9 +3,9 @@
 Held-out pictures × seeds × budgets; a seed is that of the protection, and (plus 1000) of the purifiers' noise. All
 presets, and the published baselines that run on a pixel denoiser, made against the bundled denoiser; as controls
 random signs, a uniform shift, blocks, and for each preset its own spectrum-matched noise. Purifiers are named as in
-`methods/purifiers.py`; the denoiser `held_out` took no part in any protection. Figures are those of `methods/metrics.py`
-on 8-bit pictures: what the purifier makes of the protected picture against what it makes of the clean one, with the
-same noise.
+`methods/purifiers.py`; the denoiser `held_out` took no part in any protection. Figures are those of
+`methods/metrics.py` on 8-bit pictures: what the purifier makes of the protected picture against what it makes of the
+clean one, with the same noise.
 
 Parts: `table`; `curve`, distortion over GrIDPure iterations; `ablation`, the terms of the loss. Finished stages are
 kept under --work, named by their settings; an interrupted run goes on, and --finished tabulates what is there without

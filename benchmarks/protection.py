@@ -2,7 +2,7 @@
 
 Held-out pictures × seeds × budgets; a seed is that of the protection, and (plus 1000) of the purifiers' noise. All
 presets, and the published baselines that run on a pixel denoiser, made against the bundled denoiser; as controls
-random signs, a uniform shift, blocks, and for each preset its own spectrum-matched noise. Purifiers are named as in
+random signs, a uniform shift, blocks, and each protection's own spectrum-matched noise. Purifiers are named as in
 `methods/purifiers.py`; the denoiser `held_out` took no part in any protection. Figures are those of
 `methods/metrics.py` on 8-bit pictures: what the purifier makes of the protected picture against what it makes of the
 clean one, with the same noise.
@@ -49,8 +49,9 @@ PURIFIERS = (
 # Mist's other modes and PhotoGuard need a VAE, Mist's textural mode too: not on a pixel denoiser.
 ON_PIXELS = ("advdm", "anti_dreambooth_fsmg", "anti_dreambooth_aspl", "simac")
 MATCHED = ", spectrum-matched"
-ADVERSARIAL = (*PRESETS, *ON_PIXELS)
-ARMS = (*CONTROLS, *(arm for preset in PRESETS for arm in (preset, preset + MATCHED)), *ON_PIXELS)
+WITH_CONTROL = (*PRESETS, "advdm", "simac")  # Anti-DreamBooth's two are AdvDM's loss again
+# Controls that need another arm's picture come last: with several processes it is there by then.
+ARMS = (*CONTROLS, *PRESETS, *ON_PIXELS, *(arm + MATCHED for arm in WITH_CONTROL))
 OFF = Objective(ddpm=0, pfg=0, etg=0)
 ABLATION = {
     "L_ddpm": replace(OFF, ddpm=1),

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -83,7 +83,7 @@ class Purifier:
         check_picture(picture)
         for step in self.steps:
             if isinstance(step, Purification):
-                picture = step.run(picture, self._denoiser(step), self.seed, callback)
+                picture = step.run(picture, self.denoiser_of(step), self.seed, callback)
             else:
                 picture = step(picture)
         return picture
@@ -94,25 +94,40 @@ class Purifier:
     @property
     def is_transform(self) -> bool:
         """Whether no diffusion model takes part."""
-        return not any(isinstance(step, Purification) for step in self.steps)
+        return not self.purifications
+
+    @property
+    def purifications(self) -> list[Purification]:
+        """The steps in which a diffusion model takes part."""
+        return [step for step in self.steps if isinstance(step, Purification)]
+
+    @property
+    def iterations(self) -> int | None:
+        """How many GrIDPure iterations it runs; None unless it is one GrIDPure alone."""
+        alone = len(self.steps) == 1 and getattr(self.steps[0], "method", None) == "gridpure"
+        return self.steps[0].value if alone else None
 
     def with_iterations(self, iterations: int) -> Purifier | None:
         """The same purifier with another number of GrIDPure iterations; None unless it is one GrIDPure alone."""
-        if len(self.steps) != 1 or getattr(self.steps[0], "method", None) != "gridpure":
+        if self.iterations is None:
             return None
-        step = self.steps[0]
-        again = Purification(step.method, iterations, step.timestep, step.denoiser)
-        return Purifier([again], self.denoisers, self.seed)
+        return Purifier([replace(self.steps[0], value=iterations)], self.denoisers, self.seed)
+
+    def with_seed(self, seed: int) -> Purifier:
+        """The same purifier with other noise."""
+        steps = [replace(step, seed=seed) if isinstance(step, Transform) else step for step in self.steps]
+        return Purifier(steps, self.denoisers, seed)
 
     def session(self) -> AbstractContextManager:
         """The sessions of all denoisers that take part."""
         stack = ExitStack()
-        used = {id(d): d for d in (self._denoiser(s) for s in self.steps if isinstance(s, Purification))}
+        used = {id(d): d for d in (self.denoiser_of(s) for s in self.purifications)}
         for denoiser in used.values():
             stack.enter_context(denoiser.session())
         return stack
 
-    def _denoiser(self, step: Purification) -> Denoiser:
+    def denoiser_of(self, step: Purification) -> Denoiser:
+        """The denoiser a step of this purifier runs with."""
         return self.denoisers[step.denoiser] if step.denoiser else next(iter(self.denoisers.values()))
 
 

@@ -1,0 +1,99 @@
+"""`antipure report`: the workflow robustness_report on a user's picture, with as many protections as are asked for."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+
+from ..methods.errors import AntiPureError
+from ..nodes.robustness import HELD_OUT, MORE, PURIFIERS
+from .graph import read_workflow, set_inputs
+from .result import Result, write_file
+
+# Node ids of the workflow; test_cli holds them against its classes.
+PICTURE, DENOISER, HELD_OUT_LOADER, FIRST, SECOND, REPORT, SHEET = "1", "2", "3", "4", "5", "6", "7"
+SLOTS = ("image", *MORE)
+PRESETS = ("strong", "paper")
+NONE = "none"
+
+
+def report_prompt(
+    picture: str,
+    protected: list[str],
+    *,
+    presets: list[str] | None = None,
+    levels: float = 8,
+    steps: int = 40,
+    seed: int = 0,
+    seeds: int = 1,
+    denoiser: str = "bundled",
+    held_out: str = "bundled_held_out",
+    precision: str = "fp32",
+    purifiers: str = "",
+    made_against: str = "",
+    curve: int = 20,
+) -> dict:
+    """The workflow's prompt for these pictures.
+
+    protected: files of protected versions; none: `picture` is protected with `presets` (None: `PRESETS`). held_out:
+    "none" leaves it out. purifiers: "" for the workflow's own list. Raises `AntiPureError` for too many protections.
+    """
+    if protected and presets:
+        raise AntiPureError("Give protected pictures or --preset, not both.")
+    presets = presets or list(PRESETS)
+    count = len(protected) or len(presets)
+    if count > len(SLOTS):
+        raise AntiPureError(f"{count} protections are too many for one report; give at most {len(SLOTS)}.")
+    base = read_workflow("robustness_report")
+    listed = purifiers or base[REPORT]["inputs"]["purifiers"]
+    if held_out == NONE and not purifiers:
+        listed = PURIFIERS
+    prompt = set_inputs(
+        base,
+        [
+            f"{PICTURE}.image={picture}",
+            *(f"{node}.precision={precision}" for node in (DENOISER, HELD_OUT_LOADER)),
+            f"{DENOISER}.denoiser={denoiser}",
+            f"{HELD_OUT_LOADER}.denoiser={held_out}",
+            *(f"{FIRST}.{name}={value}" for name, value in (("levels", levels), ("steps", steps), ("seed", seed))),
+            *(f"{REPORT}.{name}={value}" for name, value in (("seed", seed), ("seeds", seeds))),
+            f"{REPORT}.curve_iterations={curve}",
+            f"{REPORT}.purifiers={listed}",
+            f"{REPORT}.made_against={made_against}",
+            f"{SHEET}.filename_prefix={Path(picture).stem}_robustness",
+        ],
+    )
+    template = prompt[PICTURE] if protected else prompt[FIRST]
+    del prompt[FIRST], prompt[SECOND]
+    inputs = prompt[REPORT]["inputs"]
+    for slot in SLOTS:
+        inputs.pop(slot, None)
+    names = _unique([Path(file).stem for file in protected] or presets)
+    inputs["names"] = ", ".join(names)
+    values = [{"image": file} for file in protected] or [{"preset": preset} for preset in presets]
+    for i, (slot, value, name) in enumerate(zip(SLOTS, values, names, strict=False)):
+        node = copy.deepcopy(template)
+        node["inputs"] |= value
+        node["_meta"] = {"title": name}
+        prompt[f"{100 + i}"] = node
+        inputs[slot] = [f"{100 + i}", 0]
+    if held_out == NONE or f"{HELD_OUT}:" not in listed:
+        del prompt[HELD_OUT_LOADER], inputs[HELD_OUT]
+    return prompt
+
+
+def write_report(result: Result, out: Path, *, as_json: bool = False) -> str:
+    """Write report.json and report.md into `out`, and say what to print: tables and files, or the JSON."""
+    shown = result.ui[REPORT]
+    found, tables = json.dumps(shown["report"][0], indent=1, ensure_ascii=False), shown["markdown"][0]
+    files = [out / "report.json", out / "report.md"]
+    for file, text in zip(files, (found + "\n", tables), strict=True):
+        write_file(file, text.encode())
+    return found if as_json else "\n".join([tables, *map(str, (*files, *result.files[SHEET]))])
+
+
+def _unique(names: list[str]) -> list[str]:
+    """Names without commas, which separate them, and with a number behind those that come again."""
+    plain = [" ".join(name.replace(",", " ").split()) or "protected" for name in names]
+    return [name if plain.index(name) == i else f"{name} ({i + 1})" for i, name in enumerate(plain)]

@@ -1,0 +1,174 @@
+"""Robustness Report."""
+
+from __future__ import annotations
+
+import textwrap
+
+import torch
+from torch import Tensor
+
+from ..methods.denoiser import Denoiser
+from ..methods.ensemble import CombinedDenoiser
+from ..methods.errors import AntiPureError
+from ..methods.purifiers import Purifier, parse_purifiers
+from ..methods.robustness import check_made_against, measure
+from ..methods.robustness_sheet import robustness_sheet
+from ..methods.robustness_text import markdown, to_dict, to_json, verdict
+from . import host
+from .convert import from_image, to_image
+from .metrics import match_batch
+from .progress import Progress
+
+# A minute or two for one protection of 128×128 pixels with the bundled denoiser on a CPU. Lines with a denoiser that
+# is not wired are refused, so "held_out:..." is for the workflow to add.
+PURIFIERS = """gridpure10, gridpure20, gridpure5@30
+diffpure50, diffpure100
+jpeg75+resize0.5+gridpure10
+jpeg75, jpeg75+resize0.5, blur1, noise8, median3"""
+DENOISER, HELD_OUT = "denoiser", "held_out"
+MORE = ("image_2", "image_3", "image_4")
+
+
+class RobustnessReport:
+    DESCRIPTION = (
+        "What protections of your pictures are worth: every protection through every purifier and transform, beside "
+        "noise of the same spectrum, random noise and the purified original. A sheet, a table, JSON, and a plain "
+        "verdict that claims no more than was measured."
+    )
+    CATEGORY = "AntiPure"
+    FUNCTION = "measure"
+    OUTPUT_NODE = True  # so that it runs, and its verdict is shown, with nothing wired behind it
+    RETURN_TYPES = ("IMAGE", "STRING", "STRING", "STRING", "FLOAT")
+    RETURN_NAMES = ("sheet", "markdown", "json", "verdict", "worst")
+    OUTPUT_TOOLTIPS = (
+        "Heat-map table, curves, before and after: one picture.",
+        "All tables, as Markdown.",
+        "Every number, as JSON (format antipure-robustness, version 1).",
+        "What was found, in plain sentences.",
+        "The lowest ratio of image to its noise of the same spectrum, over pictures and purifiers.",
+    )
+    SEARCH_ALIASES = ["survival", "benchmark", "purification", "robustness", "evaluate protection"]
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict:
+        another = {"tooltip": "Another protection of the same originals, to compare with."}
+        return {
+            "required": {
+                "original": ("IMAGE", {"tooltip": "The pictures before protection."}),
+                "image": ("IMAGE", {"tooltip": "The same pictures, protected."}),
+                "names": ("STRING", {"default": "", "tooltip": "What the reports call image, image_2, ...: names "
+                          "separated by commas. Empty: protected, protected 2, ..."}),
+                "purifiers": ("STRING", {"default": PURIFIERS, "multiline": True, "tooltip": "Purifiers and "
+                              "transforms, separated by commas or lines: gridpure20, gridpure10@30 (timestep 30), "
+                              "diffpure100, vae, jpeg75, resize0.5, blur1, noise8, median3; joined by + from left to "
+                              "right; held_out:gridpure10 runs on the held-out denoiser."}),
+                "made_against": ("STRING", {"default": "", "tooltip": "Those of the list that the protections were "
+                                 "made against, separated by commas; the verdict then says so. Empty: nothing said."}),
+                "curve_iterations": ("INT", {"default": 20, "min": 0, "max": 200, "tooltip": "Draws the distortion "
+                                     "over 1, 2, 5, ... iterations of the first GrIDPure alone, up to this many. 0: "
+                                     "none."}),
+                "seed": ("INT", {"default": 0, "min": 0, "max": 0xFFFFFFFFFFFFFFFF, "tooltip": "Noise of purifiers and "
+                         "controls, the same for every version of a picture."}),
+                "seeds": ("INT", {"default": 1, "min": 1, "max": 20, "tooltip": "Measure with this many seeds, from "
+                          "seed on, and show the spread. Time grows with it."}),
+                "shown": ("INT", {"default": 1, "min": 1, "max": 4096, "tooltip": "Which picture of the batch the "
+                          "sheet shows before and after."}),
+            },
+            "optional": {
+                **{name: ("IMAGE", dict(another)) for name in MORE},
+                "denoiser": ("DENOISER", {"tooltip": "The diffusion model of the purifiers. Transforms need "
+                             "none."}),
+                "held_out": ("DENOISER", {"tooltip": "A model the protections were not made against: name it in "
+                             "purifiers as held_out:gridpure10."}),
+            },
+            "hidden": {"node_id": "UNIQUE_ID"},
+        }  # fmt: skip
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, purifiers=None, made_against=None):
+        """Mistakes in the lists are refused before the graph starts, not after minutes of protecting."""
+        if purifiers is None or made_against is None:  # wired
+            return True
+        try:
+            names = [str(purifier) for purifier in parse_purifiers(purifiers, {DENOISER: _Any(), HELD_OUT: _Any()})]
+            check_made_against(split_names(made_against), names)
+        except AntiPureError as error:
+            return str(error)
+        return True
+
+    def measure(
+        self, original, image, names, purifiers, made_against, curve_iterations, seed, seeds, shown,
+        image_2=None, image_3=None, image_4=None, denoiser=None, held_out=None, node_id=None,
+    ) -> dict:  # fmt: skip
+        given = {"image": image, "image_2": image_2, "image_3": image_3, "image_4": image_4}
+        pictures = [from_image(value, name)[0] for name, value in given.items() if value is not None]
+        clean = match_batch(from_image(original, "original")[0], pictures[0], "original")
+        protections = dict(zip(_names(names, len(pictures)), pictures, strict=True))
+        listed = _purifiers(purifiers, denoiser, held_out)
+        for model in (denoiser, held_out):
+            if model is not None:
+                host.ready(model)
+        try:
+            with Progress("measuring", node_id) as progress:
+                total = 1
+
+                def step(done: int, of: int, picture: Tensor | None) -> None:
+                    nonlocal total
+                    total = of
+                    progress(done, of, picture)
+
+                report = measure(
+                    clean,
+                    protections,
+                    listed,
+                    seeds=[(seed + i) % 2**64 for i in range(seeds)],
+                    curve_iterations=curve_iterations,
+                    made_against=split_names(made_against),
+                    example=shown - 1,
+                    progress=step,
+                )
+                sheet = robustness_sheet(report)
+                progress(total, total, sheet)  # the preview that stays on the node
+        except torch.cuda.OutOfMemoryError as error:
+            raise AntiPureError(
+                "The GPU has not enough memory for this picture at once; leave diffpure out, or take a smaller picture."
+            ) from error
+        found = verdict(report)
+        # Short lines: nodes break long ones within words.
+        host.show_text("\n".join(part for line in found.split("\n") for part in textwrap.wrap(line, 56)), node_id)
+        text, table = to_json(report), markdown(report)
+        worst = report.worst_of_all(report.protections[0]).ratio
+        shown_on_node = {"text": [found], "markdown": [table], "report": [to_dict(report)]}
+        return {"ui": shown_on_node, "result": (to_image(sheet), table, text, found, worst)}
+
+
+class _Any:
+    """Takes the place of a denoiser that is not there yet, where a list is only read."""
+
+    timesteps, latent, tile = 2**31, True, 64
+
+
+def split_names(text: str) -> list[str]:
+    """Names separated by commas or lines."""
+    return [name.strip() for name in text.replace("\n", ",").split(",") if name.strip()]
+
+
+def _names(text: str, count: int) -> list[str]:
+    names = [name.strip() for name in text.split(",")] if text.strip() else []
+    if len(names) > count or not all(names) or len(set(names)) != len(names):
+        raise AntiPureError(f"The names '{text}' are not one for each of {count} protections; give them once each.")
+    return [*names, *("protected" if i == 0 else f"protected {i + 1}" for i in range(len(names), count))]
+
+
+def _purifiers(text: str, denoiser: Denoiser | None, held_out: Denoiser | None) -> list[Purifier]:
+    """The list, with the denoisers that are wired by name. Raises `AntiPureError` for one that no purifier uses."""
+    if any(isinstance(model, CombinedDenoiser) for model in (denoiser, held_out)):
+        raise AntiPureError("Combined denoisers are for protecting; wire one of them here to purify.")
+    if denoiser is None and held_out is not None:
+        raise AntiPureError("Only held_out is wired; wire the denoiser of the other purifiers to denoiser.")
+    models = {DENOISER: denoiser, HELD_OUT: held_out}
+    listed = parse_purifiers(text, {name: model for name, model in models.items() if model is not None})
+    used = {step.denoiser for purifier in listed for step in purifier.purifications}
+    if held_out is not None and HELD_OUT not in used:
+        raise AntiPureError("held_out is wired, but no purifier uses it; add held_out:gridpure10 to the list.")
+    return listed

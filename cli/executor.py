@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 
 import torch
@@ -68,6 +69,12 @@ def check_node(prompt: dict, node_id: str) -> None:
                 raise AntiPureError(f"{name} takes {kind} as '{key}', but is wired to {given}.")
         else:
             _check_value(f"{name}: {key}", value, kind, options)
+    check = getattr(NODES[node["class_type"]], "VALIDATE_INPUTS", None)
+    if check is not None:  # as ComfyUI: it is given the inputs it names, and what is wired is not known yet
+        given = {key: inputs.get(key) for key in inspect.signature(check).parameters}
+        found = check(**{key: None if is_link(value) else value for key, value in given.items()})
+        if found is not True:
+            raise AntiPureError(f"{name}: {found}")
 
 
 def _output_type(prompt: dict, link: list) -> str:

@@ -1,6 +1,6 @@
 """The command `antipure`: protect, purify and measure pictures, or run any API workflow of this pack.
 
-`protect`, `purify` and `measure` are short forms of shipped workflows, so there is one way through the house.
+`protect`, `purify`, `measure` and `report` are short forms of shipped workflows, so there is one way through the house.
 """
 
 from __future__ import annotations
@@ -52,6 +52,24 @@ def build_parser() -> argparse.ArgumentParser:
     measure.add_argument("image")
     measure.add_argument("--json", action="store_true", help="print JSON")
     measure.add_argument("--server", metavar="URL", help="run on this ComfyUI")
+
+    report = commands.add_parser("report", parents=[common, model], help="what protections of a picture are worth")
+    report.add_argument("picture", help="the original")
+    report.add_argument("protected", nargs="*", help="protected versions of it; none: it is protected here")
+    report.add_argument("--preset", action="append", metavar="NAME", dest="presets",
+                        help="protect with this one (default: strong and paper); may be repeated")  # fmt: skip
+    report.add_argument("--levels", type=float, default=8, help="budget of the presets in 8-bit levels (default 8)")
+    report.add_argument("--steps", type=int, default=40, help="of the presets (default 40)")
+    report.add_argument("--held-out", default="bundled_held_out", metavar="DENOISER",
+                        help="what held_out:gridpure10 runs on; 'none' leaves it out")  # fmt: skip
+    report.add_argument("--purifiers", default="", metavar="LIST",
+                        help="such as 'gridpure20, jpeg75+gridpure10' (default: the workflow's list)")  # fmt: skip
+    report.add_argument("--made-against", default="", metavar="LIST",
+                        help="those of the list that the protections were made against")  # fmt: skip
+    report.add_argument("--seeds", type=int, default=1, help="measure with this many seeds (default 1)")
+    report.add_argument("--curve", type=int, default=20, metavar="ITERATIONS",
+                        help="longest GrIDPure of the curves (default 20; 0: none)")  # fmt: skip
+    report.add_argument("--json", action="store_true", help="print JSON")
 
     demo = commands.add_parser("demo", help="protect and purify a sample photo and print what survives")
     demo.add_argument("--out", type=Path, default=Path("output/demo"))
@@ -129,6 +147,15 @@ def _measure(args: argparse.Namespace) -> None:
         print(shown["text"][0])
 
 
+def _report(args: argparse.Namespace) -> None:
+    from .report import report_prompt, write_report
+
+    names = ("levels", "steps", "seed", "seeds", "denoiser", "held_out", "precision", "purifiers", "made_against")
+    settings = {name: getattr(args, name) for name in (*names, "curve", "presets")}
+    result = run_workflow(report_prompt(args.picture, args.protected, **settings), args.out, args.server)
+    print(write_report(result, args.out, as_json=args.json))
+
+
 def _run(args: argparse.Namespace) -> None:
     from .graph import read_workflow, set_inputs
 
@@ -159,6 +186,8 @@ def main(argv: list[str] | None = None) -> int:
             from .fetch_models import run_fetch_models
 
             run_fetch_models(args.names, args.models, accept_licence=args.accept_licence)
+        elif args.command == "report":
+            _report(args)
         else:
             _run(args)
     except AntiPureError as error:

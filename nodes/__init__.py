@@ -18,6 +18,7 @@ from .models import ApplyTrainedLora, CombineDenoisers, DenoiserFromModel, SeedT
 from .protect import ObjectiveSettings, Protect
 from .purify import DiffusionPurify
 from .quality import QualityMetrics
+from .robustness import RobustnessReport
 from .transform import TransformPictures
 
 NODE_CLASS_MAPPINGS = {
@@ -33,6 +34,7 @@ NODE_CLASS_MAPPINGS = {
     "AntiPureFaceMetrics": FaceMetrics,
     "AntiPureQualityMetrics": QualityMetrics,
     "AntiPureInspect": Inspect,
+    "AntiPureRobustnessReport": RobustnessReport,
     "AntiPureSeedTraining": SeedTraining,
     "AntiPureApplyTrainedLora": ApplyTrainedLora,
     "AntiPureLoadGenerator": LoadGenerator,
@@ -61,6 +63,7 @@ NODE_DISPLAY_NAME_MAPPINGS = {
     "AntiPureFaceMetrics": "Face Metrics",
     "AntiPureQualityMetrics": "Quality Metrics",
     "AntiPureInspect": "Inspection Sheet",
+    "AntiPureRobustnessReport": "Robustness Report",
     "AntiPureSeedTraining": "Seed Training",
     "AntiPureApplyTrainedLora": "Apply Trained LoRA",
     "AntiPureLoadGenerator": "Load Generator",

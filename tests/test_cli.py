@@ -27,6 +27,12 @@ FAST = {
     "purify": ["3.iterations=1", "3.timestep=2"],
     "measure": [],
     "protect_and_purify": ["3.steps=2", "5.iterations=1", "6.iterations=1", "5.timestep=2", "6.timestep=2"],
+    "robustness_report": [
+        "4.steps=1",
+        "5.steps=1",
+        "6.purifiers=gridpure1@2, held_out:gridpure1@2, jpeg75",
+        "6.curve_iterations=2",
+    ],
     "lora_patch_defensive": ["2.count=2", "3.epochs=1", "3.batch=2", "6.count=2"],
     "lora_patch_evaluation": ["2.count=1", "3.edits=glasses", "5.count=1", "6.edits=glasses"],
 }

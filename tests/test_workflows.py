@@ -19,7 +19,15 @@ from PIL import Image
 FOLDER = Path(__file__).resolve().parent.parent / "workflows"
 NAMES = sorted(path.stem for path in (FOLDER / "api").glob("*.json"))
 SERVER_ONLY = ["lora_patch_sd", "sd_protect", "sd_purification_customization"]
-IN_PROCESS = ["lora_patch_defensive", "lora_patch_evaluation", "measure", "protect", "protect_and_purify", "purify"]
+IN_PROCESS = [
+    "lora_patch_defensive",
+    "lora_patch_evaluation",
+    "measure",
+    "protect",
+    "protect_and_purify",
+    "purify",
+    "robustness_report",
+]
 TITLE_BAR = 30
 
 each_workflow = pytest.mark.parametrize("name", NAMES)

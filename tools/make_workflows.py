@@ -2,6 +2,7 @@
 
     python -m tools.make_workflows                         # the .json files
     python -m tools.make_workflows --thumbnails FOLDER     # the .jpg files too, from the output of `antipure demo`
+    python -m tools.make_workflows --report SHEET          # that of robustness_report, from the sheet it saved
     python -m tools.make_workflows --patches FOLDER        # those of LoRA Patching, from the output of
                                                            # `antipure run lora_patch_defensive` and `..._evaluation`
 
@@ -29,6 +30,7 @@ from tools.workflow_layouts import Box, Group, Layout, Note
 
 LAYOUTS = {**PROTECTION_LAYOUTS, **PATCH_LAYOUTS}
 FOLDER = WORKFLOWS.parent
+REPORT = "robustness_report"
 
 # Title bar and body of a node.
 COLOURS = {
@@ -36,6 +38,7 @@ COLOURS = {
     "AntiPureDiffusionPurify": ("#66332f", "#3b2625"),
     "AntiPureMetrics": ("#35552d", "#27331f"),
     "AntiPureInspect": ("#35552d", "#27331f"),
+    "AntiPureRobustnessReport": ("#35552d", "#27331f"),
     "TrainLoraNode": ("#463a66", "#2d283d"),
     "AntiPureSeedTraining": ("#463a66", "#2d283d"),
     "AntiPureApplyTrainedLora": ("#463a66", "#2d283d"),
@@ -258,10 +261,17 @@ def write_thumbnails(demo: Path) -> None:
     with Image.open(sheets[-1]) as opened:
         sheet = opened.convert("RGB")
     for name, layout in LAYOUTS.items():
-        if name in PATCH_PICTURES:
+        if name in PATCH_PICTURES or name == REPORT:
             continue
         drawn = make_thumbnail(sheet, THUMBNAILS[name]) if name in THUMBNAILS else draw_steps(layout.groups)
         (FOLDER / f"{name}.jpg").write_bytes(drawn)
+
+
+def write_report_thumbnail(sheet: Path) -> None:
+    """The thumbnail of `REPORT`: the top of the sheet, as high as wide."""
+    with Image.open(sheet) as opened:
+        top = opened.convert("RGB").crop((0, 0, opened.width, min(opened.width, opened.height)))
+    (FOLDER / f"{REPORT}.jpg").write_bytes(to_jpeg(top))
 
 
 def pairs_of_rows(rows: list[list[Image.Image]]) -> Image.Image:
@@ -302,11 +312,14 @@ def main() -> None:
     parser.add_argument(
         "--patches", type=Path, metavar="FOLDER", help="where LoRA Patching's workflows ran: their .jpg"
     )
+    parser.add_argument("--report", type=Path, metavar="SHEET", help="a sheet of robustness_report: its .jpg")
     args = parser.parse_args()
     for name in LAYOUTS:
         (FOLDER / f"{name}.json").write_text(to_json(build_workflow(name)), encoding="utf-8")
     if args.thumbnails:
         write_thumbnails(args.thumbnails)
+    if args.report:
+        write_report_thumbnail(args.report)
     if args.patches:
         write_patch_thumbnails(args.patches)
 

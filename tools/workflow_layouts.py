@@ -178,6 +178,48 @@ LAYOUTS = {
             ),
         ),
     ),
+    "robustness_report": Layout(
+        boxes={
+            "1": (400, 80, 300, 360),
+            "2": (400, 500, 300, 120),
+            "3": (400, 680, 300, 120),
+            "4": (760, 80, 340, 520),
+            "5": (760, 660, 340, 520),
+            "6": (1160, 80, 440, 1100),
+            "7": (1660, 80, 740, 1100),
+            "8": (2460, 80, 740, 1100),
+        },
+        groups=(
+            Group("1 · Picture and denoisers", GREY, ("1", "2", "3")),
+            Group("2 · Protect", BLUE, ("4", "5")),
+            Group("3 · Purify and measure", RED, ("6",)),
+            Group("4 · The sheet", GREEN, ("7",)),
+            Group("5 · The tables", GREEN, ("8",)),
+        ),
+        notes=(
+            Note(
+                "What is a protection worth?",
+                (0, 80, 340, 480),
+                "Protects your picture in two ways and sends both, the original and noise through every purifier of "
+                "the list. Protected pictures you have already: delete the Protect nodes and load them.\n\n"
+                "**Time.** Five minutes or so for 128×128 pixels on a CPU, half of it for *strong*. Fewer purifiers, "
+                "*curve_iterations* 0 and smaller pictures are quicker.\n\n"
+                "**Held out.** *held_out:gridpure10* runs on a second model that nothing was made against: the figure "
+                "to trust most.\n\n"
+                "**Own list.** *gridpure20*, *gridpure10@30* (timestep 30), *diffpure100*, *jpeg75*, *resize0.5*, "
+                "*blur1*, *noise8*, *median3*; + joins steps from left to right.",
+            ),
+            Note(
+                "Reading the sheet",
+                (0, 620, 340, 400),
+                "**The large figure** in the table: how much more the purifier distorts the picture where it is "
+                "protected than where it carries noise of the same spectrum. From 3 on the protection survives, from "
+                "1.5 on in part; below, the purifier leaves no more than noise.\n\n"
+                "**Grey** columns have no diffusion model: they change little, so they judge nothing. JPEG and resize "
+                "*before* a purifier are the test.\n\n" + LIMITS,
+            ),
+        ),
+    ),
     "sd_protect": Layout(
         boxes={
             "1": (400, 80, 300, 360),

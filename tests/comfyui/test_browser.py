@@ -28,6 +28,10 @@ WORKFLOWS = {
     "purify": (["3.iterations=1"], "AntiPureDiffusionPurify"),
     "measure": ([], "AntiPureMetrics"),
     "protect_and_purify": (["3.steps=3", "5.iterations=1", "6.iterations=1"], "AntiPureInspect"),
+    "robustness_report": (
+        ["4.steps=1", "5.steps=1", "6.purifiers=gridpure1@2, held_out:gridpure1@2, jpeg75", "6.curve_iterations=2"],
+        "AntiPureRobustnessReport",
+    ),
     "sd_protect": (["5.steps=1"], "AntiPureDenoiserFromModel"),
     "sd_purification_customization": (
         [

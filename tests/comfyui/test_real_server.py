@@ -129,6 +129,15 @@ def test_workflows_are_offered_as_templates(comfyui):
         assert used <= known.keys()
 
 
+def test_a_mistake_in_a_list_of_purifiers_is_refused_before_the_graph_runs(comfyui, tmp_path):
+    prompt = set_inputs(read_workflow("robustness_report"), ["6.purifiers=gridpure1, gridpur5"])
+    before = comfyui.json("/history")
+    with pytest.raises(AntiPureError, match="'gridpur5' is no purifier or transform") as caught:
+        run_on_server(comfyui.url, prompt, tmp_path)
+    assert "\n" not in str(caught.value)
+    assert comfyui.json("/history") == before
+
+
 def test_models_are_listed_and_a_broken_one_is_named(comfyui, tmp_path, quiet_log):
     quiet_log()
     models = comfyui.base / "models" / "antipure"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import fmean
@@ -49,6 +50,8 @@ class Figure:
 
     def text(self, scale: float = 1, digits: int = 1) -> str:
         mean, over_seeds, over_all = (f"{v * scale:.{digits}f}" for v in (self.mean, self.over_seeds, self.over_all))
+        if math.isnan(self.over_seeds):  # one seed
+            return mean if math.isnan(self.over_all) else f"{mean} (± {over_all})"
         return f"{mean} ± {over_seeds} (± {over_all})"
 
 

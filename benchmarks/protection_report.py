@@ -41,6 +41,7 @@ def select(results: dict[Key, dict], arm: str, levels: float) -> dict[tuple[str,
 def report(results: dict[Key, dict], arms: list[str], purifiers: list[str], matched: str) -> list[str]:
     """The sections: aims, then for each budget the tables of distortion, of detail and of the worst case."""
     budgets = list(dict.fromkeys(key[3] for key in results))
+    arms = [name for arm in arms if not arm.endswith(matched) for name in (arm, arm + matched)]
     parts = [
         "Structural distortion: 1 - mean contrast-structure term of SSIM between Pure(protected) and Pure(clean), same "
         "noise; × 1000, mean ± 95 % interval (Student) over pictures and seeds. Higher: more of the protection is left."

@@ -28,6 +28,9 @@ from antipure.methods.antipure import PRESETS, Objective, protect
 from antipure.methods.baselines import apply_baseline
 from antipure.methods.checkpoints import BUNDLED, BUNDLED_HELD_OUT, load_denoiser
 from antipure.methods.controls import CONTROLS, apply_control, spectrum_matched
+from antipure.methods.encoders import file_encoder
+from antipure.methods.errors import AntiPureError
+from antipure.methods.lpips import AlexNet, Lpips
 from antipure.methods.purifiers import parse_purifier
 from torch import Tensor
 
@@ -208,6 +211,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1, help="of each process")
     parser.add_argument("--work", type=Path, default=Path("protection-work"), help="folder for finished stages")
     parser.add_argument("--finished", action="store_true", help="tabulate what is finished, compute nothing")
+    parser.add_argument("--lpips", type=Path, help="torchvision's AlexNet file, for a column LPIPS")
     parser.add_argument("--markdown", type=Path, help="write the tables there, too")
     return parser.parse_args()
 
@@ -225,6 +229,18 @@ def tasks(args: argparse.Namespace, run: Run) -> list[tuple]:
                 if part in args.parts:
                     found += [(part, name, arm, first, 0) for name in args.pictures for arm in arms]
     return [(run, args.threads, *task) for task in found]
+
+
+@torch.no_grad()
+def add_lpips(tables: dict[tuple, dict], run: Run, path: Path) -> None:
+    """LPIPS of every protected picture to its original; the pictures are there already."""
+    encoder = file_encoder(path)
+    if not isinstance(encoder.module, AlexNet):
+        raise AntiPureError(f"{path} does not hold torchvision's AlexNet.")
+    distance = Lpips(encoder.module)
+    for (_, name, arm, levels, seed), found in tables.items():
+        picture = run.protected(name, arm, PRESETS.get(arm), levels, seed)
+        found["lpips"] = float(distance(run.clean(name), picture))
 
 
 def main() -> None:
@@ -247,6 +263,8 @@ def main() -> None:
     tables, ablation, curves = (
         {key: value for key, value in results.items() if key[0] == part} for part in ("table", "ablation", "curve")
     )
+    if args.lpips:
+        add_lpips(tables, run, args.lpips)
     text = "\n\n".join(
         [
             head,

@@ -62,12 +62,12 @@ def report(results: dict[Key, dict], arms: list[str], purifiers: list[str], matc
 
 def table(chosen: dict, purifiers: list[str], figure: str, scale: float, digits: int, title: str, cost=True) -> str:
     """One row per arm, one column per purifier."""
-    costs = ["PSNR", "SSIM"] if cost else []
+    costs = {"PSNR": ("psnr", 2), "SSIM": ("ssim", 3), "LPIPS": ("lpips", 3)} if cost else {}
+    costs = {k: v for k, v in costs.items() if all(v[0] in f for found in chosen.values() for f in found.values())}
     lines = ["| " + " | ".join(["protection", *costs, *purifiers]) + " |"]
     lines.append("|---|" + "--:|" * (len(costs) + len(purifiers)))
     for arm, found in chosen.items():
-        cells = [cell([f["psnr"] for f in found.values()], 2), cell([f["ssim"] for f in found.values()], 3)]
-        row = cells if cost else []
+        row = [cell([f[key] for f in found.values()], digits_of) for key, digits_of in costs.values()]
         row += [cell([f["after"][p][figure] * scale for f in found.values()], digits) for p in purifiers]
         lines.append(f"| {arm} | " + " | ".join(row) + " |")
     return f"**{title}**\n\n" + "\n".join(lines)
@@ -129,6 +129,13 @@ def aims(results: dict, purifiers: list[str], matched: str, levels: float) -> st
         line("shaped budget: PSNR ≥ 32 dB", f"{value:.2f} dB", value >= 32)
         value = ratio_of_means(distortions(shaped, OWN), distortions(strong, OWN))[0]
         line("shaped budget: ≥ 70 % of `strong`'s distortion", f"{value:.0%}", value >= 0.7)
+        if all("lpips" in f for f in shaped.values()):
+            others = {arm: select(results, arm, levels) for arm in dict.fromkeys(key[2] for key in results)}
+            mean = {arm: fmean(f["lpips"] for f in found.values()) for arm, found in others.items() if found}
+            mean = {arm: v for arm, v in mean.items() if not arm.endswith(matched)}
+            best = min(mean, key=mean.get)
+            text = f"{mean['strong_shaped']:.3f}; lowest {mean[best]:.3f}, `{best}`"
+            line("shaped budget: lowest LPIPS (AlexNet) of all presets", text, best == "strong_shaped")
     return "\n".join(lines)
 
 

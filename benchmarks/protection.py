@@ -61,7 +61,7 @@ ABLATION = {
     "PFG": replace(OFF, pfg=0.5),
     "ETG": replace(OFF, etg=0.5),
     "PFG + ETG": replace(OFF, pfg=0.5, etg=0.5),
-    "L_ddpm + PFG + ETG (paper)": PRESETS["paper"],
+    "paper": PRESETS["paper"],
     "unrolled": PRESETS["unrolled"],
     "unrolled, less grey": replace(PRESETS["unrolled"], luminance=PRESETS["strong"].luminance),
     "unrolled, timesteps, orientations, sizes": replace(PRESETS["strong"], luminance=1),

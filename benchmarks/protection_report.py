@@ -64,12 +64,12 @@ def table(chosen: dict, purifiers: list[str], figure: str, scale: float, digits:
     """One row per arm, one column per purifier."""
     costs = {"PSNR": ("psnr", 2), "SSIM": ("ssim", 3), "LPIPS": ("lpips", 3)} if cost else {}
     costs = {k: v for k, v in costs.items() if all(v[0] in f for found in chosen.values() for f in found.values())}
-    lines = ["| " + " | ".join(["protection", *costs, *purifiers]) + " |"]
-    lines.append("|---|" + "--:|" * (len(costs) + len(purifiers)))
+    lines = ["| " + " | ".join(["protection", "n", *costs, *purifiers]) + " |"]
+    lines.append("|---|" + "--:|" * (1 + len(costs) + len(purifiers)))
     for arm, found in chosen.items():
         row = [cell([f[key] for f in found.values()], digits_of) for key, digits_of in costs.values()]
         row += [cell([f["after"][p][figure] * scale for f in found.values()], digits) for p in purifiers]
-        lines.append(f"| {arm} | " + " | ".join(row) + " |")
+        lines.append(f"| {arm} | {len(found)} | " + " | ".join(row) + " |")
     return f"**{title}**\n\n" + "\n".join(lines)
 
 
@@ -141,6 +141,7 @@ def aims(results: dict, purifiers: list[str], matched: str, levels: float) -> st
 
 def ablation_table(results: dict[Key, dict], names: list[str], purifier: str) -> str:
     """The terms of the loss, one by one, after one purifier."""
+    title = {"paper": "paper: L_ddpm + PFG + ETG"}
     lines = ["| loss | PSNR | distortion × 1000 | detail ratio |\n|---|--:|--:|--:|"]
     for name in names:
         found = [value for key, value in results.items() if key[2] == name]
@@ -151,7 +152,7 @@ def ablation_table(results: dict[Key, dict], names: list[str], purifier: str) ->
                 cell([value["distortion"] * 1000 for value in after], 1),
                 cell([value["detail"] for value in after], 2),
             )
-            lines.append(f"| {name} | {' | '.join(cells)} |")
+            lines.append(f"| {title.get(name, name)} | {' | '.join(cells)} |")
     n = max((sum(key[2] == name for key in results) for name in names), default=0)
     return f"## Ablation\n\nAfter `{purifier}`, first budget, first seed, n = {n}.\n\n" + "\n".join(lines)
 

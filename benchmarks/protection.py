@@ -201,7 +201,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--pictures", nargs="+", default=list(PICTURE_NAMES), help="names in benchmarks/pictures")
     parser.add_argument("--size", type=int, default=96, help="side of the middle that is taken of each")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--levels", nargs="+", type=float, default=[8, 16, 4])
+    parser.add_argument("--levels", nargs="+", type=float, default=[8.0, 16.0, 4.0])
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS, metavar="NAME")
     parser.add_argument("--purifiers", nargs="+", default=list(PURIFIERS))
     parser.add_argument("--steps", type=int, default=40, help="PGD steps of every protection")

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
+from ..kernels.ascent import ascend
 from .errors import AntiPureError
 from .pictures import check_picture, random_stream, to_pixels
 
@@ -132,7 +133,7 @@ def pgd(
                 typical = gradient.abs().mean((1, 2, 3), keepdim=True)
                 velocity = momentum * velocity + gradient / typical.clamp(min=1e-30)
                 size = first * (1 - step / steps) if decay else first
-                values = budget.project(values + size * velocity.sign())
+                values = ascend(values, velocity, size, budget.lower, budget.upper)
                 if callback is not None:
                     callback(i * steps + step + 1, runs * steps, values / 255, value)
             results.append(budget.quantise(values) if rounded else values / 255)

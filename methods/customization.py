@@ -16,11 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..kernels.tiles import cut
 from .antipure import l_ddpm
 from .baselines.surrogate import trainable_network
 from .denoiser import Denoiser, add_noise, predict_x0
 from .errors import AntiPureError
-from .pictures import check_picture, cut, noise, pad_reflect, random_stream, to_picture, to_pixels
+from .pictures import check_picture, noise, pad_reflect, random_stream, to_picture, to_pixels
 
 # callback(done, total, loss): after every step; may raise to cancel. loss is a float.
 Callback = Callable[[int, int, float], None]

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..kernels.noising import add_noise as add_noise  # half of the noise process; predict_x0 is the other
 from .differentiation import saved_bytes
 from .pictures import round_up
 
@@ -118,12 +119,6 @@ class Denoiser(ABC):
         self.max_batch = self._last_batch // 2
         log.warning("Out of memory: going on with at most %d tiles at a time.", self.max_batch)
         return True
-
-
-def add_noise(x0: Tensor, eps: Tensor, abar_t: Tensor) -> Tensor:
-    """x_t = sqrt(abar_t) x0 + sqrt(1 - abar_t) eps, abar_t one value per sample (DDPM, eq. 4)."""
-    a = abar_t.to(x0.dtype).view(-1, 1, 1, 1)
-    return a.sqrt() * x0 + (1 - a).sqrt() * eps
 
 
 def predict_x0(x_t: Tensor, eps: Tensor, abar_t: Tensor) -> Tensor:

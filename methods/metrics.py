@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..kernels.frequency import high_frequency_energy
+from ..kernels.ssim import ssim_terms
 from .errors import AntiPureError
 from .pictures import pad_reflect, round_8bit
 
@@ -35,26 +36,17 @@ def linf_levels(reference: Tensor, picture: Tensor) -> Tensor:
 
 
 def _ssim_terms(reference: Tensor, picture: Tensor) -> tuple[Tensor, Tensor]:
-    """SSIM and its mean contrast-structure term (Wang et al. 2004): 11×11 Gaussian window, sigma 1.5.
+    """`kernels.ssim.ssim_terms` of the 8-bit pictures.
 
     Pictures with a side below 11 pixels are mirrored up to 11, the smallest size the window fits.
     """
-    from torchmetrics.functional.image import structural_similarity_index_measure
-
     a, b = _pair(reference, picture)
     h, w = max(a.shape[-2], 11), max(a.shape[-1], 11)
-    return structural_similarity_index_measure(
-        pad_reflect(b, h, w),
-        pad_reflect(a, h, w),
-        sigma=1.5,
-        data_range=1.0,
-        reduction="none",
-        return_contrast_sensitivity=True,
-    )
+    return ssim_terms(pad_reflect(a, h, w), pad_reflect(b, h, w))
 
 
 def ssim(reference: Tensor, picture: Tensor) -> Tensor:
-    """Structural similarity, torchmetrics' implementation over RGB, data range 1."""
+    """Structural similarity over RGB, data range 1, as torchmetrics computes it."""
     return _ssim_terms(reference, picture)[0]
 
 

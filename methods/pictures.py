@@ -79,11 +79,6 @@ def round_up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
 
 
-def cut(x: Tensor, positions: list[tuple[int, int]], tile: int) -> Tensor:
-    """Tiles of a 1×C×H×W picture at (y, x) positions: N×C×tile×tile."""
-    return torch.cat([x[..., top : top + tile, left : left + tile] for top, left in positions])
-
-
 def grid_positions(height: int, width: int, tile: int, stride: int) -> list[tuple[int, int]]:
     """Regular tile corners with the last row and column flush with the border (height, width >= tile)."""
 

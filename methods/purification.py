@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..kernels.tiles import average_tiles, cut
 from .denoiser import Denoiser, add_noise, predict_x0
 from .errors import AntiPureError
 from .pictures import (
     check_picture,
-    cut,
     grid_positions,
     noise,
     pad_reflect,
@@ -188,9 +188,9 @@ def gridpure(
     for single in picture.float().split(1):
         x = pad_reflect(to_pixels(single), height, width)
         for iteration in range(iterations):
-            tiles = torch.cat([cut(x, positions, tile), corners(x, tile)])
+            tiles = cut(x, positions, tile, corners=True)
             pure = torch.cat(in_batches(denoiser, purified, tiles, lambda i: random_stream(seed, iteration, i)))  # noqa: B023
-            merged = average_tiles(pure, positions, height, width)
+            merged = average_tiles(pure, positions, height, width, corners=True)
             x = to_pixels(round_8bit(to_picture((1 - gamma) * merged + gamma * x)))
             if callback is not None:
                 callback(done, total, to_picture(x[..., :h, :w]))
@@ -250,30 +250,3 @@ def vae_round_trip(
                 callback(i * iterations + iteration + 1, len(picture) * iterations, single)
         results.append(single)
     return torch.cat(results)
-
-
-def corners(x: Tensor, tile: int) -> Tensor:
-    """The composite tile of the four corner blocks of a 1×C×H×W picture: 1×C×tile×tile."""
-    near, far = tile // 2, tile - tile // 2  # equal unless the tile is odd
-    top = torch.cat([x[..., :near, :near], x[..., :near, -far:]], -1)
-    bottom = torch.cat([x[..., -far:, :near], x[..., -far:, -far:]], -1)
-    return torch.cat([top, bottom], -2)
-
-
-def average_tiles(tiles: Tensor, positions: list[tuple[int, int]], height: int, width: int) -> Tensor:
-    """Average overlapping tiles (the last one the composite of the corners) into 1×C×height×width."""
-    tile = tiles.shape[-1]
-    near, far = tile // 2, tile - tile // 2
-    total = tiles.new_zeros(1, tiles.shape[1], height, width)
-    count = tiles.new_zeros(1, 1, height, width)
-    for (y, x), piece in zip(positions, tiles, strict=False):
-        total[..., y : y + tile, x : x + tile] += piece
-        count[..., y : y + tile, x : x + tile] += 1
-    # Where each corner block goes in the picture, and where it stands in the composite tile.
-    vertical = ((slice(0, near), slice(0, near)), (slice(height - far, height), slice(near, tile)))
-    horizontal = ((slice(0, near), slice(0, near)), (slice(width - far, width), slice(near, tile)))
-    for rows, from_rows in vertical:
-        for columns, from_columns in horizontal:
-            total[..., rows, columns] += tiles[-1, :, from_rows, from_columns]
-            count[..., rows, columns] += 1
-    return total / count

@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from ..kernels.tiles import cut
 from .attack import Loss
 from .denoiser import Denoiser
-from .pictures import cut, pad_reflect, random_positions, random_stream
+from .pictures import pad_reflect, random_positions, random_stream
 
 # terms(tiles, companions, generators): N×3×T×T tiles of the picture and of its companion, one random stream per tile;
 # returns N values.

@@ -26,7 +26,7 @@ class Metrics:
     RETURN_NAMES = ("psnr", "ssim", "levels", "structural distortion", "detail ratio", "report")
     OUTPUT_TOOLTIPS = (
         "Peak signal-to-noise ratio in dB, mean over the batch (infinite for equal pictures).",
-        "Structural similarity (torchmetrics), mean over the batch.",
+        "Structural similarity (as torchmetrics has it), mean over the batch.",
         "Largest change of any pixel in the batch, in 8-bit levels.",
         "1 - contrast-structure term of SSIM, mean over the batch; brightness shifts do not count.",
         "High-frequency energy of image over reference, mean over the batch.",

@@ -11,7 +11,6 @@ import torch
 from antipure.methods.errors import AntiPureError
 from antipure.methods.pictures import (
     check_picture,
-    cut,
     grid_positions,
     noise,
     pad_reflect,
@@ -166,14 +165,6 @@ def test_a_picture_of_one_tile_needs_one_tile():
 def test_random_tiles_take_every_offset():
     columns = {x % 8 for s in range(200) for _, x in random_positions(8, 64, 8, stream(s))}
     assert columns == set(range(8))
-
-
-def test_cut_takes_tiles_in_order():
-    x = torch.arange(48.0).reshape(1, 1, 6, 8)
-    tiles = cut(x, [(0, 0), (2, 5), (3, 1)], 3)
-    assert tiles.shape == (3, 1, 3, 3)
-    assert tiles[:, 0, 0, 0].tolist() == [0, 21, 25]
-    assert torch.equal(tiles[1, 0], x[0, 0, 2:5, 5:8])
 
 
 @pytest.mark.parametrize(

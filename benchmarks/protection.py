@@ -18,7 +18,7 @@ import argparse
 import json
 import time
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from functools import cached_property
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -86,6 +86,11 @@ class Run:
     def denoisers(self) -> dict:
         paths = {"bundled": BUNDLED, "held_out": BUNDLED_HELD_OUT}
         return {name: load_denoiser(path, precision=self.precision) for name, path in paths.items()}
+
+    @cached_property
+    def references(self) -> dict[tuple[str, int], list[Tensor]]:
+        """What GrIDPure makes of a clean picture after each iteration, in this process."""
+        return {}
 
     def clean(self, name: str) -> Tensor:
         """The middle of a picture, 1×3×size×size in 0..1."""
@@ -170,13 +175,12 @@ class Run:
             purifier(picture, lambda done, total, shown: steps.append(shown) if shown is not None else None)
             return steps
 
-        @cache
-        def reference() -> list[Tensor]:
-            return run(clean)
-
         def make() -> dict:
+            if (name, seed) not in self.references:  # one clean run serves all protections of a picture
+                self.references.clear()
+                self.references[name, seed] = run(clean)
             steps = run(self.protected(name, arm, PRESETS.get(arm), levels, seed))
-            pairs = {i: (reference()[i - 1], steps[i - 1]) for i in CURVE}
+            pairs = {i: (self.references[name, seed][i - 1], steps[i - 1]) for i in CURVE}
             return {str(i): float(metrics.structural_distortion(*pair)) for i, pair in pairs.items()}
 
         key = digest(picture_digest(clean), arm, PRESETS.get(arm), levels, seed, self.steps, self.precision)

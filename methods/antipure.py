@@ -24,10 +24,10 @@ from .attack import Callback, Loss, check_mask, pgd
 from .denoiser import Denoiser, add_noise, predict_x0
 from .ensemble import CombinedDenoiser, members_of
 from .errors import AntiPureError
-from .pictures import check_picture, noise, to_pixels
+from .pictures import check_picture, noise, to_device, to_pixels
 from .shaping import balance_colours, shaped_budget
 from .tiles import tiled_loss
-from .transforms import resize
+from .transforms import resized
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def paper_terms(denoiser: Denoiser, tiles: Tensor, generators: list[torch.Genera
     to the same batch.
     """
     z = denoiser.encode(tiles)
-    t = torch.cat([torch.randint(o.t_p, (1,), generator=g) for g in generators]).to(z.device)
+    t = to_device(torch.cat([torch.randint(o.t_p, (1,), generator=g) for g in generators]), z.device)
     eps = noise(tuple(z.shape[1:]), generators, z.device)
     abar_t = denoiser.alphas_cumprod[t]
     x_t = add_noise(z, eps, abar_t)
@@ -184,9 +184,9 @@ def halve(tiles: Tensor, chosen: list[bool]) -> Tensor:
     """The chosen ones of N×3×T×T pixels resized to half and back, as many a picture is on its way."""
     if not any(chosen):
         return tiles
-    index = torch.tensor(chosen, device=tiles.device)
-    resized = to_pixels(resize((tiles[index] + 1) / 2, 0.5))
-    return tiles.clone().index_put((index,), resized.to(tiles))
+    index = to_device(torch.tensor(chosen).nonzero()[:, 0], tiles.device)
+    halves = to_pixels(resized((tiles[index] + 1) / 2, 0.5))
+    return tiles.clone().index_put((index,), halves.to(tiles))
 
 
 def unrolled_term(
@@ -201,7 +201,7 @@ def unrolled_term(
     timestep: int | Tensor = o.unrolled_t
     if o.unrolled_t_low:
         drawn = [torch.randint(o.unrolled_t_low, o.unrolled_t + 1, (1,), generator=g) for g in generators]
-        timestep = torch.cat(drawn).to(tiles.device)
+        timestep = to_device(torch.cat(drawn), tiles.device)
     if o.turned:
         orientations = [_orientation(o.turned, g) for g in generators]
         tiles, clean = turn(tiles, orientations), turn(clean, orientations)

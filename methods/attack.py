@@ -13,12 +13,15 @@ from torch import Tensor
 
 from ..kernels.ascent import ascend
 from .errors import AntiPureError
+from .memory import freed_memory_kept
 from .pictures import check_picture, random_stream, to_pixels
 
 # Given pixels (1×3×H×W in [-1, 1], or B× where pictures run together) and a random stream, yields scalar terms whose
 # sum is maximised. Terms are differentiated one after another, so only one term's graph is in memory at a time. A loss
 # may have a method `shrink()`, called when memory ran out: True when it will ask for less the next time.
 Loss = Callable[[Tensor, torch.Generator], Iterable[Tensor]]
+# The host looks at the gradients in the first step and then every so many: each look waits for the GPU.
+CHECK_EVERY = 10
 # callback(done, total, picture, value): may raise to cancel. picture is 1×3×H×W in 0..1, value a 0-d tensor.
 Callback = Callable[[int, int, Tensor, Tensor], None]
 
@@ -85,6 +88,7 @@ def pgd(
     callback: Callback | None = None,
     rounded: bool = True,
     together: bool = False,
+    start: Tensor | None = None,
 ) -> Tensor:
     """Maximise a loss over the L-infinity ball around each picture.
 
@@ -100,14 +104,20 @@ def pgd(
     rounded: False keeps the result unrounded, for attacks that live inside a training loop.
     together: one loop over the whole batch, under one seed. The loss gets B×3×H×W and must be a sum or mean over
         pictures that do not influence each other.
+    start: B×3×H×W in 0..1, where to begin instead of at the picture; brought to the nearest point of the ball.
 
     Returns the 8-bit-rounded result, B×3×H×W in 0..1: |result - picture| <= levels/255 everywhere, and exactly
     the input where the mask is 0. Each picture's result does not depend on the others.
-    Raises `AntiPureError` for bad pictures, masks or budgets, and when a gradient is not finite.
+    Raises `AntiPureError` for bad pictures, masks or budgets, and when a gradient was not finite (noticed within
+    `CHECK_EVERY` steps).
     """
     check_picture(picture)
     check_budget(levels, steps)
     check_mask(mask, picture)
+    if start is not None:
+        check_picture(start, "start")
+        if start.shape != picture.shape:
+            raise AntiPureError(f"The start has shape {tuple(start.shape)}, the picture {tuple(picture.shape)}.")
     runs = 1 if together else len(picture)
     seeds = [seeds] * runs if isinstance(seeds, int) else list(seeds)
     if len(seeds) != runs:
@@ -117,17 +127,23 @@ def pgd(
     results = []
     for i, seed in enumerate(seeds):
         # ComfyUI runs prompts in inference mode; clones made outside it are ordinary tensors.
-        with torch.inference_mode(False), torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad(), freed_memory_kept(picture.device):
             part = slice(i * per_run, (i + 1) * per_run)
             clean = picture[part].float().clone()
             budget = Budget(clean, levels, None if mask is None else mask[part].clone())
             loss = make_loss(to_pixels(clean))
             values, velocity = budget.original.clone(), torch.zeros_like(clean)
+            if start is not None:
+                values = budget.project(start[part].float().clone() * 255)
             if random_start:
                 offset = torch.rand(clean.shape, generator=random_stream(seed, -1)).to(clean) * 2 - 1
                 values = budget.project(values + budget.allowed * offset)
+            finite = torch.ones((), dtype=torch.bool, device=clean.device)
             for step in range(steps):
                 value, gradient = _value_and_gradient(loss, values, seed, step)
+                finite &= torch.isfinite(gradient).all()
+                if step % CHECK_EVERY == 0 or step + 1 == steps:
+                    _check_finite(finite)
                 if precondition is not None:
                     gradient = precondition(gradient)
                 typical = gradient.abs().mean((1, 2, 3), keepdim=True)
@@ -160,7 +176,11 @@ def _differentiate(loss: Loss, values: Tensor, generator: torch.Generator) -> tu
     for term in loss(pixels, generator):
         term.backward()
         total += term.detach()
-    gradient = pixels.grad
-    if gradient is None or not torch.isfinite(gradient).all():
+    if pixels.grad is None:
+        raise AntiPureError("The loss does not depend on the picture; give one of its terms a weight.")
+    return total, pixels.grad
+
+
+def _check_finite(finite: Tensor) -> None:
+    if not finite:
         raise AntiPureError("The gradient is not finite; use a higher precision or another denoiser.")
-    return total, gradient

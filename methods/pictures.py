@@ -52,7 +52,15 @@ def random_stream(seed: int, *path: int) -> torch.Generator:
 
 def noise(shape: tuple[int, ...], generators: list[torch.Generator], device: torch.device) -> Tensor:
     """Standard normal noise of `shape`, one generator per sample, moved to `device`."""
-    return torch.stack([torch.randn(shape, generator=g) for g in generators]).to(device)
+    drawn = torch.empty(len(generators), *shape)
+    for one, generator in zip(drawn, generators, strict=True):
+        one.normal_(generator=generator)
+    return to_device(drawn, device)
+
+
+def to_device(x: Tensor, device: torch.device) -> Tensor:
+    """A CPU tensor on `device`. A GPU is not waited for: a copy from ordinary memory would be."""
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
 
 
 def pad_reflect(x: Tensor, height: int, width: int) -> Tensor:

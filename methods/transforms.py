@@ -90,6 +90,11 @@ def resize(picture: Tensor, factor: float = 0.5, kernel: str = "lanczos") -> Ten
     check_picture(picture)
     if not 0 < factor <= 4:
         raise AntiPureError(f"The resize factor is {factor:g}; it must lie in 0..4, 0 excluded.")
+    return resized(picture, factor, kernel)
+
+
+def resized(picture: Tensor, factor: float, kernel: str = "lanczos") -> Tensor:
+    """`resize` without its checks, one of which waits for a GPU: for loops."""
     h, w = picture.shape[-2:]
     small = _saved(filters.resample(picture, max(round(h * factor), 1), max(round(w * factor), 1), kernel))
     return _saved(filters.resample(small, h, w, kernel))

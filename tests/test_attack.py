@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from antipure.methods.antipure import PRESETS, antipure_loss
-from antipure.methods.attack import pgd
+from antipure.methods.attack import CHECK_EVERY, pgd
 from antipure.methods.errors import AntiPureError
 from antipure.methods.pictures import random_stream, round_8bit
 
@@ -430,3 +430,40 @@ def test_pictures_run_together_as_they_do_alone(momentum):
     assert torch.equal(together, run(x))
     with pytest.raises(AntiPureError, match="3 seeds for 1 pictures"):
         run(x, together=True, seeds=[1, 2, 3])
+
+
+def test_a_start_is_brought_into_the_ball_and_gone_on_from():
+    x, mask = picture(24, 20), torch.ones(1, 1, 24, 20)
+    mask[..., :5, :] = 0
+    far = torch.rand(x.shape, generator=torch.Generator().manual_seed(8)) * 1.4 - 0.2
+    flat = partial(linear_loss, weights=torch.zeros(x.shape))  # no gradient: the start is the result
+    start = pgd(x, flat, levels=6, steps=1, mask=mask, start=far, rounded=False)
+    expected = np.clip(far.numpy(), np.maximum(x - 6 / 255, 0), np.minimum(x + 6 / 255, 1))
+    expected[..., :5, :] = x[..., :5, :]
+    np.testing.assert_allclose(start.numpy(), expected, atol=1e-6)
+    assert torch.equal(pgd(x, linear_loss, levels=6, steps=3, start=x), pgd(x, linear_loss, levels=6, steps=3))
+    both = pgd(x.repeat(2, 1, 1, 1), flat.func, levels=6, steps=2, start=torch.cat([far, x]))
+    assert torch.equal(both[:1], pgd(x, linear_loss, levels=6, steps=2, start=far)), "each picture has its own"
+
+
+@pytest.mark.parametrize("start", [torch.zeros(1, 3, 8, 9), torch.full((1, 3, 8, 8), float("nan"))])
+def test_a_start_must_be_a_picture_of_that_size(start):
+    with pytest.raises(AntiPureError, match="start"):
+        pgd(picture(8, 8), linear_loss, steps=1, start=start)
+
+
+@pytest.mark.parametrize("bad", [0, 3, 11, 12])
+def test_a_gradient_that_is_not_finite_for_one_step_only_is_noticed(bad):
+    """The look is taken every few steps; a sign of nan must not be forgotten between them."""
+    count = []
+
+    def make_loss(clean):
+        def loss(pixels, generator):
+            count.append(1)
+            yield (pixels * (float("nan") if len(count) == bad + 1 else 1.0)).sum()
+
+        return loss
+
+    with pytest.raises(AntiPureError, match="gradient is not finite"):
+        pgd(picture(4, 4), make_loss, steps=13)
+    assert len(count) <= bad + 1 + CHECK_EVERY

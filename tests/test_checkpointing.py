@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from itertools import product
 
 import pytest
 import torch
 from antipure.methods.checkpointing import blocks, bytes_of_blocks, checkpointed
 from antipure.methods.differentiation import saved_bytes, storages
-from antipure.methods.memory import Cost, Line, Way, measure, peak, plan, return_free_memory
+from antipure.methods.memory import Cost, Line, Way, _glibc, freed_memory_kept, measure, peak, plan, return_free_memory
 from torch import nn
 
 
@@ -175,3 +176,32 @@ def test_the_plan_is_the_quickest_that_fits_else_the_leanest(limit):
 
 def test_free_memory_can_be_returned_at_any_time():
     return_free_memory()
+
+
+def test_keeping_freed_memory_nests_and_passes_errors_on():
+    cpu = torch.device("cpu")
+    with pytest.raises(KeyError), freed_memory_kept(cpu), freed_memory_kept(cpu):
+        raise KeyError
+    with freed_memory_kept(torch.device("cuda")):  # a GPU has its own memory: nothing to do, and none needed
+        assert float(torch.ones(2**20).sum()) == 2**20
+
+
+def test_kept_memory_is_used_again():
+    """Freed and taken again, large blocks cost no new pages: the system's counter of page faults says so."""
+    resource = pytest.importorskip("resource")
+    if not sys.platform.startswith("linux"):
+        pytest.skip("glibc only")
+
+    def faults() -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(10):
+            torch.ones(40 * 2**20 // 4)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    with freed_memory_kept(torch.device("cpu")):
+        if _glibc() is None:
+            pytest.skip("glibc only")
+        torch.ones(40 * 2**20 // 4)
+        kept = faults()
+    usual = faults()
+    assert kept < usual / 4

@@ -18,6 +18,7 @@ from antipure.methods.pictures import (
     random_stream,
     round_8bit,
     round_up,
+    to_device,
     to_picture,
     to_pixels,
 )
@@ -191,3 +192,15 @@ def test_unusable_pictures_are_named_and_refused(picture, message):
     with pytest.raises(AntiPureError, match=message) as raised:
         check_picture(picture, "portrait")
     assert "The portrait " in str(raised.value)
+
+
+@pytest.mark.parametrize("shape", [(2,), (3, 5, 1), (3, 7, 9), (3, 16, 16)])
+def test_noise_is_what_each_generator_draws_alone(shape):
+    together = noise(shape, [random_stream(1, i) for i in range(4)], torch.device("cpu"))
+    for i, one in enumerate(together):
+        assert torch.equal(one, torch.randn(shape, generator=random_stream(1, i)))
+
+
+def test_to_device_keeps_values():
+    x = torch.arange(6).view(2, 3)
+    assert torch.equal(to_device(x, torch.device("cpu")), x)

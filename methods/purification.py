@@ -33,21 +33,31 @@ Callback = Callable[[int, int, Tensor | None], None]
 
 
 def ddpm_step(
-    denoiser: Denoiser, x_t: Tensor, eps: Tensor, t: int, step_noise: Tensor | None, variance: Tensor | None = None
+    denoiser: Denoiser,
+    x_t: Tensor,
+    eps: Tensor,
+    t: int,
+    step_noise: Tensor | None,
+    variance: Tensor | None = None,
+    before: int | None = None,
 ) -> Tensor:
-    """One ancestral step x_t -> x_{t-1}, 0-based t: posterior mean with x0_hat clamped to [-1, 1] (DDPM, eq. 7).
+    """One ancestral step x_t -> x_before, 0-based t: posterior mean with x0_hat clamped to [-1, 1] (DDPM, eq. 7).
 
-    step_noise: standard normal, or None for t = 0, where none is added.
+    step_noise: standard normal, or None for the step to the clean picture, where none is added.
     variance: the learned fraction v in [-1, 1] (Improved DDPM, eq. 15), or None for the fixed small beta_tilde.
+    before: the timestep to go to, t - 1 by default; -1 is the clean picture. A longer step is DDIM's with eta = 1
+        (Song et al., ICLR 2021, eq. 12 and 16), which is the ancestral step of the respaced process: whatever the
+        spacing, x_before given x0 has the forward process's own distribution.
     """
     abar = denoiser.alphas_cumprod
     abar_t = abar[t]
-    abar_prev = abar[t - 1] if t > 0 else torch.ones_like(abar_t)
+    before = t - 1 if before is None else before
+    abar_prev = abar[before] if before >= 0 else torch.ones_like(abar_t)
     alpha_t = abar_t / abar_prev
     beta_t = 1 - alpha_t
     x0_hat = denoiser.clamp(predict_x0(x_t, eps, abar_t))
     mean = (abar_prev.sqrt() * beta_t * x0_hat + alpha_t.sqrt() * (1 - abar_prev) * x_t) / (1 - abar_t)
-    if t == 0 or step_noise is None:
+    if before < 0 or step_noise is None:
         return mean
     log_small = ((1 - abar_prev) / (1 - abar_t) * beta_t).clamp(min=1e-20).log()
     if variance is None:
@@ -64,22 +74,39 @@ def denoise(
     timestep: int,
     generators: list[torch.Generator],
     on_step: Callable[[], None] = lambda: None,
+    substeps: int = 0,
 ) -> Tensor:
     """Noise z to `timestep`, then sample back with `timestep` ancestral steps (SDEdit / DiffPure).
 
     z: N×C×H×W in model space, one generator per sample. Returns N×C×H×W. on_step runs after every forward.
+    substeps: as in `visited`.
     """
     shape = tuple(z.shape[1:])
     x = add_noise(z, noise(shape, generators, z.device), denoiser.alphas_cumprod[timestep - 1])
-    for t in reversed(range(timestep)):
+    timesteps = visited(timestep, substeps)
+    for t, before in zip(timesteps, [*timesteps[1:], -1], strict=True):
         eps, variance = denoiser.predict(x, torch.full((len(x),), t, device=x.device))
-        x = ddpm_step(denoiser, x, eps, t, noise(shape, generators, x.device) if t else None, variance)
+        step_noise = noise(shape, generators, x.device) if before >= 0 else None
+        x = ddpm_step(denoiser, x, eps, t, step_noise, variance, before)
         on_step()
     return x
 
 
-def check_purifier(denoiser: Denoiser, timestep: int, iterations: int, gamma: float = 0.0) -> None:
+def visited(timestep: int, substeps: int = 0) -> list[int]:
+    """The timesteps (0-based) at which `denoise` runs the network: `substeps` of them, evenly spaced, highest first.
+
+    0: all, timestep - 1 down to 0. The first is always timestep - 1, where the noised picture is.
+    """
+    count = substeps or timestep
+    return [-(-(count - i) * timestep // count) - 1 for i in range(count)]
+
+
+def check_purifier(denoiser: Denoiser, timestep: int, iterations: int, gamma: float = 0.0, substeps: int = 0) -> None:
     """Raise `AntiPureError` for settings that make no sense with this denoiser."""
+    if not 0 <= substeps <= timestep:
+        raise AntiPureError(
+            f"substeps is {substeps}; it must lie in 1..{timestep}, which is the timestep, or be 0 for all of them."
+        )
     if not 1 <= timestep <= denoiser.timesteps:
         raise AntiPureError(f"The timestep is {timestep}; it must lie in 1..{denoiser.timesteps} for this denoiser.")
     if iterations < 1:
@@ -98,19 +125,21 @@ def diffpure(
     resize: bool = False,
     seed: int = 0,
     callback: Callback | None = None,
+    substeps: int = 0,
 ) -> Tensor:
     """DiffPure: noise the whole picture to `timestep`, sample back; `iterations` times over.
 
     picture: B×3×H×W in 0..1. timestep: 1..T (150 in the paper's ImageNet setting, 100 usual against protections).
     resize: bring the picture to the model's native square and back, as published; otherwise the fully
     convolutional network takes it at its own size.
+    substeps: at how many of the timesteps the network runs, 0: at all; see `visited`.
     Returns 8-bit-rounded B×3×H×W in 0..1. Raises `AntiPureError` for bad pictures and settings.
     """
     check_picture(picture)
-    check_purifier(denoiser, timestep, iterations)
+    check_purifier(denoiser, timestep, iterations, substeps=substeps)
     if resize and denoiser.tile is None:
         raise AntiPureError("This denoiser has no native size to resize to; use 'diffpure' at the picture's own size.")
-    total, done = len(picture) * iterations * timestep, 0
+    total, done = len(picture) * iterations * (substeps or timestep), 0
 
     def on_step() -> None:
         nonlocal done
@@ -129,7 +158,7 @@ def diffpure(
             pixels = pad_reflect(pixels, round_up(h, denoiser.multiple), round_up(w, denoiser.multiple))
         z = denoiser.encode(pixels)
         for iteration in range(iterations):
-            z = denoise(denoiser, z, timestep, [random_stream(seed, iteration)], on_step)
+            z = denoise(denoiser, z, timestep, [random_stream(seed, iteration)], on_step, substeps)
         pixels = denoiser.decode(z)
         if resize:
             pixels = F.interpolate(pixels, (h, w), mode="bicubic", antialias=True)
@@ -149,6 +178,7 @@ def gridpure(
     gamma: float = 0.1,
     seed: int = 0,
     callback: Callback | None = None,
+    substeps: int = 0,
 ) -> Tensor:
     """GrIDPure: purify overlapping tiles at a low timestep, average, blend with the input, repeat.
 
@@ -156,17 +186,18 @@ def gridpure(
     tile of the four T/2 corner blocks; overlaps are averaged, corners included; then
     (1 - gamma) · pure + gamma · input, rounded to 8 bits.
 
-    picture: B×3×H×W in 0..1, any size (smaller ones are mirrored up to one tile). Returns the same shape, 8-bit
-    rounded. Raises `AntiPureError` for bad pictures and settings.
+    picture: B×3×H×W in 0..1, any size (smaller ones are mirrored up to one tile). substeps: at how many of the
+    timesteps the network runs in each iteration, 0: at all; see `visited`. Returns the same shape, 8-bit rounded.
+    Raises `AntiPureError` for bad pictures and settings.
     """
     check_picture(picture)
-    check_purifier(denoiser, timestep, iterations, gamma)
+    check_purifier(denoiser, timestep, iterations, gamma, substeps)
     h, w = picture.shape[-2:]
     tile = denoiser.tile_for(h, w)
     height, width = max(h, tile), max(w, tile)
     positions = grid_positions(height, width, tile, max(tile // 2, 1))
     count = len(positions) + 1
-    total, done = len(picture) * iterations * count * timestep, 0  # in steps of single tiles
+    total, done = len(picture) * iterations * count * (substeps or timestep), 0  # in steps of single tiles
 
     def purified(tiles: Tensor, generators: list[torch.Generator]) -> Tensor:
         nonlocal done
@@ -179,7 +210,8 @@ def gridpure(
                 callback(done, total, None)
 
         try:
-            return denoiser.decode(denoise(denoiser, denoiser.encode(tiles), timestep, generators, on_step))
+            z = denoiser.encode(tiles)
+            return denoiser.decode(denoise(denoiser, z, timestep, generators, on_step, substeps))
         except BaseException:
             done = before
             raise

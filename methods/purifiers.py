@@ -1,7 +1,8 @@
 """One list of everything a protection may have to survive: purifiers and transforms, named by text.
 
 "gridpure20" runs 20 GrIDPure iterations, "gridpure20@30" at timestep 30; "diffpure100" noises to timestep 100 at the
-picture's own size, "diffpure_resized100" at the model's; "vae" goes through the VAE; every name of
+picture's own size, "diffpure_resized100" at the model's; "/5" behind one of these runs the network at 5 of the
+timesteps only, "diffpure100/5", "gridpure10/5", "gridpure20@30/5"; "vae" goes through the VAE; every name of
 `transforms.TRANSFORMS` stands for itself. Steps are joined by "+" and run from left to right:
 "jpeg75+resize0.5+gridpure10". A denoiser's name in front, "held_out:gridpure10", picks it among several.
 """
@@ -34,21 +35,26 @@ METHODS: dict[str, tuple[int, str]] = {
 
 @dataclass(frozen=True)
 class Purification:
-    """One purifier with its denoiser. method: of `METHODS`. denoiser: its name, "" for the only or first one."""
+    """One purifier with its denoiser. method: of `METHODS`. denoiser: its name, "" for the only or first one.
+
+    substeps: at how many of the timesteps the network runs, 0: at all.
+    """
 
     method: str
     value: int
     timestep: int
     denoiser: str = ""
+    substeps: int = 0
 
     def __str__(self) -> str:
         at = f"@{self.timestep}" if self.method == "gridpure" and self.timestep != GRIDPURE_TIMESTEP else ""
+        at += f"/{self.substeps}" if self.substeps else ""
         return (f"{self.denoiser}:" if self.denoiser else "") + f"{self.method}{self.value}{at}"
 
     def check(self, denoiser: Denoiser) -> None:
         """Raise `AntiPureError` for settings that make no sense with this denoiser."""
         iterations = self.value if self.method in ("gridpure", "vae") else 1
-        check_purifier(denoiser, self.timestep, iterations)
+        check_purifier(denoiser, self.timestep, iterations, substeps=self.substeps)
         if self.method == "vae" and not denoiser.latent:
             raise AntiPureError(f"'{self}' needs a denoiser with a VAE; this one works on pixels.")
         if self.method == "diffpure_resized" and denoiser.tile is None:
@@ -57,15 +63,13 @@ class Purification:
     def run(self, picture: Tensor, denoiser: Denoiser, seed: int, callback: Callback | None) -> Tensor:
         """B×3×H×W in 0..1 purified, 8-bit rounded, on the device the picture came from."""
         x = picture.to(denoiser.device)
+        settings = {"timestep": self.timestep, "substeps": self.substeps, "seed": seed, "callback": callback}
         if self.method == "gridpure":
-            settings = {"timestep": self.timestep, "iterations": self.value, "seed": seed, "callback": callback}
-            pure = purification.gridpure(x, denoiser, **settings)
+            pure = purification.gridpure(x, denoiser, iterations=self.value, **settings)
         elif self.method == "vae":
             pure = purification.vae_round_trip(x, denoiser, iterations=self.value, callback=callback)
         else:
-            resize = self.method == "diffpure_resized"
-            settings = {"timestep": self.timestep, "resize": resize, "seed": seed, "callback": callback}
-            pure = purification.diffpure(x, denoiser, **settings)
+            pure = purification.diffpure(x, denoiser, resize=self.method == "diffpure_resized", **settings)
         return pure.to(picture.device)
 
 
@@ -170,7 +174,7 @@ def _joined(steps: list[Purification | Transform], seed: int) -> list[Purificati
 
 
 def _parse_purification(text: str, denoisers: Mapping[str, Denoiser]) -> Purification | None:
-    pattern = r"(?:([\w .-]+):)?\s*(" + "|".join(METHODS) + r")\s*(\d+)?(?:\s*@\s*(\d+))?"
+    pattern = r"(?:([\w .-]+):)?\s*(" + "|".join(METHODS) + r")\s*(\d+)?(?:\s*@\s*(\d+))?(?:\s*/\s*(\d+))?"
     match = re.fullmatch(pattern, text.strip(), re.IGNORECASE)
     if match is None:
         return None
@@ -181,9 +185,13 @@ def _parse_purification(text: str, denoisers: Mapping[str, Denoiser]) -> Purific
         raise AntiPureError(f"There is no denoiser '{name}'; the names are {', '.join(denoisers)}.")
     if match[4] and method != "gridpure":
         raise AntiPureError(f"'{text.strip()}': only gridpure takes a timestep behind @.")
+    if match[5] and method == "vae":
+        raise AntiPureError(f"'{text.strip()}': vae runs no timesteps, so nothing may stand behind /.")
     value = int(match[3]) if match[3] else METHODS[method][0]
     timestep = int(match[4]) if match[4] else {"gridpure": GRIDPURE_TIMESTEP, "vae": 1}.get(method, value)
-    step = Purification(method, value, timestep, name)
+    substeps = int(match[5]) if match[5] else 0
+    # All of the timesteps, spelt out, is the same purifier.
+    step = Purification(method, value, timestep, name, 0 if substeps == timestep else substeps)
     step.check(denoisers[name] if name else next(iter(denoisers.values())))
     return step
 

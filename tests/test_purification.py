@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from antipure.methods.denoiser import Denoiser
 from antipure.methods.errors import AntiPureError
 from antipure.methods.pictures import random_stream, round_8bit, to_picture, to_pixels
-from antipure.methods.purification import ddpm_step, denoise, diffpure, gridpure, vae_round_trip
+from antipure.methods.purification import ddpm_step, denoise, diffpure, gridpure, vae_round_trip, visited
 from diffusers import DDPMScheduler
 
 
@@ -57,6 +57,99 @@ def test_denoising_visits_every_timestep_down_to_0_once(spy, timestep):
         denoise(spy, z, timestep, [random_stream(0), random_stream(1)], lambda: steps.append(1))
     assert spy.timesteps_seen == [[t, t] for t in reversed(range(timestep))]
     assert len(steps) == timestep
+
+
+@pytest.mark.parametrize(("timestep", "substeps"), [(10, 5), (10, 10), (10, 1), (10, 3), (100, 7), (7, 6)])
+def test_substeps_are_evenly_spaced_from_the_highest_down(spy, timestep, substeps):
+    with torch.no_grad():
+        denoise(spy, torch.zeros(1, 3, 4, 4), timestep, [random_stream(0)], substeps=substeps)
+    seen = [t for (t,) in spy.timesteps_seen]
+    assert seen == visited(timestep, substeps)
+    assert len(seen) == substeps
+    assert seen[0] == timestep - 1
+    gaps = -np.diff([*seen, -1])
+    assert gaps.min() >= 1
+    assert gaps.max() - gaps.min() <= 1
+    assert visited(10, 5) == [9, 7, 5, 3, 1]
+
+
+@pytest.mark.parametrize("name", ["gridpure", "diffpure"])
+def test_all_substeps_are_todays_sampler_and_fewer_are_another(tiny, name):
+    x = picture(18, 21)
+    whole = PURIFIERS[name](x, tiny, seed=3)
+    timestep = PURIFIERS[name].keywords["timestep"]
+    assert torch.equal(PURIFIERS[name](x, tiny, seed=3, substeps=timestep), whole)
+    assert not torch.equal(PURIFIERS[name](x, tiny, seed=3, substeps=2), whole)
+
+
+class Gaussian(Denoiser):
+    """The exact denoiser of pictures whose pixels are independent N(mean, deviation²): eps_hat = E[eps | x_t]."""
+
+    tile, multiple, clip_x0 = None, 1, False
+
+    def __init__(self, mean: float, deviation: float):
+        self.alphas_cumprod = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000), 0)
+        self.mean, self.deviation = mean, deviation
+        self.states: list[tuple[int, torch.Tensor]] = []
+
+    def encode(self, pixels):
+        return pixels
+
+    def decode(self, latent):
+        return latent
+
+    def predict(self, x_t, t):
+        self.states.append((int(t[0]), x_t))
+        a = self.alphas_cumprod[t].view(-1, 1, 1, 1)
+        return (1 - a).sqrt() * (x_t - a.sqrt() * self.mean) / (a * self.deviation**2 + 1 - a), None
+
+    def bytes_per_pixel(self):
+        return 1.0
+
+
+@pytest.mark.parametrize("substeps", [0, 50, 13, 2, 1])
+def test_whatever_the_spacing_the_marginals_are_those_of_the_forward_process(substeps):
+    """With a denoiser that knows the picture, x_t is N(sqrt(abar_t) x0, 1 - abar_t) at every timestep visited."""
+    denoiser = Gaussian(0.3, 0.0)
+    result = denoise(denoiser, torch.full((1, 3, 200, 200), 0.3), 150, [random_stream(1)], substeps=substeps)
+    torch.testing.assert_close(result, torch.full_like(result, 0.3), rtol=0, atol=1e-4)
+    for t, x_t in denoiser.states:
+        abar = float(denoiser.alphas_cumprod[t])
+        assert float(x_t.mean()) == pytest.approx(abar**0.5 * 0.3, abs=5 * (1 - abar) ** 0.5 / 120000**0.5)
+        assert float(x_t.var()) == pytest.approx(1 - abar, rel=5 * (2 / 120000) ** 0.5)
+
+
+@pytest.mark.parametrize("substeps", [0, 20, 5, 1])
+def test_a_gaussian_world_in_closed_form(substeps):
+    """Every step is linear in x_t there: mean and variance follow from DDIM's own equation, in float64."""
+    mean, deviation, x0, timestep = 0.2, 0.15, 0.6, 100
+    denoiser = Gaussian(mean, deviation)
+    result = denoise(denoiser, torch.full((1, 3, 200, 200), x0), timestep, [random_stream(2)], substeps=substeps)
+    count = substeps or timestep
+    abar = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
+    expected, variance = np.sqrt(abar[timestep - 1]) * x0, 1 - abar[timestep - 1]
+    times = [int(np.ceil((count - i) * timestep / count)) - 1 for i in range(count)]
+    for t, before in zip(times, [*times[1:], None], strict=True):
+        a, b = abar[t], 1.0 if before is None else abar[before]
+        sigma = np.sqrt((1 - b) / (1 - a) * (1 - a / b))  # DDIM, eq. 16 with eta = 1
+        # DDIM, eq. 12: sqrt(b) x0_hat + sqrt(1 - b - sigma²) eps_hat + sigma z, both linear in x_t
+        eps_slope = np.sqrt(1 - a) / (a * deviation**2 + 1 - a)
+        x0_slope = (1 - np.sqrt(1 - a) * eps_slope) / np.sqrt(a)
+        eps_offset = -eps_slope * np.sqrt(a) * mean
+        x0_offset = -np.sqrt(1 - a) * eps_offset / np.sqrt(a)
+        along = np.sqrt(max(1 - b - sigma**2, 0))
+        slope = np.sqrt(b) * x0_slope + along * eps_slope
+        expected = slope * expected + np.sqrt(b) * x0_offset + along * eps_offset
+        variance = slope**2 * variance + sigma**2
+    assert float(result.mean()) == pytest.approx(expected, abs=1e-5 + 5 * (variance / 120000) ** 0.5)
+    assert float(result.var()) == pytest.approx(variance, rel=0.03)
+
+
+def test_callbacks_count_the_substeps(tiny):
+    for name in PURIFIERS:
+        calls = []
+        PURIFIERS[name](picture(16, 16), tiny, substeps=2, callback=lambda done, total, _: calls.append((done, total)))  # noqa: B023
+        assert calls[-1][0] == calls[-1][1] == 2 * 2 * (2 if name == "gridpure" else 1)
 
 
 @torch.no_grad()
@@ -344,6 +437,8 @@ def test_cancelling_passes_through_at_once(spy, name):
         ({"timestep": 0}, "timestep is 0"),
         ({"timestep": 1001}, "timestep is 1001"),
         ({"iterations": 0}, "run 0 iterations"),
+        ({"substeps": -1}, "substeps is -1"),
+        ({"timestep": 5, "substeps": 6}, "substeps is 6; it must lie in 1..5"),
         ({"picture": torch.full((1, 3, 8, 8), float("nan"))}, "NaN"),
         ({"picture": torch.zeros(1, 3, 0, 8)}, "no pixels"),
         ({"picture": torch.zeros(1, 8, 8, 3)}, "B×3×H×W"),

@@ -33,6 +33,11 @@ def test_each_name_is_the_function_it_names(denoisers, picture):
     light = gridpure(picture, d, iterations=1, timestep=4, seed=5)
     assert torch.equal(run("gridpure1@4", denoisers, picture), light)
     assert torch.equal(run("diffpure3", denoisers, picture), diffpure(picture, d, timestep=3, seed=5))
+    sparse = gridpure(picture, d, iterations=1, timestep=4, substeps=2, seed=5)
+    assert torch.equal(run("gridpure1@4/2", denoisers, picture), sparse)
+    assert not torch.equal(sparse, light)
+    sparse = diffpure(picture, d, timestep=3, substeps=1, seed=5)
+    assert torch.equal(run("diffpure3 / 1", denoisers, picture), sparse)
     resized = diffpure(picture, d, timestep=3, resize=True, seed=5)
     assert torch.equal(run("diffpure_resized3", denoisers, picture), resized)
     assert torch.equal(run("jpeg60", denoisers, picture), jpeg(picture, 60))
@@ -70,9 +75,13 @@ def test_a_name_in_front_picks_the_denoiser(denoisers, picture):
             del denoiser.predict
 
 
-@pytest.mark.parametrize("text", ["gridpure20", "second:gridpure10@30", "diffpure100", "jpeg75+resize0.5+gridpure10"])
+@pytest.mark.parametrize(
+    "text",
+    ["gridpure20", "second:gridpure10@30/5", "gridpure5/2", "diffpure100/10", "jpeg75+resize0.5+gridpure10"],
+)
 def test_texts_come_back(denoisers, text):
     assert str(parse_purifier(text, denoisers)) == text
+    assert str(parse_purifier("gridpure10/10", denoisers)) == "gridpure10", "all of the timesteps"
 
 
 def test_lists(denoisers):
@@ -91,6 +100,8 @@ def test_lists(denoisers):
         ("gridpure0", "at least 1"),
         ("diffpure2000", "1..1000"),
         ("diffpure50@3", "only gridpure"),
+        ("gridpure5/11", "substeps is 11"),
+        ("vae1/1", "behind /"),
         ("vae", "works on pixels"),
         ("jpeg0", "quality"),
         ("", "no purifier or transform"),

@@ -21,7 +21,7 @@ lint: $(STAMP)
 
 benchmark: $(STAMP)
 	$(PY) -m benchmarks.denoiser
-	$(PY) -m benchmarks.overhead
+	$(PY) -m benchmarks.speed --only floor
 
 $(STAMP): pyproject.toml requirements.txt
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)

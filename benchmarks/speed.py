@@ -1,0 +1,328 @@
+"""Where the time goes: `python -m benchmarks.speed` (`--only` picks parts, `--quick` is for a look).
+
+Every figure is a ratio within one run: the two sides take turns, and the median over the repeats stands with the
+smallest and the largest. Parts:
+
+* floor: one PGD step and one GrIDPure iteration over the bare network's batched passes;
+* plain: the same over straightforward eager code, and over the order of the released GrIDPure script (`plain.py`);
+* pixels: cost and peak memory from 256² on, with a straight line through them;
+* fast: `fast` against `strong`, time and structural distortion after GrIDPure, on the development pictures;
+* substeps: GrIDPure with fewer timesteps, time and quality;
+* options: bf16, channels_last, torch.compile, and memory kept between steps.
+
+Rows of a device that is not there stay empty. Results go to --out as JSON and Markdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from antipure.benchmarks import plain
+from antipure.benchmarks.speed_report import markdown
+from antipure.benchmarks.work import PICTURES, machine, read, write
+from antipure.methods import metrics
+from antipure.methods.antipure import PRESETS, antipure_loss, protect
+from antipure.methods.attack import pgd
+from antipure.methods.checkpoints import BUNDLED, load_denoiser
+from antipure.methods.denoiser import PixelDenoiser
+from antipure.methods.memory import freed_memory_kept
+from antipure.methods.pictures import grid_positions, random_positions, random_stream
+from antipure.methods.purification import gridpure
+from torch import Tensor
+
+STEPS = 3
+PARTS = ("floor", "plain", "pixels", "fast", "substeps", "options")
+Work = Callable[[], object]
+
+
+class Bench:
+    """What all parts share. device, repeats: of every ratio. picture: 1×3×H×W in 0..1 on the device."""
+
+    def __init__(self, device: str, repeats: int, quick: bool):
+        self.device, self.repeats, self.quick = torch.device(device), repeats, quick
+        self.denoiser = load_denoiser(device=device)
+        self.picture = read(BUNDLED.with_name("astronaut.png")).to(device)
+        if quick:
+            self.picture = middle(self.picture)
+
+    def seconds(self, work: Work) -> float:
+        gc.collect()
+        self.wait()
+        started = time.perf_counter()
+        work()
+        self.wait()
+        return time.perf_counter() - started
+
+    def wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def ratio(self, label: str, work: Work, other: Work, **more) -> dict:
+        """work's time over other's: they take turns after one warm-up of each."""
+        work(), other()
+        pairs = [(self.seconds(work), self.seconds(other)) for _ in range(self.repeats)]
+        ratios = [a / b for a, b in pairs]
+        row = {
+            "row": label,
+            "ratio": statistics.median(ratios),
+            "smallest": min(ratios),
+            "largest": max(ratios),
+            "seconds": statistics.median(a for a, _ in pairs),
+            **more,
+        }
+        print(f"{label}: {row['ratio']:.3f} ({row['smallest']:.3f}..{row['largest']:.3f})", flush=True)
+        return row
+
+    def pgd(self, preset: str, picture: Tensor | None = None, steps: int = STEPS) -> Work:
+        objective = PRESETS[preset]
+        picture = self.picture if picture is None else picture
+        return lambda: pgd(picture, partial(antipure_loss, self.denoiser, objective), steps=steps)
+
+    def passes(self, preset: str, keep: bool = True) -> Work:
+        """The network's forwards and backwards of `STEPS` steps: as many tiles, batched alike, nothing around them.
+
+        keep: whether freed memory is kept between them, as `attack.pgd` does.
+        """
+        denoiser, objective = self.denoiser, PRESETS[preset]
+        at_once, chain = (1, objective.unrolled_steps) if objective.unrolled else (2, 1)
+        tile, (h, w) = denoiser.tile, self.picture.shape[-2:]
+        counts = [len(random_positions(h, w, tile, random_stream(0, step))) for step in range(STEPS)]
+
+        def work() -> None:
+            with freed_memory_kept(self.device) if keep else nullcontext():
+                for count in counts:
+                    for part in denoiser.batches(count, tile, tile, at_once * chain, at_once):
+                        n = (part.stop - part.start) * at_once
+                        for _ in range(chain):
+                            x = torch.zeros(n, 3, tile, tile, device=self.device, requires_grad=True)
+                            denoiser.predict_noise(x, torch.full((n,), 5, device=self.device)).sum().backward()
+
+        return work
+
+    def forwards(self, count: int, timesteps: int = 10) -> Work:
+        denoiser, tile = self.denoiser, self.denoiser.tile
+        tiles = torch.zeros(count, 3, tile, tile, device=self.device)
+
+        @torch.no_grad()
+        def work() -> None:
+            for t in range(timesteps):
+                for part in denoiser.batches(count, tile, tile):
+                    x = tiles[part]
+                    denoiser.predict_noise(x, torch.full((len(x),), t, device=self.device))
+
+        return work
+
+
+def middle(picture: Tensor, side: int = 96) -> Tensor:
+    top, left = ((length - side) // 2 for length in picture.shape[-2:])
+    return picture[..., top : top + side, left : left + side].contiguous()
+
+
+def development() -> dict[str, Tensor]:
+    """The pictures that settings may be chosen on, their middle 96×96."""
+    files = [BUNDLED.with_name("astronaut_face.png"), PICTURES / "airplane.png", PICTURES / "canyon.png"]
+    return {file.stem: middle(read(file)) for file in files}
+
+
+def floor(bench: Bench) -> list[dict]:
+    h, w = bench.picture.shape[-2:]
+    tile = bench.denoiser.tile
+    count = len(grid_positions(h, w, tile, tile // 2)) + 1
+    asked = {"paper": 1.10, "strong": 1.15}
+    rows = [
+        bench.ratio(f"PGD, {name}, {STEPS} steps", bench.pgd(name), bench.passes(name), asked=asked[name])
+        for name in asked
+    ]
+    work = partial(gridpure, bench.picture, bench.denoiser, iterations=1)
+    return [*rows, bench.ratio("GrIDPure, 1 iteration", work, bench.forwards(count), asked=1.05)]
+
+
+def plain_code(bench: Bench) -> list[dict]:
+    """Time of the plain code over ours, and how far the results are apart."""
+    rows = []
+    for name in ("paper", "strong"):
+        eager = partial(plain.protect, bench.picture, bench.denoiser, PRESETS[name], levels=8, steps=STEPS)
+        ours = bench.pgd(name)
+        moved = (ours() - eager()).abs()
+        same = {"asked": 1.5, "values that differ": float((moved * 255 > 0.5).float().mean())}
+        rows.append(bench.ratio(f"plain eager PGD, {name}", eager, ours, **same))
+    script = partial(plain.gridpure, bench.picture, bench.denoiser, iterations=1)
+    ours = partial(gridpure, bench.picture, bench.denoiser, iterations=1)
+    difference = float((ours() - script()).abs().max() * 255)
+    return [*rows, bench.ratio("GrIDPure in the released order", script, ours, **{"levels apart": difference})]
+
+
+def pixels(bench: Bench, sides: list[int]) -> list[dict]:
+    """One step each, by the picture's area; peak memory is the process's or the GPU's, smallest picture first."""
+    works = {
+        "PGD, paper, 1 step": lambda x: bench.pgd("paper", x, 1)(),
+        "PGD, strong, 1 step": lambda x: bench.pgd("strong", x, 1)(),
+        "GrIDPure, 1 iteration at timestep 2": lambda x: gridpure(x, bench.denoiser, timestep=2, iterations=1),
+    }
+    rows = []
+    source = bench.picture
+    for label, work in works.items():
+        areas, times = [], []
+        work(source)
+        for side in sides:
+            x = source.repeat(1, 1, -(-side // source.shape[-2]), -(-side // source.shape[-1]))[..., :side, :side]
+            seconds = statistics.median(bench.seconds(partial(work, x)) for _ in range(1 if side > 512 else 3))
+            areas.append(side * side / 1e6)
+            times.append(seconds)
+            rows.append({"row": label, "side": side, "seconds": seconds, "peak MB": peak_megabytes(bench.device)})
+            print(rows[-1], flush=True)
+        slope, offset = statistics.linear_regression(areas, times)
+        residual = sum((t - slope * a - offset) ** 2 for a, t in zip(areas, times, strict=True))
+        spread = sum((t - statistics.mean(times)) ** 2 for t in times)
+        rows.append({"row": label, "seconds per megapixel": slope, "constant": offset, "R²": 1 - residual / spread})
+    return rows
+
+
+def peak_megabytes(device: torch.device) -> float | None:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 1e6
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e3 if sys.platform.startswith("linux") else 1e6)
+
+
+def fast(bench: Bench, steps: int, seeds: int) -> list[dict]:
+    """Per picture: shares of `strong`'s time and of its structural distortion after ten GrIDPure iterations."""
+    strong = PRESETS["strong"]
+    tenth = max(1, steps // 10)
+    arms = {
+        "fast": (PRESETS["fast"], steps),
+        "strong, a tenth of the steps": (strong, tenth),
+        "strong, 2 unrolled, a fifth of the steps": (replace(strong, unrolled_steps=2), 2 * tenth),
+    }
+    rows: list[dict] = []
+    for name, clean in development().items():
+        clean = clean.to(bench.device)
+        for seed in range(seeds):
+            purify = partial(gridpure, denoiser=bench.denoiser, iterations=10, seed=seed)
+            pure = purify(clean)
+
+            def measured(objective, count, clean=clean, seed=seed, purify=purify, pure=pure) -> tuple[float, float]:
+                made = []
+                work = partial(protect, clean, bench.denoiser, objective, steps=count, seeds=seed)
+                seconds = bench.seconds(lambda: made.append(work()))
+                return seconds, float(metrics.structural_distortion(pure, purify(made[0])))
+
+            whole = measured(strong, steps)
+            for arm, (objective, count) in arms.items():
+                seconds, distortion = measured(objective, count)
+                rows.append(
+                    {
+                        "row": arm,
+                        "picture": name,
+                        "seed": seed,
+                        "strong steps": steps,
+                        "share of time": seconds / whole[0],
+                        "share of distortion": distortion / whole[1],
+                        "distortion": distortion,
+                        "strong": whole[1],
+                    }
+                )
+                print(rows[-1], flush=True)
+    for arm in arms:
+        own = [row for row in rows if row["row"] == arm]
+        keys = ("share of time", "share of distortion")
+        rows.append({"row": arm, "picture": "median", **{k: statistics.median(r[k] for r in own) for k in keys}})
+    return rows
+
+
+def substeps(bench: Bench) -> list[dict]:
+    """Ten GrIDPure iterations with fewer timesteps: what they do to a clean picture and leave of a perturbation."""
+    clean = bench.picture
+    protected = protect(clean, bench.denoiser, PRESETS["strong"], steps=4 if bench.quick else 40)
+    purify = partial(gridpure, denoiser=bench.denoiser, iterations=10)
+    whole = purify(clean)
+    repeats, bench.repeats = bench.repeats, min(bench.repeats, 3)
+    rows = []
+    for count in (10, 5, 2, 1):
+        pure = purify(clean, substeps=count)
+        quality = {
+            "PSNR to original": float(metrics.psnr(clean, pure)),
+            "PSNR to all 10": float(metrics.psnr(whole, pure)) if count < 10 else None,
+            "strong's distortion": float(metrics.structural_distortion(pure, purify(protected, substeps=count))),
+        }
+        work, other = (partial(gridpure, clean, bench.denoiser, iterations=1, substeps=n) for n in (count, 10))
+        rows.append(bench.ratio(f"{count} of 10 timesteps", work, other, **quality))
+    bench.repeats = repeats
+    return rows
+
+
+def options(bench: Bench) -> list[dict]:
+    """A PGD step of `paper` with each option over the same step without it."""
+    base = bench.pgd("paper")
+    rows = []
+    half = PixelDenoiser(
+        bench.denoiser.unet, bench.denoiser.alphas_cumprod, tile=bench.denoiser.tile, patch=bench.denoiser.patch,
+        dtype=torch.bfloat16,
+    )  # fmt: skip
+    loss = partial(antipure_loss, half, PRESETS["paper"])
+    rows.append(bench.ratio("bf16 autocast", lambda: pgd(bench.picture, loss, steps=STEPS), base))
+    other = load_denoiser(device=bench.device)
+    other.unet.to(memory_format=torch.contiguous_format)
+    loss = partial(antipure_loss, other, PRESETS["paper"])
+    rows.append(bench.ratio("weights not channels_last", lambda: pgd(bench.picture, loss, steps=STEPS), base))
+    if bench.device.type == "cpu":
+        label = "bare network, freed memory not kept"
+        rows.append(bench.ratio(label, bench.passes("paper", keep=False), bench.passes("paper")))
+    try:
+        compiled = load_denoiser(device=bench.device)
+        compiled.unet.forward = torch.compile(compiled.unet.forward)
+        loss = partial(antipure_loss, compiled, PRESETS["paper"])
+        rows.append(bench.ratio("torch.compile", lambda: pgd(bench.picture, loss, steps=STEPS), base))
+    except Exception as error:  # no compiler, or one that cannot: torch raises nearly anything
+        print(f"torch.compile: {type(error).__name__}", flush=True)
+        rows.append({"row": f"torch.compile ({type(error).__name__})"})
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--devices", nargs="+", default=["cpu", *(["cuda"] if torch.cuda.is_available() else [])])
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--sides", type=int, nargs="+", default=[256, 512, 1024])
+    parser.add_argument("--large", action="store_true", help="sides up to 4096, too")
+    parser.add_argument("--steps", type=int, default=100, help="of `strong`, which `fast` is measured against")
+    parser.add_argument("--seeds", type=int, default=1, help="of `fast` against `strong`")
+    parser.add_argument("--quick", action="store_true", help="a 96×96 picture; no figures to quote")
+    parser.add_argument("--out", type=Path, default=Path("output/speed"), help="without ending")
+    args = parser.parse_args()
+    sides = sorted({*args.sides, *((2048, 4096) if args.large else ())})
+    run = {
+        "floor": floor, "plain": plain_code, "pixels": partial(pixels, sides=sides),
+        "fast": partial(fast, steps=args.steps, seeds=args.seeds), "substeps": substeps, "options": options,
+    }  # fmt: skip
+    results: dict = {"machine": machine(), "repeats": args.repeats, "quick": args.quick, "devices": {}}
+    for device in args.devices:
+        print(f"\n{device}", flush=True)
+        bench = Bench(device, args.repeats, args.quick)
+        found = results["devices"].setdefault(device, {})
+        for part in args.only:
+            found[part] = run[part](bench)
+            write(args.out.with_suffix(".json"), results)
+    results["devices"].setdefault("cuda", {})
+    write(args.out.with_suffix(".json"), results)
+    text = markdown(results)
+    args.out.with_suffix(".md").write_text(text, encoding="utf-8")
+    print(f"\n{text}\n{args.out}.json, {args.out}.md")
+
+
+if __name__ == "__main__":
+    main()

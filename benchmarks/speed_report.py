@@ -1,0 +1,39 @@
+"""The Markdown page of `benchmarks.speed`."""
+
+from __future__ import annotations
+
+TITLES = {
+    "floor": "Over the bare batched network (lower is better, 1 is the floor)",
+    "plain": "Plain code over ours (higher is better)",
+    "pixels": "Cost and peak memory by size",
+    "fast": "`fast` against `strong`, development pictures",
+    "substeps": "GrIDPure, 10 iterations, at fewer timesteps: time over all ten's, and quality",
+    "options": "A `paper` step with an option over one without",
+}
+
+
+def markdown(results: dict) -> str:
+    """One table a part and device; a device without results gets a line that says so."""
+    lines = [f"{results['machine']}; medians of {results['repeats']} interleaved repeats.", ""]
+    if results["quick"]:
+        lines += ["A quick look at a small picture: no figures to quote.", ""]
+    for device, parts in results["devices"].items():
+        lines += [f"## {device}", ""]
+        if not parts:
+            lines += ["No such device was at hand: nothing measured.", ""]
+        for part, rows in parts.items():
+            lines += [f"**{TITLES[part]}**", "", *table(rows), ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def table(rows: list[dict]) -> list[str]:
+    """The rows' keys as columns, in the order in which they first appear; what a row lacks stays empty."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    lines = ["| " + " | ".join(columns) + " |", "|---|" + "--:|" * (len(columns) - 1)]
+    return lines + ["| " + " | ".join(_cell(row.get(column)) for column in columns) + " |" for row in rows]
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -7,7 +7,7 @@ The paper maximises over ||delta||_inf <= eta
 `paper` is that loss. `unrolled` goes back to the paper's stated objective, || Pure(x + delta) - x ||: a few short
 purifier steps are unrolled and the change they make to the picture's structure is maximised. `strong` does so in
 expectation over timesteps, orientations and sizes and with less grey in its steps (`shaping.balance_colours`);
-`strong_shaped` puts it where eyes see it least (`shaping.shaped_budget`).
+`strong_shaped` puts it where eyes see it least (`shaping.shaped_budget`). `fast` gives `strong` a start.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..kernels.filters import gaussian_blur
 from ..kernels.frequency import high_frequency_mean
 from .attack import Callback, Loss, check_mask, pgd
 from .denoiser import Denoiser, add_noise, predict_x0
@@ -85,6 +86,35 @@ class Objective:
         if not 0 <= self.luminance <= 1:
             raise AntiPureError(f"luminance is {self.luminance:g}; it must lie in 0..1, and 1 changes nothing.")
 
+    def start(self, picture: Tensor) -> Tensor | None:
+        """Where PGD begins, B×3×H×W in 0..1; None: at the picture."""
+        return None
+
+    def steps(self, asked: int) -> int:
+        """How many of the steps asked for are run."""
+        return asked
+
+
+@dataclass(frozen=True)
+class Hurried(Objective):
+    """An objective that begins near its goal and runs only a share of the steps.
+
+    What `strong` ends in looks smoother than the picture: it takes away as much detail as the budget lets it, and the
+    purifier the rest. So it begins at the blurred picture, as far as the ball reaches, and the few steps arrange
+    what is left. The start alone is no attack on any network; `benchmarks/speed.py` shows its share as a row.
+
+    blur: deviation of the Gaussian in pixels. share: of the steps, rounded down, at least one.
+    """
+
+    blur: float = 1.0
+    share: float = 0.09
+
+    def start(self, picture: Tensor) -> Tensor | None:
+        return gaussian_blur(picture.float(), self.blur)
+
+    def steps(self, asked: int) -> int:
+        return max(1, int(asked * self.share))
+
 
 UNROLLED = Objective(ddpm=0, pfg=0, etg=0, unrolled=1)
 STRONG = replace(UNROLLED, unrolled_t=30, unrolled_t_low=10, halved=0.25, luminance=0.25)
@@ -93,6 +123,7 @@ PRESETS = {
     "strong_shaped": replace(STRONG, shaped=True),
     "unrolled": UNROLLED,
     "paper": Objective(),
+    "fast": Hurried(**vars(STRONG)),
 }
 
 
@@ -258,6 +289,8 @@ def protect(
 ) -> Tensor:
     """The picture protected by PGD on this objective; arguments, result and errors as `attack.pgd`.
 
+    steps: `Objective.steps` may run fewer of them.
+
     To be called inside `denoiser.session()`.
     """
     check_picture(picture)
@@ -271,7 +304,8 @@ def protect(
         picture,
         partial(antipure_loss, denoiser, objective),
         levels=levels,
-        steps=steps,
+        steps=objective.steps(steps) if steps >= 1 else steps,
+        start=objective.start(picture),
         precondition=None if objective.luminance == 1 else partial(balance_colours, luminance=objective.luminance),
         mask=mask,
         seeds=seeds,

@@ -30,7 +30,9 @@ from antipure.methods.attack import pgd
 from antipure.methods.denoiser import Denoiser
 from antipure.methods.errors import AntiPureError
 from antipure.methods.pictures import pad_reflect, random_positions, random_stream, round_8bit, to_pixels
+from antipure.methods.shaping import balance_colours
 from antipure.methods.transforms import resize
+from scipy import ndimage
 from scipy.fft import dctn
 
 MIXED = Objective(ddpm=0.7, pfg=3.0, etg=0.4, unrolled=5.0, patch_size=4, t_p=20, t_err=250, unrolled_steps=2)
@@ -359,6 +361,33 @@ def test_presets_say_what_they_are():
     first = PRESETS["unrolled"]
     assert first == Objective(ddpm=0, pfg=0, etg=0, unrolled=1), "shared workflows may name the first version"
     assert replace(PRESETS["strong_shaped"], shaped=False) == strong
+    assert vars(strong).items() <= vars(PRESETS["fast"]).items(), "the same objective"
+
+
+@pytest.mark.parametrize(("asked", "run"), [(100, 9), (40, 3), (1, 1)])
+def test_fast_is_strong_from_the_blurred_picture_in_few_steps(tiny, asked, run):
+    x = round_8bit(torch.rand(2, 3, 18, 20, generator=stream(5)))
+    done = []
+    fast = protect(x, tiny, PRESETS["fast"], levels=6, steps=asked, callback=lambda *args: done.append(args[:2]))
+    assert done[-1] == (2 * run, 2 * run)
+    blurred = torch.from_numpy(ndimage.gaussian_filter(x.numpy(), 1.0, mode="nearest", axes=(2, 3)))
+    torch.testing.assert_close(PRESETS["fast"].start(x), blurred, rtol=0, atol=2e-6)
+    expected = protect(x, tiny, PRESETS["strong"], levels=6, steps=run)
+    assert (fast - x).abs().max() * 255 <= 6 + 1e-3
+    assert not torch.equal(fast, expected)
+    start = PRESETS["fast"].start(x)
+    strong = PRESETS["strong"]
+    assert torch.equal(
+        fast,
+        pgd(
+            x,
+            partial(antipure_loss, tiny, strong),
+            levels=6,
+            steps=run,
+            start=start,
+            precondition=partial(balance_colours, luminance=strong.luminance),
+        ),
+    )
 
 
 @pytest.mark.parametrize("name", ["strong", "paper"])

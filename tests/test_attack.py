@@ -438,7 +438,7 @@ def test_a_start_is_brought_into_the_ball_and_gone_on_from():
     far = torch.rand(x.shape, generator=torch.Generator().manual_seed(8)) * 1.4 - 0.2
     flat = partial(linear_loss, weights=torch.zeros(x.shape))  # no gradient: the start is the result
     start = pgd(x, flat, levels=6, steps=1, mask=mask, start=far, rounded=False)
-    expected = np.clip(far.numpy(), np.maximum(x - 6 / 255, 0), np.minimum(x + 6 / 255, 1))
+    expected = np.clip(far.numpy(), (x - 6 / 255).clamp(min=0).numpy(), (x + 6 / 255).clamp(max=1).numpy())
     expected[..., :5, :] = x[..., :5, :]
     np.testing.assert_allclose(start.numpy(), expected, atol=1e-6)
     assert torch.equal(pgd(x, linear_loss, levels=6, steps=3, start=x), pgd(x, linear_loss, levels=6, steps=3))

@@ -47,7 +47,8 @@ class Protect:
                         "strong from a smoother start, in a tenth of the steps. paper: the published AntiPure loss. "
                         "random, shift, blocks: controls of the same budget without any adversarial structure, to "
                         "compare with. advdm, photoguard, mist, anti_dreambooth, simac: published protections, "
-                        "to compare with; photoguard and two of mist need Denoiser from Model. none: the picture itself, in 8 bits.",
+                        "to compare with; photoguard and two of mist need Denoiser from Model. none: the picture "
+                        "itself, in 8 bits.",
                     },
                 ),
                 "levels": (

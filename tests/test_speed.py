@@ -34,12 +34,17 @@ def test_plain_gridpure_is_ours_but_for_its_8_bit_tiles(tiny):
 def test_its_parts_run_and_make_a_page(tiny, monkeypatch):
     bench = speed.Bench.__new__(speed.Bench)
     bench.device, bench.repeats, bench.quick = torch.device("cpu"), 1, True
-    bench.denoiser, bench.picture = tiny, picture(32, 32)
-    monkeypatch.setattr(speed, "development", lambda: {"one": picture(32, 32)})
+    bench.denoiser, bench.picture = tiny, picture(16, 24)
+    monkeypatch.setattr(speed, "development", lambda: {"one": picture(16, 16)})
+
+    def light(x, denoiser, **settings):
+        return gridpure(x, denoiser, **{**settings, "iterations": 1})
+
+    monkeypatch.setattr(speed, "gridpure", light)
     parts = {
         "floor": speed.floor(bench),
         "plain": speed.plain_code(bench),
-        "pixels": speed.pixels(bench, [32, 48]),
+        "pixels": speed.pixels(bench, [16, 24]),
         "fast": speed.fast(bench, 10, 1),
         "substeps": speed.substeps(bench),
     }

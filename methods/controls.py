@@ -1,4 +1,4 @@
-"""Controls: perturbations of the same budget with no adversarial structure. A protection has to beat all four.
+"""Controls: perturbations of the same budget with no adversarial structure. A protection has to beat them all.
 
 All take B×3×H×W pictures in 0..1 and return 8-bit-rounded pictures inside the same `Budget` as PGD's.
 """
@@ -10,11 +10,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..kernels.filters import gaussian_blur
 from .attack import Budget, check_budget, check_mask
 from .errors import AntiPureError
 from .pictures import check_picture, random_stream
 
 BLOCK = 16
+SMOOTH_SIGMA = 2.0  # pixels
 
 
 def random_sign(clean: Tensor, levels: float, generator: torch.Generator) -> Tensor:
@@ -36,10 +38,20 @@ def blocks(clean: Tensor, levels: float, generator: torch.Generator) -> Tensor:
     return pattern.to(clean.device).expand_as(clean) * levels
 
 
+def smooth(clean: Tensor, levels: float, generator: torch.Generator) -> Tensor:
+    """The picture blurred (Gaussian, 2 pixels) as far as the budget reaches: detail taken away, no network asked.
+
+    A purifier smooths what is left, so that this, too, ends with less detail than the clean picture: the control for
+    measures that reward lost detail.
+    """
+    return (gaussian_blur(clean, SMOOTH_SIGMA) - clean) * 255
+
+
 CONTROLS: dict[str, Callable[[Tensor, float, torch.Generator], Tensor]] = {
     "random": random_sign,
     "shift": uniform_shift,
     "blocks": blocks,
+    "smooth": smooth,
 }
 
 

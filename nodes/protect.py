@@ -45,10 +45,10 @@ class Protect:
                         "tooltip": "strong: unrolls the purifier and wipes out what it would leave. "
                         "strong_shaped: the same, less where eyes see it. unrolled: strong's first version. fast: "
                         "strong from a smoother start, in a tenth of the steps. paper: the published AntiPure loss. "
-                        "random, shift, blocks: controls of the same budget without any adversarial structure, to "
-                        "compare with. advdm, photoguard, mist, anti_dreambooth, simac: published protections, "
-                        "to compare with; photoguard and two of mist need Denoiser from Model. none: the picture "
-                        "itself, in 8 bits.",
+                        "random, shift, blocks, smooth: controls of the same budget without any adversarial "
+                        "structure, to compare with. advdm, photoguard, mist, anti_dreambooth, simac: published "
+                        "protections, to compare with; photoguard and two of mist need Denoiser from Model. none: "
+                        "the picture itself, in 8 bits.",
                     },
                 ),
                 "levels": (

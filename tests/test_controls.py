@@ -9,6 +9,7 @@ from antipure.methods.controls import BLOCK, CONTROLS, apply_control, spectrum_m
 from antipure.methods.errors import AntiPureError
 from antipure.methods.metrics import radial_spectrum
 from antipure.methods.pictures import round_8bit
+from scipy.ndimage import gaussian_filter
 
 
 def stream(seed: int = 0) -> torch.Generator:
@@ -38,6 +39,11 @@ def test_controls_stay_in_the_ball_and_use_it(name, levels, height, width):
     change = np.abs(levels_of(result) - levels_of(x))
     room = np.maximum(levels_of(x), 255 - levels_of(x))
     assert (change <= levels).all()
+    if name == "smooth":  # it stops where the picture is blurred; a single pixel is
+        assert (
+            change.max() == int(levels) if levels < 255 and height * width > 1 else (change.max() > 0) == (height > 1)
+        )
+        return
     assert change.max() == min(int(levels), room.max()) or height == width == 1
     assert change.max() > 0
 
@@ -80,6 +86,16 @@ def test_blocks_are_16_pixels_wide_and_the_same_in_all_channels():
         for x in range(0, 90, 16):
             assert len(np.unique(delta[:, y : y + 16, x : x + 16])) == 1
     assert len(np.unique(delta[0, ::16, ::16])) == 2
+
+
+def test_smooth_is_the_blur_as_far_as_the_budget_reaches():
+    x = picture(40, 50)
+    blurred = gaussian_filter(x[0].double().numpy(), (0, 2, 2), mode="mirror", truncate=4)
+    smooth = apply_control("smooth", x, levels=8)[0].numpy()
+    change = np.clip(blurred - x[0].numpy(), -8 / 255, 8 / 255)
+    inner = np.s_[:, 10:-10, 10:-10]  # borders and the kernel's reach are the filter's own
+    assert np.abs(smooth - (x[0].numpy() + change))[inner].max() <= 1.01 / 255
+    assert np.abs(smooth - x[0].numpy()).max() <= 8 / 255 + 1e-6
 
 
 @pytest.mark.parametrize("name", ["random", "blocks"])

@@ -173,8 +173,8 @@ LAYOUTS = {
                 "**Survival** (purified protected against purified original): *structural distortion* near 0 means "
                 "that no structure of the protection is left; the higher, the more the purifier got wrong. A *detail "
                 "ratio* below 1 means that fine detail was wiped out.\n\n"
-                "**Controls.** Set *preset* to *random*, *shift* and *blocks*: the same budget without adversarial "
-                "structure. Only what exceeds all three counts.\n\n" + LIMITS,
+                "**Controls.** Set *preset* to *random*, *shift*, *blocks*, *smooth*: the same budget without "
+                "adversarial structure. Only what exceeds all of them counts.\n\n" + LIMITS,
             ),
         ),
     ),

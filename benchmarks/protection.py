@@ -52,7 +52,7 @@ PURIFIERS = (
 # Mist's other modes and PhotoGuard need a VAE, Mist's textural mode too: not on a pixel denoiser.
 ON_PIXELS = ("advdm", "anti_dreambooth_fsmg", "anti_dreambooth_aspl", "simac")
 MATCHED = ", spectrum-matched"
-WITH_CONTROL = (*PRESETS, "advdm", "simac")  # Anti-DreamBooth's two are AdvDM's loss again
+WITH_CONTROL = (*PRESETS, "advdm", "simac", "smooth")  # Anti-DreamBooth's two are AdvDM's loss again
 # Controls that need another arm's picture come last: with several processes it is there by then.
 ARMS = (*CONTROLS, *PRESETS, *ON_PIXELS, *(arm + MATCHED for arm in WITH_CONTROL))
 OFF = Objective(ddpm=0, pfg=0, etg=0)

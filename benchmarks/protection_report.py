@@ -128,6 +128,11 @@ def aims(results: dict, purifiers: list[str], matched: str, levels: float) -> st
         line("more than the first version on the held-out purifier, × control", f"{new:.2f}, was {old:.2f}", new > old)
         new, old = (fmean(distortions(found, UNSEEN).values()) * 1000 for found in (strong, first))
         line("the same, distortion × 1000", f"{new:.1f}, was {old:.1f}", new > old)
+    smooth = select(results, "smooth", levels)
+    for purifier in (OWN, UNSEEN) if smooth and strong else ():
+        shared = set(smooth) & set(strong)
+        new, old = (fmean(distortions(f, purifier)[key] for key in shared) * 1000 for f in (strong, smooth))
+        line(f"more than the control `smooth` after `{purifier}`, × 1000", f"{new:.1f} against {old:.1f}", new > old)
     if shaped and strong:
         value = fmean(f["psnr"] for f in shaped.values())
         line("shaped budget: PSNR ≥ 32 dB", f"{value:.2f} dB", value >= 32)

@@ -294,7 +294,7 @@ def test_ctrl_c_stops_the_run_on_the_server(comfyui, tmp_path):
     [
         ("3.levels=-1", "Protect (node 3): Value -1.0 smaller than min of 0.25 (levels)"),
         ("3.steps=0", "steps"),
-        ("2.denoiser=../../etc/passwd", "'../../etc/passwd' not in ['bundled']"),
+        ("2.denoiser=../../etc/passwd", "'../../etc/passwd' not in ['bundled', 'bundled_held_out']"),
         ("2.precision=fp8", "'fp8' not in"),
         ("1.image=../secret.png", "Invalid image file: ../secret.png"),
     ],

@@ -420,7 +420,8 @@ def protect(image, denoiser, preset, **settings):
 
 def test_the_node_offers_the_baselines_after_its_own_presets_and_none_last():
     choices = Protect.INPUT_TYPES()["required"]["preset"][0]
-    assert choices == ["strong", "paper", "random", "shift", "blocks", *BASELINES, "none"]
+    own = ["strong", "strong_shaped", "unrolled", "paper", "fast"]
+    assert choices == [*own, "random", "shift", "blocks", "smooth", *BASELINES, "none"]
 
 
 def test_the_shells_help_names_every_preset(capsys):

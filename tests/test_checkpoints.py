@@ -334,12 +334,13 @@ def test_files_of_our_format_with_a_broken_configuration_are_refused(tmp_path, c
     assert_refused(tmp_path / "own.safetensors")
 
 
-def test_what_the_training_tool_saves_loads_as_the_same_network_in_fp16_steps(tmp_path, tool):
+@pytest.mark.parametrize("name", ["bundled", "held_out"])
+def test_what_the_training_tool_saves_loads_as_the_same_network_in_fp16_steps(tmp_path, tool, name):
     train = tool("train_denoiser")
     torch.manual_seed(0)
-    unet = UNet2DModel(**train.UNET).eval()
+    unet = UNet2DModel(**train.NETWORKS[name]).eval()
     path = tmp_path / "denoiser.safetensors"
-    train.save(path, unet.state_dict(), {"seed": 0})
+    train.save(path, train.NETWORKS[name], unet.state_dict(), {"seed": 0})
     assert [p.name for p in tmp_path.iterdir()] == [path.name], "no partial file stays behind"
     denoiser = load_denoiser(path)
     for key, value in denoiser.unet.state_dict().items():

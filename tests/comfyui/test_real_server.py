@@ -206,7 +206,10 @@ def test_transparency_as_mask(comfyui, tmp_path, monkeypatch):
 
 def test_progress_and_previews_arrive(comfyui):
     run = Run(comfyui, workflow("protect", "3.seed=11"))
-    assert list(run.progress()) == [1, 2, 3]
+    done = list(run.progress())
+    assert done[0] == 1
+    assert done[-1] == 3
+    assert done == sorted(set(done))  # 0.33 leaves out what follows within a tenth of a second
     assert run.status()[0] == "success"
     previews = [message for message in run.binary if message[:8] == b"\0\0\0\1\0\0\0\1"]  # a preview, as JPEG
     assert previews

@@ -33,16 +33,17 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from antipure.methods.antipure import PRESETS, protect
-from antipure.methods.baselines import BASELINES, apply_baseline
+from antipure.methods.antipure import PRESETS
+from antipure.methods.baselines import BASELINES
 from antipure.methods.checkpoints import BUNDLED, load_denoiser
-from antipure.methods.controls import CONTROLS, apply_control, spectrum_matched
+from antipure.methods.controls import CONTROLS, spectrum_matched
 from antipure.methods.customization import CustomizationSettings, customized, generate
 from antipure.methods.customization_metrics import Probe, judge_samples, make_probe, probe_loss
 from antipure.methods.customization_pipeline import PIPELINE_SETTINGS, load_pipeline
 from antipure.methods.errors import AntiPureError
 from antipure.methods.metrics import psnr
 from antipure.methods.pictures import round_8bit
+from antipure.methods.protections import apply_protection
 from antipure.methods.purification import gridpure
 from antipure.methods.set_metrics import DenoiserFeatures
 from torch import Tensor
@@ -127,20 +128,16 @@ class Run:
         return read(self._stage("protected", f"{subject}-{version}-s{seed}", key, ".png", make))
 
     def _protect(self, subject: str, clean: Tensor, version: str, seed: int) -> Tensor:
-        if version in CONTROLS:
-            return apply_control(version, clean, levels=self.levels, seeds=seed)
         if version == MATCHED:
             strong = self.protected(subject, clean, "strong", seed)
             return spectrum_matched(clean, strong, levels=self.levels, seed=seed)
-        if version in PRESETS:
-            settings = {"levels": self.levels, "steps": self.protection_steps, "seeds": seed}
-            return protect(clean, self.purifier, PRESETS[version], **settings)
-        model = self.purifier if self.pipeline is None else self.model
+        model = self.model if version in BASELINES and self.pipeline else self.purifier
         surrogate = nullcontext()
         if version == "anti_dreambooth_fsmg":
             surrogate = customized(model, clean, self.settings, seed + 1_000_000)
+        settings = {"levels": self.levels, "steps": self.protection_steps, "seeds": seed}
         with surrogate:
-            return apply_baseline(version, clean, model, levels=self.levels, steps=self.protection_steps, seeds=seed)
+            return apply_protection(version, clean, model, **settings)
 
     def purified(self, name: str, picture: Tensor, seed: int) -> Tensor:
         key = digest(picture_digest(picture), self.iterations, seed)

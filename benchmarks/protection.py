@@ -18,19 +18,19 @@ import argparse
 import json
 import time
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from multiprocessing import get_context
 from pathlib import Path
 
 import torch
 from antipure.methods import metrics
-from antipure.methods.antipure import PRESETS, Objective, protect
-from antipure.methods.baselines import apply_baseline
+from antipure.methods.antipure import PRESETS, Objective
 from antipure.methods.checkpoints import BUNDLED, BUNDLED_HELD_OUT, load_denoiser
-from antipure.methods.controls import CONTROLS, apply_control, spectrum_matched
+from antipure.methods.controls import CONTROLS, spectrum_matched
 from antipure.methods.encoders import file_encoder
 from antipure.methods.errors import AntiPureError
 from antipure.methods.lpips import AlexNet, Lpips
+from antipure.methods.protections import apply_protection
 from antipure.methods.purifiers import parse_purifier
 from torch import Tensor
 
@@ -64,7 +64,7 @@ ABLATION = {
     "paper": PRESETS["paper"],
     "unrolled": PRESETS["unrolled"],
     "unrolled, less grey": replace(PRESETS["unrolled"], luminance=PRESETS["strong"].luminance),
-    "unrolled, timesteps, orientations, sizes": replace(PRESETS["strong"], luminance=1),
+    "unrolled, timesteps and sizes": replace(PRESETS["strong"], luminance=1),
     "strong": PRESETS["strong"],
 }
 CURVE = (1, 2, 5, 10, 20, 30, 40)
@@ -86,11 +86,6 @@ class Run:
     def denoisers(self) -> dict:
         paths = {"bundled": BUNDLED, "held_out": BUNDLED_HELD_OUT}
         return {name: load_denoiser(path, precision=self.precision) for name, path in paths.items()}
-
-    @cached_property
-    def references(self) -> dict[tuple[str, int], list[Tensor]]:
-        """What GrIDPure makes of a clean picture after each iteration, in this process."""
-        return {}
 
     def clean(self, name: str) -> Tensor:
         """The middle of a picture, 1×3×size×size in 0..1."""
@@ -115,18 +110,13 @@ class Run:
 
     def protected(self, name: str, arm: str, objective: Objective | None, levels: float, seed: int) -> Tensor:
         clean, denoiser = self.clean(name), self.denoisers["bundled"]
-        settings = {"levels": levels, "seeds": seed}
 
         def make() -> Tensor:
-            if arm in CONTROLS:
-                return apply_control(arm, clean, **settings)
             if arm.endswith(MATCHED):
                 preset = arm.removesuffix(MATCHED)
                 made = self.protected(name, preset, PRESETS.get(preset), levels, seed)
                 return spectrum_matched(clean, made, levels=levels, seed=seed)
-            if objective is not None:
-                return protect(clean, denoiser, objective, steps=self.steps, **settings)
-            return apply_baseline(arm, clean, denoiser, steps=self.steps, **settings)
+            return apply_protection(objective or arm, clean, denoiser, levels=levels, steps=self.steps, seeds=seed)
 
         key = digest(picture_digest(clean), arm, objective, levels, seed, self.steps, self.precision)
         return self.picture("protected", f"{name}-{arm.replace(' ', '_')}-l{levels:g}-s{seed}", key, make)
@@ -165,26 +155,27 @@ class Run:
         key = digest(picture_digest(clean), arm, objective, levels, seed, self.steps, self.precision, tuple(texts))
         return self.figures("figures", f"{name}-{arm.replace(' ', '_')}-l{levels:g}-s{seed}", key, make)
 
+    def iterated(self, picture: Tensor, seed: int) -> dict[int, Tensor]:
+        purifier = parse_purifier(f"gridpure{CURVE[-1]}", self.denoisers, seed + 1000)
+        return purifier.after_iterations(picture, CURVE)
+
     def curve(self, name: str, arm: str, levels: float, seed: int) -> dict | None:
-        """Distortion after 1..40 GrIDPure iterations, from one run: iterations draw from streams of their own."""
+        """Distortion after 1..40 GrIDPure iterations, from one run of each picture."""
         clean = self.clean(name)
 
-        def run(picture: Tensor) -> list[Tensor]:
-            steps: list[Tensor] = []
-            purifier = parse_purifier(f"gridpure{CURVE[-1]}", self.denoisers, seed + 1000)
-            purifier(picture, lambda done, total, shown: steps.append(shown) if shown is not None else None)
-            return steps
-
         def make() -> dict:
-            if (name, seed) not in self.references:  # one clean run serves all protections of a picture
-                self.references.clear()
-                self.references[name, seed] = run(clean)
-            steps = run(self.protected(name, arm, PRESETS.get(arm), levels, seed))
-            pairs = {i: (self.references[name, seed][i - 1], steps[i - 1]) for i in CURVE}
-            return {str(i): float(metrics.structural_distortion(*pair)) for i, pair in pairs.items()}
+            references = clean_curve(self, name, seed)
+            steps = self.iterated(self.protected(name, arm, PRESETS.get(arm), levels, seed), seed)
+            return {str(i): float(metrics.structural_distortion(references[i], steps[i])) for i in CURVE}
 
         key = digest(picture_digest(clean), arm, PRESETS.get(arm), levels, seed, self.steps, self.precision)
         return self.figures("curve", f"{name}-{arm.replace(' ', '_')}-l{levels:g}-s{seed}", key, make)
+
+
+@lru_cache(maxsize=1)
+def clean_curve(run: Run, name: str, seed: int) -> dict[int, Tensor]:
+    """The clean picture's iterations serve all its protections, which follow one another."""
+    return run.iterated(run.clean(name), seed)
 
 
 def work(task: tuple) -> tuple[tuple, dict | None]:

@@ -9,6 +9,7 @@ import torch
 
 from ..methods import metrics
 from ..methods.controls import CONTROLS, spectrum_matched
+from ..methods.text_table import text_table
 from ..nodes import NODE_CLASS_MAPPINGS
 from ..nodes.convert import from_image, to_image
 from .executor import Executor
@@ -75,17 +76,7 @@ def _row(name, original, protected, clean, purified) -> dict:
 
 
 def format_table(rows: list[dict]) -> str:
-    """The rows as a Markdown table that also reads well in a terminal."""
+    """The rows as a table."""
     digits = {"PSNR": 2, "SSIM": 3, "levels": 0, "structural distortion": 4, "detail ratio": 3, "PSNR after": 2}
-    cells = [list(HEADER)] + [
-        [row["perturbation"], *(f"{row[name]:.{digits[name]}f}" for name in HEADER[1:])] for row in rows
-    ]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(HEADER))]
-    lines = [
-        "| "
-        + " | ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True)))
-        + " |"
-        for line in cells
-    ]
-    lines.insert(1, "|" + "|".join("-" * (w + 1) + ("-" if i == 0 else ":") for i, w in enumerate(widths)) + "|")
-    return "\n".join(lines)
+    lines = [(row["perturbation"], *(f"{row[name]:.{digits[name]}f}" for name in HEADER[1:])) for row in rows]
+    return text_table(HEADER, lines)

@@ -54,14 +54,18 @@ def _extended(x: Tensor, radius: int) -> Tensor:
     return F.pad(x, (radius,) * 4, mode="replicate")
 
 
+def gaussian_weights(sigma: float, radius: int) -> Tensor:
+    """A Gaussian of `sigma` pixels along one axis, 2 radius + 1 weights that sum to 1: float64 on the CPU."""
+    weights = (-0.5 * (torch.arange(-radius, radius + 1, dtype=torch.float64) / sigma) ** 2).exp()
+    return weights / weights.sum()
+
+
 def gaussian_blur(x: Tensor, sigma: float) -> Tensor:
     """Gaussian of `sigma` pixels, cut off at 4 sigma (scipy's `gaussian_filter`, mode "nearest")."""
     radius = int(4 * sigma + 0.5)
     if radius == 0:
         return x
-    offsets = torch.arange(-radius, radius + 1, dtype=torch.float64)
-    weights = (-0.5 * (offsets / sigma) ** 2).exp()
-    weights = (weights / weights.sum()).to(x)
+    weights = gaussian_weights(sigma, radius).to(x)
     flat = _extended(x, radius).flatten(0, 1)[:, None]
     flat = F.conv2d(F.conv2d(flat, weights.view(1, 1, -1, 1)), weights.view(1, 1, 1, -1))
     return flat.view_as(x)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .dispatch import run
+from .filters import gaussian_weights
 
 SIGMA = 1.5
 RADIUS = 5  # 11×11 pixels, as published
@@ -36,9 +37,7 @@ def ssim_terms(reference: Tensor, picture: Tensor) -> tuple[Tensor, Tensor]:
 def gaussian_window(dtype: torch.dtype, device: torch.device) -> Tensor:
     """The 11 weights of the window along one axis; their sum is 1."""
     with torch.inference_mode(False):
-        offsets = torch.arange(-RADIUS, RADIUS + 1, dtype=torch.float64)
-        weights = (-0.5 * (offsets / SIGMA).square()).exp()
-        return (weights / weights.sum()).to(device=device, dtype=dtype)
+        return gaussian_weights(SIGMA, RADIUS).to(device=device, dtype=dtype)
 
 
 def _terms_torch(reference: Tensor, picture: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ The paper maximises over ||delta||_inf <= eta
 
 `paper` is that loss. `unrolled` goes back to the paper's stated objective, || Pure(x + delta) - x ||: a few short
 purifier steps are unrolled and the change they make to the picture's structure is maximised. `strong` does so in
-expectation over timesteps, orientations and sizes and with less grey in its steps (`shaping.balance_colours`);
+expectation over timesteps and sizes and with less grey in its steps (`shaping.balance_colours`);
 `strong_shaped` puts it where eyes see it least (`shaping.shaped_budget`). `fast` gives `strong` a start.
 """
 
@@ -23,7 +23,7 @@ from ..kernels.filters import gaussian_blur
 from ..kernels.frequency import high_frequency_mean
 from .attack import Callback, Loss, check_mask, pgd
 from .denoiser import Denoiser, add_noise, predict_x0
-from .ensemble import CombinedDenoiser, members_of
+from .ensemble import CombinedDenoiser
 from .errors import AntiPureError
 from .pictures import check_picture, noise, to_device, to_pixels
 from .shaping import balance_colours, shaped_budget
@@ -44,6 +44,9 @@ class Objective:
     halved: share of the tiles, and of their clean companions, resized to half and back first (unrolled term only).
     luminance: what is left of the gradient's grey part (`shaping.balance_colours`), 1 all of it.
     shaped: whether the budget follows what eyes notice (`shaping.shaped_budget`).
+    start_blur: deviation in pixels of the Gaussian whose blurred picture PGD begins at, as far as the ball reaches; 0:
+        at the picture.
+    step_share: share of the steps asked for that is run, rounded down, at least one.
     """
 
     ddpm: float = 1.0
@@ -60,6 +63,8 @@ class Objective:
     halved: float = 0.0
     luminance: float = 1.0
     shaped: bool = False
+    start_blur: float = 0.0
+    step_share: float = 1.0
 
     def check(self, denoiser: Denoiser) -> None:
         """Raise `AntiPureError` when a setting cannot be used with this denoiser."""
@@ -85,35 +90,14 @@ class Objective:
                 raise AntiPureError(f"{name} is {getattr(self, name):g}; it is a share of the tiles, 0..1.")
         if not 0 <= self.luminance <= 1:
             raise AntiPureError(f"luminance is {self.luminance:g}; it must lie in 0..1, and 1 changes nothing.")
-
-    def start(self, picture: Tensor) -> Tensor | None:
-        """Where PGD begins, B×3×H×W in 0..1; None: at the picture."""
-        return None
+        if self.start_blur < 0:
+            raise AntiPureError(f"start_blur is {self.start_blur:g}; it is in pixels, at least 0.")
+        if not 0 < self.step_share <= 1:
+            raise AntiPureError(f"step_share is {self.step_share:g}; it must lie in 0..1, above 0.")
 
     def steps(self, asked: int) -> int:
         """How many of the steps asked for are run."""
-        return asked
-
-
-@dataclass(frozen=True)
-class Hurried(Objective):
-    """An objective that begins near its goal and runs only a share of the steps.
-
-    What `strong` ends in looks smoother than the picture: it takes away as much detail as the budget lets it, and the
-    purifier the rest. So it begins at the blurred picture, as far as the ball reaches, and the few steps arrange
-    what is left. The start alone is no attack on any network; `benchmarks/speed.py` shows its share as a row.
-
-    blur: deviation of the Gaussian in pixels. share: of the steps, rounded down, at least one.
-    """
-
-    blur: float = 1.0
-    share: float = 0.09
-
-    def start(self, picture: Tensor) -> Tensor | None:
-        return gaussian_blur(picture.float(), self.blur)
-
-    def steps(self, asked: int) -> int:
-        return max(1, int(asked * self.share))
+        return min(asked, max(1, int(asked * self.step_share)))
 
 
 UNROLLED = Objective(ddpm=0, pfg=0, etg=0, unrolled=1)
@@ -123,13 +107,27 @@ PRESETS = {
     "strong_shaped": replace(STRONG, shaped=True),
     "unrolled": UNROLLED,
     "paper": Objective(),
-    "fast": Hurried(**vars(STRONG)),
+    # What `strong` ends in looks smoother than the picture: it takes away as much detail as the budget lets it, and the
+    # purifier the rest. So begin there, and let the few steps arrange what is left.
+    "fast": replace(STRONG, start_blur=1.0, step_share=0.09),
 }
 
 
 def l_ddpm(eps_hat: Tensor, eps: Tensor) -> Tensor:
     """|| eps - eps_theta(x_t, t) ||^2 as a mean, one value per sample."""
     return (eps_hat - eps).square().flatten(1).mean(1)
+
+
+def noised_loss(
+    denoiser: Denoiser, z: Tensor, t: Tensor, generators: list[torch.Generator], *, trainable: bool = False
+) -> Tensor:
+    """L_ddpm of z (N×C×h×w in model space) at 0-based timesteps t (N), each sample with noise of its own stream: N.
+
+    trainable: gradients reach the network's weights, too.
+    """
+    eps = noise(tuple(z.shape[1:]), generators, z.device)
+    x_t = add_noise(z, eps, denoiser.alphas_cumprod[t])
+    return l_ddpm(denoiser.predict_trainable(x_t, t) if trainable else denoiser.predict_noise(x_t, t), eps)
 
 
 def l_fre(x0_hat: Tensor, patch_size: int) -> Tensor:
@@ -295,8 +293,6 @@ def protect(
     """
     check_picture(picture)
     check_mask(mask, picture)
-    for member in members_of(denoiser):
-        objective.check(member)
     if objective.shaped:
         shares = shaped_budget(picture)
         mask = shares if mask is None else shares * mask.to(shares)
@@ -304,8 +300,8 @@ def protect(
         picture,
         partial(antipure_loss, denoiser, objective),
         levels=levels,
-        steps=objective.steps(steps) if steps >= 1 else steps,
-        start=objective.start(picture),
+        steps=objective.steps(steps),
+        start=gaussian_blur(picture.float(), objective.start_blur) if objective.start_blur else None,
         precondition=None if objective.luminance == 1 else partial(balance_colours, luminance=objective.luminance),
         mask=mask,
         seeds=seeds,

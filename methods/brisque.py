@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..kernels.filters import gaussian_weights
 from .errors import AntiPureError
 from .pictures import check_picture, round_8bit
 
@@ -51,9 +52,7 @@ def features(picture: Tensor) -> Tensor:
 
 def _normalised(grey: Tensor) -> Tensor:
     """Eq. 1: (I - mean) / (deviation + C) in a 7×7 Gaussian window; black outside the picture."""
-    axis = torch.arange(_WINDOW, dtype=grey.dtype, device=grey.device) - _WINDOW // 2
-    line = torch.exp(-axis.square() / (2 * _SIGMA**2))
-    line = (line / line.sum()).view(1, 1, 1, -1)
+    line = gaussian_weights(_SIGMA, _WINDOW // 2).to(grey).view(1, 1, 1, -1)
 
     def blur(x: Tensor) -> Tensor:
         across = F.conv2d(x, line, padding=(0, _WINDOW // 2))

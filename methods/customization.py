@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..kernels.tiles import cut
-from .antipure import l_ddpm
+from .antipure import noised_loss
 from .baselines.surrogate import trainable_network
 from .denoiser import Denoiser, add_noise, predict_x0
 from .errors import AntiPureError
@@ -259,8 +259,7 @@ def _loss(
     with torch.no_grad():
         z = denoiser.encode(torch.cat([random_crop(source, tile, g) for g in generators]))
     t = torch.tensor([_timestep(denoiser, settings, g) for g in generators], device=z.device)
-    eps = noise(tuple(z.shape[1:]), generators, z.device)
-    return l_ddpm(denoiser.predict_trainable(add_noise(z, eps, denoiser.alphas_cumprod[t]), t), eps)
+    return noised_loss(denoiser, z, t, generators, trainable=True)
 
 
 def _timestep(denoiser: Denoiser, settings: CustomizationSettings, generator: torch.Generator) -> int:

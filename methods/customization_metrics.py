@@ -13,12 +13,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .antipure import l_ddpm
+from .antipure import noised_loss
 from .customization import prepared, random_crop
-from .denoiser import Denoiser, add_noise
+from .denoiser import Denoiser
 from .errors import AntiPureError
 from .metrics import radial_spectrum
-from .pictures import check_picture, noise, random_stream, to_picture, to_pixels
+from .pictures import check_picture, random_stream, to_picture, to_pixels
 from .set_metrics import extract, kernel_distance
 from .sliced_wasserstein import patch_distance
 
@@ -71,10 +71,8 @@ def probe_loss(denoiser: Denoiser, probe: Probe) -> float:
     for part in denoiser.batches(len(probe.crops), *probe.crops.shape[-2:]):
         z = denoiser.encode(probe.crops[part].to(denoiser.device))
         t = probe.t[part].to(denoiser.device)
-        eps = noise(
-            tuple(z.shape[1:]), [random_stream(probe.stream, 3, i) for i in range(part.start, part.stop)], z.device
-        )
-        values.append(l_ddpm(denoiser.predict_noise(add_noise(z, eps, denoiser.alphas_cumprod[t]), t), eps))
+        streams = [random_stream(probe.stream, 3, i) for i in range(part.start, part.stop)]
+        values.append(noised_loss(denoiser, z, t, streams))
     return float(torch.cat(values).double().mean())
 
 

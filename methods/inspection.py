@@ -43,12 +43,17 @@ def _image(picture: Tensor) -> Image.Image:
     return _fit(Image.fromarray((round_8bit(picture)[0] * 255).round().byte().permute(1, 2, 0).cpu().numpy()))
 
 
-def _heat(values: np.ndarray) -> Image.Image:
-    """H×W values in 0..1 to colours."""
+def heat_colours(values: np.ndarray) -> np.ndarray:
+    """Values in 0..1, any shape, to colours in 0..255: the same shape and 3 channels."""
     position = np.clip(values, 0, 1) * (len(HEAT) - 1)
     low = np.minimum(position.astype(int), len(HEAT) - 2)
     part = (position - low)[..., None]
-    return _fit(Image.fromarray((HEAT[low] * (1 - part) + HEAT[low + 1] * part).astype(np.uint8)))
+    return HEAT[low] * (1 - part) + HEAT[low + 1] * part
+
+
+def _heat(values: np.ndarray) -> Image.Image:
+    """H×W values in 0..1 as a picture."""
+    return _fit(Image.fromarray(heat_colours(values).astype(np.uint8)))
 
 
 def _difference(before: Tensor, after: Tensor) -> Image.Image:

@@ -28,6 +28,7 @@ from .pictures import (
     to_pixels,
 )
 
+METHODS = ("gridpure", "diffpure", "diffpure_resized", "vae")
 # callback(done, total, picture): may raise to cancel. picture is 1×3×H×W in 0..1, or None between iterations.
 Callback = Callable[[int, int, Tensor | None], None]
 
@@ -282,3 +283,26 @@ def vae_round_trip(
                 callback(i * iterations + iteration + 1, len(picture) * iterations, single)
         results.append(single)
     return torch.cat(results)
+
+
+def purify(
+    method: str,
+    picture: Tensor,
+    denoiser: Denoiser,
+    *,
+    timestep: int,
+    iterations: int,
+    gamma: float = 0.1,
+    seed: int = 0,
+    callback: Callback | None = None,
+    substeps: int = 0,
+) -> Tensor:
+    """One of `METHODS`; settings that a method has no use for (gamma, the VAE's timestep) are ignored."""
+    if method not in METHODS:
+        raise AntiPureError(f"There is no purifier '{method}'; choose one of {', '.join(METHODS)}.")
+    if method == "vae":
+        return vae_round_trip(picture, denoiser, iterations=iterations, callback=callback)
+    settings = {"timestep": timestep, "iterations": iterations, "seed": seed, "callback": callback}
+    if method == "gridpure":
+        return gridpure(picture, denoiser, gamma=gamma, substeps=substeps, **settings)
+    return diffpure(picture, denoiser, resize=method == "diffpure_resized", substeps=substeps, **settings)

@@ -10,33 +10,28 @@ timesteps only, "diffpure100/5", "gridpure10/5", "gridpure20@30/5"; "vae" goes t
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from . import purification
 from .denoiser import Denoiser
 from .errors import AntiPureError
-from .pictures import check_picture
-from .purification import Callback, check_purifier
+from .pictures import check_picture, round_8bit
+from .purification import METHODS, Callback, check_purifier, purify
 from .transforms import TRANSFORMS, Transform, parse_transform
 
 GRIDPURE_TIMESTEP = 10
-# name: (default value, what the value is)
-METHODS: dict[str, tuple[int, str]] = {
-    "gridpure": (20, "iterations, and @ the timestep"),
-    "diffpure": (100, "timestep"),
-    "diffpure_resized": (100, "timestep"),
-    "vae": (1, "round trips"),
-}
+# The value a method has when none is written: iterations, timestep, timestep, round trips.
+DEFAULTS = dict(zip(METHODS, (20, 100, 100, 1), strict=True))
 
 
 @dataclass(frozen=True)
 class Purification:
-    """One purifier with its denoiser. method: of `METHODS`. denoiser: its name, "" for the only or first one.
+    """One purifier with its denoiser.
 
+    method: of `purification.METHODS`. denoiser: its name, "" for the only or first one.
     substeps: at how many of the timesteps the network runs, 0: at all.
     """
 
@@ -51,10 +46,14 @@ class Purification:
         at += f"/{self.substeps}" if self.substeps else ""
         return (f"{self.denoiser}:" if self.denoiser else "") + f"{self.method}{self.value}{at}"
 
+    @property
+    def iterations(self) -> int:
+        """How often it is repeated."""
+        return self.value if self.method in ("gridpure", "vae") else 1
+
     def check(self, denoiser: Denoiser) -> None:
         """Raise `AntiPureError` for settings that make no sense with this denoiser."""
-        iterations = self.value if self.method in ("gridpure", "vae") else 1
-        check_purifier(denoiser, self.timestep, iterations, substeps=self.substeps)
+        check_purifier(denoiser, self.timestep, self.iterations, substeps=self.substeps)
         if self.method == "vae" and not denoiser.latent:
             raise AntiPureError(f"'{self}' needs a denoiser with a VAE; this one works on pixels.")
         if self.method == "diffpure_resized" and denoiser.tile is None:
@@ -62,14 +61,8 @@ class Purification:
 
     def run(self, picture: Tensor, denoiser: Denoiser, seed: int, callback: Callback | None) -> Tensor:
         """B×3×H×W in 0..1 purified, 8-bit rounded, on the device the picture came from."""
-        x = picture.to(denoiser.device)
-        settings = {"timestep": self.timestep, "substeps": self.substeps, "seed": seed, "callback": callback}
-        if self.method == "gridpure":
-            pure = purification.gridpure(x, denoiser, iterations=self.value, **settings)
-        elif self.method == "vae":
-            pure = purification.vae_round_trip(x, denoiser, iterations=self.value, callback=callback)
-        else:
-            pure = purification.diffpure(x, denoiser, resize=self.method == "diffpure_resized", **settings)
+        settings = {"timestep": self.timestep, "iterations": self.iterations, "substeps": self.substeps, "seed": seed}
+        pure = purify(self.method, picture.to(denoiser.device), denoiser, callback=callback, **settings)
         return pure.to(picture.device)
 
 
@@ -116,6 +109,27 @@ class Purifier:
         if self.iterations is None:
             return None
         return Purifier([replace(self.steps[0], value=iterations)], self.denoisers, self.seed)
+
+    def after_iterations(
+        self, picture: Tensor, iterations: Iterable[int], callback: Callback | None = None
+    ) -> dict[int, Tensor]:
+        """What one GrIDPure alone makes of the picture (1×3×H×W) after some of its iterations, by their number.
+
+        Its noise belongs to the iteration, so each is what a purifier of that many iterations returns.
+        """
+        wanted, taken, done = frozenset(iterations), {}, 0
+
+        def on_step(step: int, total: int, shown: Tensor | None) -> None:
+            nonlocal done
+            if shown is not None:
+                done += 1
+                if done in wanted:
+                    taken[done] = round_8bit(shown).to(picture.device)
+            if callback is not None:
+                callback(step, total, shown)
+
+        self(picture, on_step)
+        return taken
 
     def with_seed(self, seed: int) -> Purifier:
         """The same purifier with other noise."""
@@ -187,7 +201,7 @@ def _parse_purification(text: str, denoisers: Mapping[str, Denoiser]) -> Purific
         raise AntiPureError(f"'{text.strip()}': only gridpure takes a timestep behind @.")
     if match[5] and method == "vae":
         raise AntiPureError(f"'{text.strip()}': vae runs no timesteps, so nothing may stand behind /.")
-    value = int(match[3]) if match[3] else METHODS[method][0]
+    value = int(match[3]) if match[3] else DEFAULTS[method]
     timestep = int(match[4]) if match[4] else {"gridpure": GRIDPURE_TIMESTEP, "vae": 1}.get(method, value)
     substeps = int(match[5]) if match[5] else 0
     # All of the timesteps, spelt out, is the same purifier.
@@ -199,7 +213,7 @@ def _parse_purification(text: str, denoisers: Mapping[str, Denoiser]) -> Purific
 def _check_transform(text: str) -> None:
     match = re.match(r"[a-z_]+", text.strip().lower())
     if match is None or (match[0] not in TRANSFORMS and match[0] != "none"):
-        purifiers = ", ".join(f"{name}{default}" for name, (default, _) in METHODS.items())
+        purifiers = ", ".join(f"{name}{default}" for name, default in DEFAULTS.items())
         known = ", ".join(f"{name}{default:g}" for name, (_, default, _) in TRANSFORMS.items())
         raise AntiPureError(
             f"'{text.strip()}' is no purifier or transform; give some of {purifiers}, {known}, joined by '+', or none."

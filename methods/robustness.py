@@ -234,20 +234,8 @@ def _purified(
 
 def _tapped(purifier: Purifier, run: _Run, picture: Tensor, ledger: _Ledger) -> dict[int, Tensor]:
     """The picture after each of the run's taps; {0: ...} for a run that is read at its end."""
-    taken: dict[int, Tensor] = {}
     report = ledger.part(run.cost)
-    iteration = 0
-
-    def on_step(done: int, total: int, shown: Tensor | None) -> None:
-        nonlocal iteration
-        if shown is not None and run.taps:
-            iteration += 1
-            if iteration in run.taps:
-                taken[iteration] = round_8bit(shown).to(picture.device)
-        report(done, total, shown)
-
-    end = purifier(picture, on_step)
-    return taken if run.taps else {0: end}
+    return purifier.after_iterations(picture, run.taps, report) if run.taps else {0: purifier(picture, report)}
 
 
 class _Ledger:

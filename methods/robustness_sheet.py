@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 import re
 import textwrap
+from statistics import fmean as mean
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .inspection import AMPLIFICATION, BACKGROUND, HEAT, INK, SOFT
+from .inspection import AMPLIFICATION, BACKGROUND, INK, SOFT, heat_colours
 from .robustness_report import CLEAN, MATCHED, PARTLY, PROTECTION, RANDOM, SURVIVES, Column, Report
-from .robustness_text import mean, verdict
+from .robustness_text import verdict
 
 WIDTH, EDGE, DPI = 1480, 30, 100
 LABELS, COLUMNS = 190, 12  # width of the row labels; purifiers side by side before the table goes on below
@@ -89,15 +90,10 @@ def _rgb(colour) -> tuple[float, float, float]:
     return tuple(value / 255 for value in colour)
 
 
-def _heat(share: float) -> tuple[float, float, float]:
-    position = min(max(share, 0), 1) * (len(HEAT) - 1)
-    low = min(int(position), len(HEAT) - 2)
-    return tuple((HEAT[low] * (1 - position + low) + HEAT[low + 1] * (position - low)) / 255)
-
-
 def _colour(ratio: float) -> tuple[float, float, float]:
     """Dark at 1 and below, bright at `HIGHEST_RATIO`, on a logarithmic scale."""
-    return _heat(0.12 + 0.8 * math.log(max(ratio, 1)) / math.log(HIGHEST_RATIO))
+    share = 0.12 + 0.8 * math.log(max(ratio, 1)) / math.log(HIGHEST_RATIO)
+    return _rgb(heat_colours(np.asarray(share)))
 
 
 def _short(text: str, length: int = 22) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable
+from statistics import fmean as mean
 
 from .errors import AntiPureError
 from .robustness_report import (
@@ -21,16 +22,11 @@ from .robustness_report import (
     Row,
     level_of,
 )
+from .text_table import text_table
 
 FORMAT, VERSION = "antipure-robustness", 1
 _WORDS = {"survives": "the protection survives", "partly": "the protection survives in part"}
 _HARDLY = 1.1  # from here on "hardly more than noise" is said of the lowest level
-
-
-def mean(values: Iterable[float]) -> float:
-    """Arithmetic mean; infinite as soon as one value is."""
-    values = list(values)
-    return sum(values) / len(values)
 
 
 # Verdict -----------------------------------------------------------------------------------------------------
@@ -120,7 +116,7 @@ def markdown(report: Report) -> str:
         + (f"; denoiser {', '.join(models)}" if models else "")
         + ".",
         "## Cost",
-        _table(
+        text_table(
             ("protection", "PSNR", "SSIM", "levels"),
             [
                 (
@@ -141,7 +137,7 @@ def markdown(report: Report) -> str:
         rows = [(str(w.picture + 1), _cell(w.protection), w.column.name, f"{w.ratio:.2f}", w.level) for w in worst]
         parts += [
             "## Worst case of each picture",
-            _table(("picture", "protection", "after", "ratio", "level"), rows, 3),
+            text_table(("picture", "protection", "after", "ratio", "level"), rows, 3),
         ]
     if report.iterations:
         parts += [f"## Structural distortion over iterations of {report.curve_of}", _curves(report)]
@@ -184,7 +180,7 @@ def _after(report: Report, name: str) -> str:
         )
 
     heads = ("purifier", "distortion", "same spectrum", "ratio", "random", "ratio", "detail ratio", "PSNR after")
-    return _table((*heads, "clean, PSNR after"), [line(column) for column in report.columns])
+    return text_table((*heads, "clean, PSNR after"), [line(column) for column in report.columns])
 
 
 def _curves(report: Report) -> str:
@@ -198,27 +194,11 @@ def _curves(report: Report) -> str:
         )
         for i, iterations in enumerate(report.iterations)
     ]
-    return _table(("iterations", *(title for title, _, _ in lines)), rows)
+    return text_table(("iterations", *(title for title, _, _ in lines)), rows)
 
 
 def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
-
-
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]], text_columns: int = 1) -> str:
-    """A Markdown table that also reads well in a terminal; the first columns are texts, the rest numbers."""
-    lines = [head, *rows]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-    drawn = [
-        "| "
-        + " | ".join(
-            v.ljust(w) if i < text_columns else v.rjust(w) for i, (v, w) in enumerate(zip(line, widths, strict=True))
-        )
-        + " |"
-        for line in lines
-    ]
-    rule = "|".join("-" * (w + 2) if i < text_columns else "-" * (w + 1) + ":" for i, w in enumerate(widths))
-    return "\n".join([drawn[0], f"|{rule}|", *drawn[1:]])
 
 
 # JSON --------------------------------------------------------------------------------------------------------

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from ..methods import metrics
-from ..methods.antipure import PRESETS, Objective, protect
-from ..methods.baselines import BASELINES, apply_baseline
-from ..methods.controls import CONTROLS, apply_control
+from ..methods.antipure import PRESETS, Objective
 from ..methods.ensemble import members_of
-from ..methods.pictures import round_8bit
+from ..methods.protections import NAMES, NO_PROTECTION, apply_protection, needs_denoiser
 from . import host
 from .convert import difference_view, from_image, from_mask, to_image
 from .progress import Progress
-
-NO_PROTECTION = "none"
 
 
 class Protect:
@@ -39,7 +35,7 @@ class Protect:
                 "image": ("IMAGE", {"tooltip": "Pictures to protect, any size. Alpha passes through untouched."}),
                 "denoiser": ("DENOISER", {"tooltip": "The model whose purification is to be disturbed."}),
                 "preset": (
-                    [*PRESETS, *CONTROLS, *BASELINES, NO_PROTECTION],
+                    list(NAMES),
                     {
                         "default": "strong",
                         "tooltip": "strong: unrolls the purifier and wipes out what it would leave. "
@@ -98,32 +94,23 @@ class Protect:
     def protect(self, image, denoiser, preset, levels, steps, seed, mask=None, objective=None, node_id=None) -> tuple:
         picture, alpha = from_image(image)
         mask = from_mask(mask, picture)
+        settings = {"levels": levels, "seeds": seed}
+        protection = preset if objective is None else objective
+        objective = PRESETS.get(preset) if objective is None else objective  # None: no objective of ours
         limits = []
-        if objective is None and preset in CONTROLS:
-            protected = apply_control(preset, picture, levels=levels, mask=mask, seeds=seed)
-        elif objective is None and preset == NO_PROTECTION:
-            protected = round_8bit(picture)
-        else:
-            baseline = objective is None and preset in BASELINES
-            objective = None if baseline else objective or PRESETS[preset]
+        if needs_denoiser(protection):
             for member in members_of(denoiser) if objective else ():
                 objective.check(member)
             host.ready(denoiser)
             device = denoiser.device
-            settings = {
-                "levels": levels,
-                "steps": steps,
-                "mask": None if mask is None else mask.to(device),
-                "seeds": seed,
-            }
+            settings |= {"steps": steps, "mask": None if mask is None else mask.to(device)}
             with denoiser.session(), Progress("protecting", node_id) as progress:
                 on_device = picture.to(device)
-                if baseline:
-                    protected = apply_baseline(preset, on_device, denoiser, callback=progress, **settings).cpu()
-                else:
-                    protected = protect(on_device, denoiser, objective, callback=progress, **settings).cpu()
+                protected = apply_protection(protection, on_device, denoiser, callback=progress, **settings).cpu()
             limits = [member.max_batch for member in members_of(denoiser) if member.max_batch]
-        name = preset if objective is None or objective is PRESETS.get(preset) else "own objective"
+        else:
+            protected = apply_protection(protection, picture, None, mask=mask, **settings)
+        name = "own objective" if isinstance(protection, Objective) else preset
         run = steps if objective is None else objective.steps(steps)
         count = f"{steps}" if run == steps else f"{run} of {steps}"
         report = _report(picture, protected, name, levels, count, seed)

@@ -6,13 +6,12 @@ import torch
 
 from ..methods.ensemble import CombinedDenoiser
 from ..methods.errors import AntiPureError
-from ..methods.purification import diffpure, gridpure, vae_round_trip
+from ..methods.purification import METHODS, purify
 from . import host
 from .convert import difference_view, from_image, to_image
 from .progress import Progress
 
 RESIDUAL_SCALE = 16.0
-METHODS = ("gridpure", "diffpure", "diffpure_resized", "vae")
 
 
 class DiffusionPurify:
@@ -104,18 +103,10 @@ class DiffusionPurify:
         if isinstance(denoiser, CombinedDenoiser):
             raise AntiPureError("Combined denoisers are for protecting; wire one of them here to purify.")
         host.ready(denoiser)
-        settings = {"timestep": timestep, "iterations": iterations, "seed": seed, "substeps": substeps}
+        settings = {"timestep": timestep, "iterations": iterations, "gamma": gamma, "seed": seed, "substeps": substeps}
         try:
             with denoiser.session(), Progress("purifying", node_id) as progress:
-                on_device = picture.to(denoiser.device)
-                if method == "gridpure":
-                    pure = gridpure(on_device, denoiser, gamma=gamma, callback=progress, **settings)
-                elif method == "vae":
-                    pure = vae_round_trip(on_device, denoiser, iterations=iterations, callback=progress)
-                else:
-                    pure = diffpure(
-                        on_device, denoiser, resize=method == "diffpure_resized", callback=progress, **settings
-                    )
+                pure = purify(method, picture.to(denoiser.device), denoiser, callback=progress, **settings)
         except torch.cuda.OutOfMemoryError as error:
             raise AntiPureError(
                 "The GPU has not enough memory for this picture at once; use 'gridpure', or a smaller picture."

@@ -56,6 +56,16 @@ def test_neighbouring_transforms_draw_their_own_noise(denoisers, picture):
     assert not torch.equal(run("noise8", denoisers, picture, 5), run("noise8", denoisers, picture, 6))
 
 
+def test_iterations_of_one_run_are_those_of_shorter_runs(denoisers, picture):
+    seen = []
+    purifier = parse_purifier("gridpure4@3", denoisers, seed=7)
+    taken = purifier.after_iterations(picture, (1, 3, 4), lambda *step: seen.append(step[:2]))
+    assert sorted(taken) == [1, 3, 4]
+    for count, found in taken.items():
+        assert torch.equal(found, parse_purifier(f"gridpure{count}@3", denoisers, seed=7)(picture))
+    assert seen[-1][0] == seen[-1][1]
+
+
 def test_a_name_in_front_picks_the_denoiser(denoisers, picture):
     used = []
 

@@ -12,10 +12,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..antipure import l_ddpm
+from ..antipure import noised_loss
 from ..attack import Loss
-from ..denoiser import Denoiser, add_noise
-from ..pictures import noise
+from ..denoiser import Denoiser
 from ..tiles import tiled_loss
 
 LEVELS, STEPS, STEP_LEVELS = 8.0, 100, 1.0
@@ -25,9 +24,7 @@ def ddpm_terms(denoiser: Denoiser, tiles: Tensor, generators: list[torch.Generat
     """L_ddpm of N×3×T×T pixels at timesteps drawn from all of the schedule: N values."""
     z = denoiser.encode(tiles)
     t = draw_timesteps(torch.arange(denoiser.timesteps), generators).to(z.device)
-    eps = noise(tuple(z.shape[1:]), generators, z.device)
-    x_t = add_noise(z, eps, denoiser.alphas_cumprod[t])
-    return l_ddpm(denoiser.predict_noise(x_t, t), eps)
+    return noised_loss(denoiser, z, t, generators)
 
 
 def draw_timesteps(timesteps: Tensor, generators: list[torch.Generator]) -> Tensor:

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..antipure import l_ddpm
+from ..antipure import l_ddpm, noised_loss
 from ..attack import Loss
 from ..checkpointing import blocks
 from ..denoiser import Denoiser, add_noise
@@ -108,9 +108,7 @@ def select_timesteps(denoiser: Denoiser, tile: Tensor, generator: torch.Generato
     def gradient(t: int) -> Tensor:
         leaf = x.detach().requires_grad_()
         z = denoiser.encode(leaf)
-        eps = noise(tuple(z.shape[1:]), [generator], z.device)
-        index = torch.full((1,), t, device=z.device)
-        loss = l_ddpm(denoiser.predict_noise(add_noise(z, eps, denoiser.alphas_cumprod[index]), index), eps)
+        loss = noised_loss(denoiser, z, torch.full((1,), t, device=z.device), [generator])
         return torch.autograd.grad(loss.sum(), leaf)[0]
 
     while left.sum() > enough:

@@ -19,13 +19,13 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from ..antipure import l_ddpm
+from ..antipure import noised_loss
 from ..attack import Loss
-from ..denoiser import Denoiser, add_noise
+from ..denoiser import Denoiser
 from ..errors import AntiPureError
 from ..lora_patching import AppliedPatch, new_patch
 from ..low_rank import PatchConfig
-from ..pictures import noise, random_stream
+from ..pictures import random_stream
 from ..tiles import random_tile
 
 PATCH = PatchConfig(rank=8, gate="none")
@@ -115,9 +115,7 @@ class AlternatingLoss:
                 with torch.no_grad():
                     z = denoiser.encode(random_tile(denoiser, pixels, generator))
                 t = torch.randint(denoiser.timesteps, (1,), generator=generator).to(z.device)
-                eps = noise(tuple(z.shape[1:]), [generator], z.device)
-                x_t = add_noise(z, eps, denoiser.alphas_cumprod[t])
-                loss = l_ddpm(denoiser.predict_trainable(x_t, t), eps).mean()
+                loss = noised_loss(denoiser, z, t, [generator], trainable=True).mean()
                 if not torch.isfinite(loss):
                     raise AntiPureError("The surrogate's loss is not finite; use a higher precision.")
                 optimizer.zero_grad(set_to_none=True)

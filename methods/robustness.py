@@ -1,15 +1,17 @@
 """What protections of a picture are worth: every protection × every purifier, beside its controls.
 
 Pure(protected) is compared with Pure(clean), same purifier and same noise: structural distortion and detail ratio
-(see metrics). A distortion says nothing alone, so each protection stands beside two controls of its own largest level:
+(see metrics). A distortion says nothing alone, so each protection stands beside controls of its own largest level:
 
 * spectrum-matched noise: the perturbation with random phases (controls.spectrum_matched);
 * random sign noise of that level on every pixel. It has the protection's energy or more, so that
-  the ratio to it does not flatter; of equal energy is the first control.
+  the ratio to it does not flatter; of equal energy is the first control;
+* the picture blurred as far as that level reaches (`controls.smooth`): what is gained by taking detail away alone.
 
-The figure to read is the ratio of the distortion to that of the spectrum-matched control. A transform without a
-diffusion model removes little, of the protection or of the noise: its ratio lies near 1 whatever a purifier behind it
-would do. So transforms alone are measured, and judge nothing while a purifier was measured.
+The figure to read is the ratio of the distortion to that of the spectrum-matched control. The blur judges nothing: it
+says how much of a distortion need not be owed to any attack, which only customization can tell apart. A transform
+without a diffusion model removes little, of the protection or of the noise: its ratio lies near 1 whatever a purifier
+behind it would do. So transforms alone are measured, and judge nothing while a purifier was measured.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from .errors import AntiPureError
 from .pictures import check_picture, round_8bit
 from .purification import Callback
 from .purifiers import Purifier
-from .robustness_report import CLEAN, MATCHED, PROTECTION, RANDOM, Cell, Column, Report, Row
+from .robustness_report import CLEAN, MATCHED, PROTECTION, RANDOM, SMOOTH, Cell, Column, Report, Row
 
 CURVE = (1, 2, 5, 10, 20, 30, 40, 60, 80, 100, 150, 200)
 CROP = 256
@@ -60,7 +62,7 @@ def measure(
     clean = round_8bit(picture)
     protected = {name: round_8bit(value) for name, value in protections.items()}
     runs, curve_of, iterations = _plan(purifiers, curve_iterations)
-    versions = 1 + 3 * len(protected)
+    versions = 1 + 4 * len(protected)
     ledger = _Ledger(progress, len(clean) * len(seeds) * versions * sum(run.cost for run in runs))
     rows: list[Row] = []
     examples: dict[tuple[str, str], Tensor] = {}
@@ -209,8 +211,12 @@ def _versions(original: Tensor, protected: dict[str, Tensor], seed: int) -> dict
     for name, value in protected.items():
         levels = float(metrics.linf_levels(original, value)[0])
         matched = spectrum_matched(original, value, levels=levels, seed=seed) if levels else original
-        random = apply_control("random", original, levels=levels, seeds=seed) if levels else original
-        versions |= {(PROTECTION, name): value, (MATCHED, name): matched, (RANDOM, name): random}
+        random, smooth = (
+            apply_control(control, original, levels=levels, seeds=seed) if levels else original
+            for control in ("random", "smooth")
+        )
+        kinds = {PROTECTION: value, MATCHED: matched, RANDOM: random, SMOOTH: smooth}
+        versions |= {(kind, name): version for kind, version in kinds.items()}
     return versions
 
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-CLEAN, PROTECTION, MATCHED, RANDOM = "clean", "protection", "matched", "random"
+CLEAN, PROTECTION, MATCHED, RANDOM, SMOOTH = "clean", "protection", "matched", "random", "smooth"
+CONTROL_TITLES = {MATCHED: "same spectrum", RANDOM: "random", SMOOTH: "blur"}
 # Distortions below are counted as this one: two pictures a purifier has made equal have a ratio of 1.
 FLOOR = 1e-4
 # From how many times its control's distortion on a protection survives, or survives in part. Two draws of the same
@@ -35,9 +36,9 @@ class Cell:
 class Row:
     """One version of one picture before the purifiers, and its cells behind them.
 
-    picture: from 0. kind: "clean", "protection", "matched" or "random". protection: the one it is, or is a control
-    of; "" for clean. psnr (dB), ssim, levels: its cost (controls: of the first seed's). cells: one a purifier. curve:
-    mean structural distortion after each of `Report.iterations`.
+    picture: from 0. kind: "clean", "protection", "matched", "random" or "smooth". protection: the one it is, or is a
+    control of; "" for clean. psnr (dB), ssim, levels: its cost (controls: of the first seed's). cells: one a purifier.
+    curve: mean structural distortion after each of `Report.iterations`.
     """
 
     picture: int
@@ -104,6 +105,12 @@ class Report:
         """The columns that judge: those with a diffusion model, or all where there is none."""
         return tuple(column for column in self.columns if column.diffusion) or self.columns
 
+    @property
+    def controls(self) -> tuple[str, ...]:
+        """The kinds of controls that were measured; older reports have no "smooth"."""
+        kinds = {row.kind for row in self.rows}
+        return tuple(kind for kind in CONTROL_TITLES if kind in kinds)
+
     def row(self, picture: int, kind: str, protection: str = "") -> Row:
         """The row of a version of a picture."""
         wanted = (picture, kind, protection)
@@ -114,7 +121,7 @@ class Report:
         return self.row(picture, kind, protection).cells[self.columns.index(column)]
 
     def ratio(self, picture: int, protection: str, column: Column, control: str = MATCHED) -> float:
-        """Mean distortion of a protection over that of its control ("matched", "random"), both at least `FLOOR`."""
+        """Mean distortion of a protection over that of its control (see `controls`), both at least `FLOOR`."""
         cells = (self.cell(picture, kind, protection, column) for kind in (PROTECTION, control))
         ours, theirs = (max(cell.mean, FLOOR) for cell in cells)
         return ours / theirs

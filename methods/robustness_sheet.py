@@ -12,7 +12,18 @@ import torch
 from torch import Tensor
 
 from .inspection import AMPLIFICATION, BACKGROUND, INK, SOFT, heat_colours
-from .robustness_report import CLEAN, MATCHED, PARTLY, PROTECTION, RANDOM, SURVIVES, Column, Report
+from .robustness_report import (
+    CLEAN,
+    CONTROL_TITLES,
+    MATCHED,
+    PARTLY,
+    PROTECTION,
+    RANDOM,
+    SMOOTH,
+    SURVIVES,
+    Column,
+    Report,
+)
 from .robustness_text import verdict
 
 WIDTH, EDGE, DPI = 1480, 30, 100
@@ -21,6 +32,8 @@ TALL, SHORT, HEAD, GAP = 50, 24, 62, 52
 PLOT = 300
 GAIN = f"x{AMPLIFICATION}"
 LINES = ((240, 180, 60), (90, 170, 250), (120, 200, 120), (220, 120, 200))
+CONTROLS = {MATCHED: "noise, same spectrum", RANDOM: "random noise", SMOOTH: "blur, attacks nothing"}
+DASHES = {MATCHED: "--", RANDOM: ":", SMOOTH: "-."}
 PANEL, FAINT = (34, 34, 38), (60, 60, 66)
 HIGHEST_RATIO = 10.0
 
@@ -35,7 +48,7 @@ def robustness_sheet(report: Report, purifiers: tuple[str, ...] = ()) -> Tensor:
 
     lines = [wrapped for line in verdict(report).split("\n") for wrapped in textwrap.wrap(line, 165)]
     blocks = [report.columns[i : i + COLUMNS] for i in range(0, len(report.columns), COLUMNS)]
-    table = HEAD + SHORT + GAP + len(report.protections) * (TALL + 2 * SHORT + 8)
+    table = HEAD + SHORT + GAP + len(report.protections) * (TALL + len(report.controls) * SHORT + 8)
     strips = _strips(report, purifiers)
     side = (WIDTH - 2 * EDGE - 4 * 12) // 5
     strip = (side * _ratio(report) + 46) if strips else 0
@@ -150,8 +163,8 @@ def _table(page: _Page, report: Report, block: tuple[Column, ...], top: float, h
     for name in report.protections:
         lowest = report.lowest(name)
         put(0, y + TALL / 2, _short(name, 17), 12, ha="left", weight="bold")
-        for label, offset in (("noise, same spectrum", 0), ("random noise", SHORT)):
-            put(14, y + TALL + offset + SHORT / 2, label, 9, SOFT, ha="left")
+        for j, kind in enumerate(report.controls):
+            put(14, y + TALL + (j + 0.5) * SHORT, CONTROLS[kind], 9, SOFT, ha="left")
         for i, column in enumerate(block):
             x, ratio = LABELS + i * step, report.mean_ratio(name, column)
             judges, worst = column in report.judging, column == lowest
@@ -165,10 +178,10 @@ def _table(page: _Page, report: Report, block: tuple[Column, ...], top: float, h
             )
             put(x + step / 2, y + 18, f"{ratio:.1f}×", 13 if judges else 11, ink, weight="bold" if judges else "normal")
             put(x + step / 2, y + 37, f"{distortion:.4f} · {detail:.2f}", 8, ink)
-            for kind, offset in ((MATCHED, 0), (RANDOM, SHORT)):
+            for j, kind in enumerate(report.controls):
                 value = mean(report.cell(p, kind, name, column).mean for p in pictures)
-                put(x + step / 2, y + TALL + offset + SHORT / 2, f"{value:.4f}", 9, SOFT)
-        y += TALL + 2 * SHORT + 8
+                put(x + step / 2, y + TALL + (j + 0.5) * SHORT, f"{value:.4f}", 9, SOFT)
+        y += TALL + len(report.controls) * SHORT + 8
     put(0, y + SHORT / 2, "clean, PSNR after", 9, SOFT, ha="left")
     for i, column in enumerate(block):
         value = mean(mean(report.cell(p, CLEAN, "", column).psnr) for p in pictures)
@@ -233,7 +246,7 @@ def _curves(axes, report: Report) -> None:
     from matplotlib.lines import Line2D
     from matplotlib.ticker import LogLocator
 
-    styles = {PROTECTION: "-", MATCHED: "--", RANDOM: ":"}
+    styles = {PROTECTION: "-", **{kind: DASHES[kind] for kind in report.controls}}
     lines = []
     for i, name in enumerate(report.protections):
         colour = _rgb(LINES[i % len(LINES)])
@@ -243,8 +256,9 @@ def _curves(axes, report: Report) -> None:
             width, marker = (2.2, "o") if kind == PROTECTION else (1.4, "")
             axes.plot(report.iterations, values, style, marker=marker, markersize=5, linewidth=width, color=colour)
         lines.append(Line2D([], [], color=colour, marker="o", markersize=5, linewidth=2.2, label=_short(name, 16)))
-    for style, label in (("--", "same spectrum"), (":", "random")):
-        lines.append(Line2D([], [], color=_rgb(SOFT), linestyle=style, linewidth=1.4, label=label))
+    for kind in report.controls:
+        title = CONTROL_TITLES[kind]
+        lines.append(Line2D([], [], color=_rgb(SOFT), linestyle=DASHES[kind], linewidth=1.4, label=title))
     axes.set_yscale("log")
     axes.set_xscale("log")
     axes.set_xticks(report.iterations, [str(i) for i in report.iterations])

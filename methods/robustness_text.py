@@ -10,11 +10,13 @@ from statistics import fmean as mean
 from .errors import AntiPureError
 from .robustness_report import (
     CLEAN,
+    CONTROL_TITLES,
     FLOOR,
     MATCHED,
     PARTLY,
     PROTECTION,
     RANDOM,
+    SMOOTH,
     SURVIVES,
     Cell,
     Column,
@@ -33,14 +35,17 @@ _HARDLY = 1.1  # from here on "hardly more than noise" is said of the lowest lev
 
 
 def verdict(report: Report) -> str:
-    """What was found, in one or two sentences for each protection, and no more than was measured.
+    """What was found, in a few sentences for each protection, and no more than was measured.
 
     It names the first judging purifier and the worst case. A level is the lower one of the ratios to both controls.
     """
     several = len(report.protections) > 1
-    lines = [(f"{name}: " if several else "") + _of_protection(report, name, several) for name in report.protections]
+    lines = [
+        (f"{name}: " if several else "") + _of_protection(report, name, several) + _of_blur(report, name)
+        for name in report.protections
+    ]
     seeds = "one seed of the noise" if len(report.seeds) == 1 else f"{len(report.seeds)} seeds of the noise"
-    end = f"Measured with {seeds}; other purifiers were not measured."
+    end = f"Measured with {seeds}; other purifiers, and what a model learns, were not measured."
     if not report.judging[0].diffusion:
         end = f"Only transforms were measured, with {seeds}; what a purifier behind them leaves is open."
     return "\n".join([*lines, end]) if several else f"{lines[0]} {end}"
@@ -71,6 +76,17 @@ def _of_protection(report: Report, protection: str, several: bool) -> str:
     on = "" if report.pictures == 1 else f" on picture {worst.picture + 1}"
     judged = _judgement(report, protection, worst.column, [worst.picture]).replace(": ", ", ", 1)
     return f"{found} Weakest{after}{on}: {worst.ratio:.1f} times{judged}."
+
+
+def _of_blur(report: Report, protection: str) -> str:
+    """How much of the distortion a mere blur has; "" for reports without that control."""
+    if SMOOTH not in report.controls or not report.judging[0].diffusion:
+        return ""
+    ratio = report.mean_ratio(protection, report.judging[0], SMOOTH)
+    text = f" A mere blur within the same levels leaves {1 / ratio:.1f} times as much"
+    if level_of(ratio) == level_of(0):
+        text += ": whether the protection does more than take detail away, only training a model on it can tell"
+    return f"{text}."
 
 
 def _judgement(report: Report, protection: str, column: Column, pictures: Iterable[int]) -> str:
@@ -141,13 +157,19 @@ def markdown(report: Report) -> str:
         ]
     if report.iterations:
         parts += [f"## Structural distortion over iterations of {report.curve_of}", _curves(report)]
+    blur = (
+        " *Blur*: the picture blurred as far as that level reaches; it attacks nothing, and its ratio says how far the "
+        "distortion is more than detail taken away."
+        if SMOOTH in report.controls
+        else ""
+    )
     parts.append(
         "Structural distortion (1 - contrast-structure term of SSIM) and detail ratio compare the purified protected "
         "picture with the purified clean one, same noise. *Same spectrum*: noise with the perturbation's spectrum; "
         "*random*: random signs of the same largest level. The ratio to the first is the figure to read: from "
         f"{SURVIVES:g} on a protection survives, from {PARTLY:g} on in part, below it leaves no more than noise. "
         f"Distortions below {FLOOR:g} count as {FLOOR:g}. Transforms without a diffusion model stand in brackets: they "
-        "remove little of anything, so their ratios judge nothing. The lowest in bold."
+        "remove little of anything, so their ratios judge nothing. The lowest in bold." + blur
     )
     return "\n\n".join(parts) + "\n"
 
@@ -161,9 +183,10 @@ def _after(report: Report, name: str) -> str:
             protection = "" if kind == CLEAN else name
             return mean(mean(getattr(report.cell(i, kind, protection, column), of)) for i in pictures)
 
-        ratios = [f"{report.mean_ratio(name, column, control):.2f}" for control in (MATCHED, RANDOM)]
+        ratios = [f"{report.mean_ratio(name, column, control):.2f}" for control in report.controls]
         if len(report.seeds) > 1:
             ratios[0] += f" ± {mean(report.spread(i, name, column) for i in pictures):.2f}"
+        others = zip(report.controls[1:], ratios[1:], strict=True)
         shown = column.name if column in report.judging else f"({column.name})"
         shown += {None: "", True: ", made against", False: ""}[column.made_against]
         bold = "**" if column == lowest else ""
@@ -172,19 +195,19 @@ def _after(report: Report, name: str) -> str:
             f"{average(PROTECTION):.4f}",
             f"{average(MATCHED):.4f}",
             bold + ratios[0] + bold,
-            f"{average(RANDOM):.4f}",
-            ratios[1],
+            *(v for kind, ratio in others for v in (f"{average(kind):.4f}", ratio)),
             f"{average(PROTECTION, 'detail'):.2f}",
             f"{average(PROTECTION, 'psnr'):.2f}",
             f"{average(CLEAN, 'psnr'):.2f}",
         )
 
-    heads = ("purifier", "distortion", "same spectrum", "ratio", "random", "ratio", "detail ratio", "PSNR after")
-    return text_table((*heads, "clean, PSNR after"), [line(column) for column in report.columns])
+    controls = [head for kind in report.controls for head in (CONTROL_TITLES[kind], "ratio")]
+    heads = ("purifier", "distortion", *controls, "detail ratio", "PSNR after", "clean, PSNR after")
+    return text_table(heads, [line(column) for column in report.columns])
 
 
 def _curves(report: Report) -> str:
-    names = {PROTECTION: "{}", MATCHED: "{}, same spectrum", RANDOM: "{}, random"}
+    names = {PROTECTION: "{}", **{kind: "{}, " + CONTROL_TITLES[kind] for kind in report.controls}}
     lines = [(names[kind].format(_cell(name)), kind, name) for name in report.protections for kind in names]
     pictures = range(report.pictures)
     rows = [

@@ -32,8 +32,8 @@ MORE = ("image_2", "image_3", "image_4")
 class RobustnessReport:
     DESCRIPTION = (
         "What protections of your pictures are worth: every protection through every purifier and transform, beside "
-        "noise of the same spectrum, random noise and the purified original. A sheet, a table, JSON, and a plain "
-        "verdict that claims no more than was measured."
+        "noise of the same spectrum, random noise, a mere blur and the purified original. A sheet, tables, JSON, and a "
+        "plain verdict that claims no more than was measured."
     )
     CATEGORY = "AntiPure"
     FUNCTION = "measure"

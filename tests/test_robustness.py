@@ -68,6 +68,7 @@ def test_numbers_are_those_of_the_functions_they_come_from(report, models, origi
                 "protection": protected,
                 "matched": spectrum_matched(original, protected, levels=levels, seed=seed),
                 "random": apply_control("random", original, levels=levels, seeds=seed),
+                "smooth": apply_control("smooth", original, levels=levels),
             }
             for kind, version in versions.items():
                 pure, cell = purifier(version), report.cell(1, kind, protection, column)
@@ -104,7 +105,7 @@ def test_nothing_is_purified_twice(spy, originals):
     together = len(spy.shapes)
     spy.shapes.clear()
     parse_purifier("gridpure4", {"d": spy})(original)
-    assert together == 3 * len(spy.shapes)  # clean, noise, and noise's matched control
+    assert together == 4 * len(spy.shapes)  # clean, noise, noise's matched control, and the blur
 
 
 def test_progress_goes_up_to_its_end_and_cancels(models, originals, protections):
@@ -179,7 +180,12 @@ GRID, GRID_30, AFTER, HELD_OUT, JPEG = (
 
 
 def built(
-    table: dict[str, list[tuple]], *, random: float = 0.001, made_against: str = "", name: str = "mine"
+    table: dict[str, list[tuple]],
+    *,
+    random: float = 0.001,
+    smooth: float | None = None,
+    made_against: str = "",
+    name: str = "mine",
 ) -> Report:
     """A report of one protection. table: purifier -> (distortion, matched) for each picture, floats or one a seed."""
 
@@ -200,7 +206,9 @@ def built(
         rows.append(Row(i, "clean", "", math.inf, 1.0, 0.0, tuple(cell((0.0,) * seeds) for _ in values)))
         rows.append(Row(i, "protection", name, 31.0, 0.9, 8.0, tuple(cell(v[0]) for v in values)))
         rows.append(Row(i, "matched", name, 31.0, 0.9, 8.0, tuple(cell(v[1]) for v in values)))
-        rows.append(Row(i, "random", name, 30.0, 0.9, 8.0, tuple(cell((random,) * seeds) for _ in values)))
+        others = {"random": random} if smooth is None else {"random": random, "smooth": smooth}
+        for kind, distortion in others.items():
+            rows.append(Row(i, kind, name, 30.0, 0.9, 8.0, tuple(cell((distortion,) * seeds) for _ in values)))
     return Report((name,), columns, tuple(range(seeds)), (64, 96), tuple(rows))
 
 
@@ -209,8 +217,22 @@ def test_survives_and_is_weakest():
     assert found == (
         "On this picture, gridpure10 with the denoiser bundled leaves 4.3 times what it leaves of noise with the same "
         "spectrum: the protection survives. Weakest after jpeg75+gridpure10: 1.3 times, hardly more than noise. "
-        "Measured with one seed of the noise; other purifiers were not measured."
+        "Measured with one seed of the noise; other purifiers, and what a model learns, were not measured."
     )
+
+
+def test_a_blur_that_does_as_much_is_said():
+    close = verdict(built({GRID: [(0.04, 0.01)]}, smooth=0.036))
+    assert (
+        "survives. A mere blur within the same levels leaves 0.9 times as much: whether the protection does more than "
+        "take detail away, only training a model on it can tell. Measured"
+    ) in close
+    far = verdict(built({GRID: [(0.05, 0.01)]}, smooth=0.01))
+    assert "survives. A mere blur within the same levels leaves 0.2 times as much. Measured" in far
+    assert "blur" not in verdict(built({GRID: [(0.04, 0.01)]})), "reports from before that control"
+    assert "blur" not in verdict(built({JPEG: [(0.04, 0.01)]}, smooth=0.01)), "transforms judge nothing"
+    assert "|   blur | ratio |" in markdown(built({GRID: [(0.04, 0.01)]}, smooth=0.036))
+    assert "lur" not in markdown(built({GRID: [(0.04, 0.01)]}))
 
 
 def test_no_more_than_noise_and_no_other_leaves_less():

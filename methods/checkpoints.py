@@ -26,11 +26,16 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def load_denoiser(
-    path: str | Path | None = None, *, device: torch.device | str = "cpu", precision: str = "fp32"
+    path: str | Path | None = None,
+    *,
+    device: torch.device | str = "cpu",
+    precision: str = "fp32",
+    compile: bool = False,
 ) -> PixelDenoiser:
     """Load a pixel denoiser from a file or folder (None: the bundled one).
 
     precision: "fp32", or "bf16"/"fp16" for autocast inside the network. Weights stay as loaded, in fp32.
+    compile: run the network through torch.compile, where that works; the first pass then takes a minute or so.
     Raises `AntiPureError` naming the path when it is not a denoiser, is truncated, or holds code.
     """
     if precision not in DTYPES:
@@ -52,7 +57,7 @@ def load_denoiser(
             raise AntiPureError(f"{path} cannot be read as a denoiser: {reason(error)}") from error
         unet = unet.float().to(device).to(memory_format=torch.channels_last)
         abar = torch.cumprod(1 - betas.double(), 0).float()
-        denoiser = PixelDenoiser(unet, abar, tile=tile, patch=patch, dtype=DTYPES[precision])
+        denoiser = PixelDenoiser(unet, abar, tile=tile, patch=patch, dtype=DTYPES[precision], compile=compile)
         denoiser.name = {BUNDLED: "bundled", BUNDLED_HELD_OUT: "bundled_held_out"}.get(path, path.name)
         return denoiser
 

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..kernels.noising import add_noise as add_noise  # half of the noise process; predict_x0 is the other
+from .compilation import CompiledNetwork
 from .differentiation import saved_bytes
 from .pictures import round_up
 
@@ -136,6 +137,7 @@ class PixelDenoiser(Denoiser):
     patch: pixels are folded into channels in patch×patch blocks before the network and unfolded after it. The
         noise process does not see this permutation: model space is pixels.
     dtype: autocast type of the network (float32: none). Inputs, outputs and losses stay float32.
+    compile: whether the network runs through torch.compile (`compilation.CompiledNetwork`).
     """
 
     def __init__(
@@ -146,8 +148,10 @@ class PixelDenoiser(Denoiser):
         tile: int | None,
         patch: int = 1,
         dtype: torch.dtype = torch.float32,
+        compile: bool = False,
     ):
         self.unet = unet.eval().requires_grad_(False)
+        self._compiled = CompiledNetwork(unet) if compile else None
         self.alphas_cumprod = alphas_cumprod.float().to(next(unet.parameters()).device)
         self.patch = patch
         self.dtype = dtype
@@ -158,6 +162,11 @@ class PixelDenoiser(Denoiser):
     @property
     def network(self) -> nn.Module:
         return self.unet
+
+    @property
+    def compiled(self) -> bool:
+        """Whether the network runs through torch.compile, as far as is known by now."""
+        return self._compiled is not None and self._compiled.active
 
     def to(self, device: torch.device | str) -> PixelDenoiser:
         """Move weights and schedule to a device, in place."""
@@ -175,7 +184,7 @@ class PixelDenoiser(Denoiser):
         x = F.pixel_unshuffle(x_t, self.patch) if self.patch > 1 else x_t
         x = x.contiguous(memory_format=torch.channels_last)
         with torch.autocast(x.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
-            out = self.unet(x, t).sample
+            out = self.unet(x, t).sample if self._compiled is None else self._compiled(x, t)
         out = out.float()
         if self.patch > 1:
             out = F.pixel_shuffle(out, self.patch)
@@ -193,4 +202,8 @@ class PixelDenoiser(Denoiser):
         with torch.inference_mode(False):
             x = torch.zeros(1, 3, side, side, device=self.device)
             t = torch.zeros(1, dtype=torch.long, device=self.device)
-            return saved_bytes(lambda x: self.predict(x, t)[0], x, self.unet) / side**2
+            compiled, self._compiled = self._compiled, None  # compiled for this size it would be for nothing
+            try:
+                return saved_bytes(lambda x: self.predict(x, t)[0], x, self.unet) / side**2
+            finally:
+                self._compiled = compiled

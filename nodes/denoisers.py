@@ -39,16 +39,27 @@ class LoadDenoiser:
                         "knows it and changes the result slightly; losses stay in fp32.",
                     },
                 ),
-            }
+            },
+            "optional": {
+                "compile": (
+                    ["off", "torch.compile"],
+                    {
+                        "default": "off",
+                        "tooltip": "torch.compile: the first run takes a minute longer, later ones may be faster. "
+                        "Needs a compiler on this machine; without, the model runs as it is. Results change slightly.",
+                    },
+                ),
+            },
         }
 
     @classmethod
-    def IS_CHANGED(cls, denoiser: str, precision: str) -> str:
+    def IS_CHANGED(cls, denoiser: str, precision: str, compile: str = "off") -> str:
         path = host.find_model("denoisers", denoiser)
         if path is None or not path.exists():
             return denoiser
         stat = path.stat()
         return f"{path}:{stat.st_mtime_ns}:{stat.st_size}"
 
-    def load(self, denoiser: str, precision: str) -> tuple:
-        return (host.manage(load_denoiser(host.find_model("denoisers", denoiser), precision=precision)),)
+    def load(self, denoiser: str, precision: str, compile: str = "off") -> tuple:
+        path = host.find_model("denoisers", denoiser)
+        return (host.manage(load_denoiser(path, precision=precision, compile=compile != "off")),)

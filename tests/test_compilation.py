@@ -1,0 +1,121 @@
+"""The compiled network: the same results, and a way back from everything."""
+
+from __future__ import annotations
+
+import copy
+import logging
+
+import pytest
+import torch
+from antipure.methods import compilation
+from antipure.methods.checkpoints import load_denoiser
+from antipure.methods.compilation import CompiledNetwork
+from antipure.methods.denoiser import PixelDenoiser
+from antipure.methods.lora_patching import PatchConfig, new_patch
+
+X = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+T = torch.tensor([3, 50, 900])
+
+
+class Spy:
+    """Stands for torch.compile: counts what runs through it."""
+
+    def __init__(self):
+        self.calls, self.error = 0, None
+
+    def compile(self, function, **options):
+        def run(*args):
+            self.calls += 1
+            if self.error is not None:
+                raise self.error
+            return function(*args)
+
+        return run
+
+
+@pytest.fixture
+def spy(monkeypatch):
+    found = Spy()
+    monkeypatch.setattr(compilation.torch, "compile", found.compile)
+    return found
+
+
+@pytest.fixture
+def network(make_tiny):
+    return make_tiny(seed=3).unet
+
+
+def test_traced_through_the_compiler_it_is_the_same_network(network):
+    compiled = CompiledNetwork(network, backend="aot_eager")  # traced and taken apart, without a C++ compiler
+    for x in (X, X[:1]):
+        mine, plain = x.clone().requires_grad_(), x.clone().requires_grad_()
+        out, expected = compiled(mine, T[: len(x)]), network(plain, T[: len(x)]).sample
+        torch.testing.assert_close(out, expected)
+        gradients = [torch.autograd.grad(o.square().sum(), i)[0] for o, i in ((out, mine), (expected, plain))]
+        torch.testing.assert_close(*gradients)
+    assert compiled.active, "it did not fall back"
+
+
+def test_it_runs_compiled_and_tries_a_backward_pass_first(spy, network):
+    compiled = CompiledNetwork(network)
+    with torch.no_grad():
+        expected = network(X, T).sample
+        assert torch.equal(compiled(X, T), expected)
+        assert torch.equal(compiled(X, T), expected)
+    assert spy.calls == 3
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_where_it_cannot_be_compiled_it_runs_as_it_is(spy, network, caplog, grad):
+    compiled = CompiledNetwork(network)
+    spy.error = RuntimeError("no compiler here")
+    with caplog.at_level(logging.WARNING), torch.set_grad_enabled(grad):
+        expected = network(X, T).sample
+        assert torch.equal(compiled(X, T), expected)
+        assert torch.equal(compiled(X, T), expected)
+    assert spy.calls == 1
+    assert not compiled.active
+    assert [record.message for record in caplog.records] == [
+        "The network could not be compiled (RuntimeError); it runs as it is from now on."
+    ]
+
+
+def test_running_out_of_memory_is_no_failure_to_compile(spy, network):
+    compiled = CompiledNetwork(network)
+    spy.error = torch.cuda.OutOfMemoryError("full")
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        compiled(X, T)
+    spy.error = None
+    compiled(X, T)
+    assert spy.calls == 3
+
+
+def test_a_changed_network_runs_as_it_is_until_it_is_changed_back(spy, network):
+    network = copy.deepcopy(network)
+    compiled = CompiledNetwork(network)
+    before = compiled(X, T)
+    calls = spy.calls
+    patch = new_patch(network, PatchConfig(rank=2, gate="none"))
+    with torch.no_grad():
+        for parameter in patch.parameters():
+            parameter.fill_(0.1)
+    assert not torch.equal(compiled(X, T), before)
+    patch.remove()
+    assert spy.calls == calls
+    handle = network.conv_in.register_forward_hook(lambda module, args, out: out * 2)
+    assert not torch.equal(compiled(X, T), before)
+    handle.remove()
+    assert spy.calls == calls
+    assert torch.equal(compiled(X, T), before)
+    assert spy.calls == calls + 1
+
+
+def test_denoisers_take_it_as_an_option(spy, network, make_tiny):
+    plain = make_tiny(seed=3)
+    denoiser = PixelDenoiser(network, plain.alphas_cumprod, tile=16, compile=True)
+    assert denoiser.bytes_per_pixel() == plain.bytes_per_pixel()
+    assert spy.calls == 0, "counting bytes compiles nothing"
+    assert torch.equal(denoiser.predict_noise(X, T), plain.predict_noise(X, T))
+    assert spy.calls == 2
+    assert load_denoiser(compile=True).compiled
+    assert not load_denoiser().compiled

@@ -131,6 +131,11 @@ def middle(picture: Tensor, side: int = 96) -> Tensor:
     return picture[..., top : top + side, left : left + side].contiguous()
 
 
+def enlarged(picture: Tensor, side: int) -> Tensor:
+    """side×side pixels of the picture repeated."""
+    return picture.repeat(1, 1, -(-side // picture.shape[-2]), -(-side // picture.shape[-1]))[..., :side, :side]
+
+
 def development() -> dict[str, Tensor]:
     """The pictures that settings may be chosen on, their middle 96×96."""
     files = [BUNDLED.with_name("astronaut_face.png"), PICTURES / "airplane.png", PICTURES / "canyon.png"]
@@ -138,16 +143,15 @@ def development() -> dict[str, Tensor]:
 
 
 def floor(bench: Bench) -> list[dict]:
-    h, w = bench.picture.shape[-2:]
-    tile = bench.denoiser.tile
-    count = len(grid_positions(h, w, tile, tile // 2)) + 1
     asked = {"paper": 1.10, "strong": 1.15}
     rows = [
         bench.ratio(f"PGD, {name}, {STEPS} steps", bench.pgd(name), bench.passes(name), asked=asked[name])
         for name in asked
     ]
-    work = partial(gridpure, bench.picture, bench.denoiser, iterations=1)
-    return [*rows, bench.ratio("GrIDPure, 1 iteration", work, bench.forwards(count), asked=1.05)]
+    tile, side = bench.denoiser.tile, 96 if bench.quick else 512
+    count = len(grid_positions(side, side, tile, tile // 2)) + 1
+    work = partial(gridpure, enlarged(bench.picture, side), bench.denoiser, iterations=1)
+    return [*rows, bench.ratio(f"GrIDPure {side}², 1 iteration", work, bench.forwards(count), asked=1.05)]
 
 
 def plain_code(bench: Bench) -> list[dict]:
@@ -178,7 +182,7 @@ def pixels(bench: Bench, sides: list[int]) -> list[dict]:
         areas, times = [], []
         work(source)
         for side in sides:
-            x = source.repeat(1, 1, -(-side // source.shape[-2]), -(-side // source.shape[-1]))[..., :side, :side]
+            x = enlarged(source, side)
             seconds = statistics.median(bench.seconds(partial(work, x)) for _ in range(1 if side > 512 else 3))
             areas.append(side * side / 1e6)
             times.append(seconds)

@@ -49,7 +49,7 @@ from antipure.methods.set_metrics import DenoiserFeatures
 from torch import Tensor
 
 from .customization_report import Result, markdown, sheet
-from .work import PICTURES, Clock, digest, machine, picture_digest, read, write
+from .work import PICTURES, Clock, digest, kept, machine, picture_digest, read, write
 
 SUBJECTS = ("hopper", "raccoon")
 MATCHED = "matched"
@@ -106,12 +106,9 @@ class Run:
 
     def _stage(self, kind: str, name: str, key: str, suffix: str, make) -> Path:
         path = self.work / kind / f"{name}-{key}{suffix}"
-        if path.is_file():
-            self.clock.done(kind, name, None)
-            return path
-        began = time.time()
-        write(path, make())
-        self.clock.done(kind, name, time.time() - began)
+        there, began = path.is_file(), time.time()
+        kept(path, make)
+        self.clock.done(kind, name, None if there else time.time() - began)
         return path
 
     def protected(self, subject: str, clean: Tensor, version: str, seed: int) -> Tensor:

@@ -18,7 +18,7 @@ import argparse
 import json
 import time
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cache, lru_cache
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -27,16 +27,18 @@ from antipure.methods import metrics
 from antipure.methods.antipure import PRESETS, Objective
 from antipure.methods.checkpoints import BUNDLED, BUNDLED_HELD_OUT, load_denoiser
 from antipure.methods.controls import CONTROLS, spectrum_matched
+from antipure.methods.denoiser import PixelDenoiser
 from antipure.methods.encoders import file_encoder
 from antipure.methods.errors import AntiPureError
 from antipure.methods.lpips import AlexNet, Lpips
 from antipure.methods.protections import apply_protection
 from antipure.methods.purifiers import parse_purifier
+from antipure.methods.robustness import middle
 from torch import Tensor
 
 from .protection_report import ablation_table, curve_table, report
 from .work import HELD_OUT as PICTURE_NAMES
-from .work import PICTURES, digest, machine, picture_digest, read, write
+from .work import PICTURES, digest, kept, machine, picture_digest, read
 
 PURIFIERS = (
     "gridpure10",
@@ -82,31 +84,23 @@ class Run:
     purifiers: tuple[str, ...]
     finished: bool
 
-    @cached_property
-    def denoisers(self) -> dict:
-        paths = {"bundled": BUNDLED, "held_out": BUNDLED_HELD_OUT}
-        return {name: load_denoiser(path, precision=self.precision) for name, path in paths.items()}
+    @property
+    def denoisers(self) -> dict[str, PixelDenoiser]:
+        return load_denoisers(self.precision)
 
     def clean(self, name: str) -> Tensor:
         """The middle of a picture, 1×3×size×size in 0..1."""
-        picture = read(PICTURES / f"{name}.png")
-        top, left = ((side - self.size) // 2 for side in picture.shape[-2:])
-        return picture[..., top : top + self.size, left : left + self.size]
+        return middle(read(PICTURES / f"{name}.png"), self.size)
 
     def picture(self, kind: str, name: str, key: str, make) -> Tensor:
-        path = self.work / kind / f"{name}-{key}.png"
-        if not path.is_file():
-            write(path, make())
-        return read(path)
+        return read(kept(self.work / kind / f"{name}-{key}.png", make))
 
     def figures(self, kind: str, name: str, key: str, make) -> dict | None:
         """Kept figures, or new ones; None where nothing is kept and nothing is to be computed."""
         path = self.work / kind / f"{name}-{key}.json"
-        if not path.is_file():
-            if self.finished:
-                return None
-            write(path, make())
-        return json.loads(path.read_text(encoding="utf-8"))
+        if self.finished and not path.is_file():
+            return None
+        return json.loads(kept(path, make).read_text(encoding="utf-8"))
 
     def protected(self, name: str, arm: str, objective: Objective | None, levels: float, seed: int) -> Tensor:
         clean, denoiser = self.clean(name), self.denoisers["bundled"]
@@ -170,6 +164,15 @@ class Run:
 
         key = digest(picture_digest(clean), arm, PRESETS.get(arm), levels, seed, self.steps, self.precision)
         return self.figures("curve", f"{name}-{arm.replace(' ', '_')}-l{levels:g}-s{seed}", key, make)
+
+
+# Every task brings a `Run` of its own to its process: what they share is kept outside of it.
+
+
+@cache
+def load_denoisers(precision: str) -> dict[str, PixelDenoiser]:
+    paths = {"bundled": BUNDLED, "held_out": BUNDLED_HELD_OUT}
+    return {name: load_denoiser(path, precision=precision) for name, path in paths.items()}
 
 
 @lru_cache(maxsize=1)

@@ -35,15 +35,17 @@ from antipure.methods import metrics
 from antipure.methods.antipure import PRESETS, antipure_loss, protect
 from antipure.methods.attack import Budget, pgd
 from antipure.methods.checkpoints import BUNDLED, load_denoiser
+from antipure.methods.controls import SMOOTH_SIGMA
 from antipure.methods.denoiser import PixelDenoiser
 from antipure.methods.memory import freed_memory_kept
 from antipure.methods.pictures import grid_positions, random_positions, random_stream
 from antipure.methods.purification import gridpure
+from antipure.methods.robustness import middle
 from torch import Tensor
 
 STEPS = 3
 # sigma in pixels: the row
-SMOOTHED = {1.0: "fast's start alone, no network", 2.0: "blurred by 2 px within the ball, no network"}
+SMOOTHED = {PRESETS["fast"].start_blur: "fast's start alone, no network", SMOOTH_SIGMA: "control smooth, no network"}
 PARTS = ("floor", "plain", "pixels", "fast", "substeps", "options")
 Work = Callable[[], object]
 
@@ -56,7 +58,7 @@ class Bench:
         self.denoiser = load_denoiser(device=device)
         self.picture = read(BUNDLED.with_name("astronaut.png")).to(device)
         if quick:
-            self.picture = middle(self.picture)
+            self.picture = middle(self.picture, 96).to(device)
 
     def seconds(self, work: Work) -> float:
         gc.collect()
@@ -126,11 +128,6 @@ class Bench:
         return work
 
 
-def middle(picture: Tensor, side: int = 96) -> Tensor:
-    top, left = ((length - side) // 2 for length in picture.shape[-2:])
-    return picture[..., top : top + side, left : left + side].contiguous()
-
-
 def enlarged(picture: Tensor, side: int) -> Tensor:
     """side×side pixels of the picture repeated."""
     return picture.repeat(1, 1, -(-side // picture.shape[-2]), -(-side // picture.shape[-1]))[..., :side, :side]
@@ -139,7 +136,7 @@ def enlarged(picture: Tensor, side: int) -> Tensor:
 def development() -> dict[str, Tensor]:
     """The pictures that settings may be chosen on, their middle 96×96."""
     files = [BUNDLED.with_name("astronaut_face.png"), PICTURES / "airplane.png", PICTURES / "canyon.png"]
-    return {file.stem: middle(read(file)) for file in files}
+    return {file.stem: middle(read(file), 96) for file in files}
 
 
 def floor(bench: Bench) -> list[dict]:

@@ -8,6 +8,7 @@ import os
 import platform
 import time
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from statistics import stdev
 
@@ -38,6 +39,13 @@ def write(path: Path, content: Tensor | dict) -> None:
         array = (round_8bit(content)[0].permute(1, 2, 0) * 255).round().byte().numpy()
         Image.fromarray(array).save(partial_file, format="PNG")
     os.replace(partial_file, path)
+
+
+def kept(path: Path, make: Callable[[], Tensor | dict]) -> Path:
+    """The file of a finished stage; made first where it is not there."""
+    if not path.is_file():
+        write(path, make())
+    return path
 
 
 def digest(*parts: object) -> str:

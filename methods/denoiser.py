@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -181,10 +181,16 @@ class PixelDenoiser(Denoiser):
         return latent
 
     def predict(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor | None]:
+        return self._predict(self._compiled or self._plain, x_t, t)
+
+    def _plain(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.unet(x, t).sample
+
+    def _predict(self, network: Callable[[Tensor, Tensor], Tensor], x_t: Tensor, t: Tensor):
         x = F.pixel_unshuffle(x_t, self.patch) if self.patch > 1 else x_t
         x = x.contiguous(memory_format=torch.channels_last)
         with torch.autocast(x.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
-            out = self.unet(x, t).sample if self._compiled is None else self._compiled(x, t)
+            out = network(x, t)
         out = out.float()
         if self.patch > 1:
             out = F.pixel_shuffle(out, self.patch)
@@ -202,8 +208,4 @@ class PixelDenoiser(Denoiser):
         with torch.inference_mode(False):
             x = torch.zeros(1, 3, side, side, device=self.device)
             t = torch.zeros(1, dtype=torch.long, device=self.device)
-            compiled, self._compiled = self._compiled, None  # compiled for this size it would be for nothing
-            try:
-                return saved_bytes(lambda x: self.predict(x, t)[0], x, self.unet) / side**2
-            finally:
-                self._compiled = compiled
+            return saved_bytes(lambda x: self._predict(self._plain, x, t)[0], x, self.unet) / side**2

@@ -29,7 +29,7 @@ from .errors import AntiPureError
 from .pictures import check_picture, round_8bit
 from .purification import Callback
 from .purifiers import Purifier
-from .robustness_report import CLEAN, MATCHED, PROTECTION, RANDOM, SMOOTH, Cell, Column, Report, Row
+from .robustness_report import CLEAN, CONTROL_TITLES, MATCHED, PROTECTION, RANDOM, SMOOTH, Cell, Column, Report, Row
 
 CURVE = (1, 2, 5, 10, 20, 30, 40, 60, 80, 100, 150, 200)
 CROP = 256
@@ -62,7 +62,7 @@ def measure(
     clean = round_8bit(picture)
     protected = {name: round_8bit(value) for name, value in protections.items()}
     runs, curve_of, iterations = _plan(purifiers, curve_iterations)
-    versions = 1 + 4 * len(protected)
+    versions = 1 + (1 + len(CONTROL_TITLES)) * len(protected)
     ledger = _Ledger(progress, len(clean) * len(seeds) * versions * sum(run.cost for run in runs))
     rows: list[Row] = []
     examples: dict[tuple[str, str], Tensor] = {}
@@ -96,11 +96,10 @@ def measure(
 _SHOWN = (CLEAN, PROTECTION)
 
 
-def middle(picture: Tensor) -> Tensor:
-    """At most `CROP`×`CROP` pixels of the middle, never resized: reducing would hide the perturbation."""
-    h, w = picture.shape[-2:]
-    top, left = max(h - CROP, 0) // 2, max(w - CROP, 0) // 2
-    return picture[..., top : top + CROP, left : left + CROP].cpu().clone()
+def middle(picture: Tensor, side: int = CROP) -> Tensor:
+    """At most side×side pixels of the middle, on the CPU; never resized: reducing would hide the perturbation."""
+    top, left = (max(length - side, 0) // 2 for length in picture.shape[-2:])
+    return picture[..., top : top + side, left : left + side].cpu().clone()
 
 
 def _check(picture, protections, purifiers, seeds, curve_iterations, made_against, example) -> None:

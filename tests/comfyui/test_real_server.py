@@ -11,6 +11,7 @@ import sys
 import time
 import urllib.error
 import uuid
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -268,7 +269,9 @@ def test_cancelling_stops_within_a_step(comfyui, tmp_path):
 def test_ctrl_c_stops_the_run_on_the_server(comfyui, tmp_path):
     command = [sys.executable, "-m", "antipure.cli.main", "run", "protect", "--server", comfyui.url]
     command += ["--set", "3.steps=10000", "--set", "3.seed=15", "--out", str(tmp_path)]
-    client = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    # A background shell's children start with Ctrl-C ignored; a terminal's do not.
+    heed = partial(signal.signal, signal.SIGINT, signal.default_int_handler)
+    client = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heed)
     try:
         while not comfyui.json("/queue")["queue_running"]:
             assert client.poll() is None

@@ -5,10 +5,11 @@ smallest and the largest. Parts:
 
 * floor: one PGD step and one GrIDPure iteration over the bare network's batched passes;
 * plain: the same over straightforward eager code, and over the order of the released GrIDPure script (`plain.py`);
+* kernels: bytes moved and bandwidth of the primitives against a plain copy (`kernel_speed.py`);
 * pixels: cost and peak memory from 256² on, with a straight line through them;
 * fast: `fast` against `strong`, time and structural distortion after GrIDPure, on the development pictures;
 * substeps: GrIDPure with fewer timesteps, time and quality;
-* options: bf16, channels_last, torch.compile, and memory kept between steps.
+* options: bf16, channels_last, torch.compile, CUDA graphs, and memory kept between steps.
 
 Rows of a device that is not there stay empty. Results go to --out as JSON and Markdown.
 """
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import re
 import statistics
 import sys
 import time
@@ -28,25 +30,28 @@ from pathlib import Path
 
 import torch
 from antipure.benchmarks import plain
+from antipure.benchmarks.kernel_speed import kernels
 from antipure.benchmarks.speed_report import markdown
 from antipure.benchmarks.work import PICTURES, machine, read, write
 from antipure.kernels.filters import gaussian_blur
 from antipure.methods import metrics
-from antipure.methods.antipure import PRESETS, antipure_loss, protect
-from antipure.methods.attack import Budget, pgd
+from antipure.methods.antipure import PRESETS, protect
+from antipure.methods.attack import Budget
 from antipure.methods.checkpoints import BUNDLED, load_denoiser
+from antipure.methods.compilation import COMPILED, CUDA_GRAPHS
 from antipure.methods.controls import SMOOTH_SIGMA
 from antipure.methods.denoiser import PixelDenoiser
-from antipure.methods.memory import freed_memory_kept
+from antipure.methods.memory import freed_memory_kept, return_free_memory
 from antipure.methods.pictures import grid_positions, random_positions, random_stream
 from antipure.methods.purification import gridpure
 from antipure.methods.robustness import middle
 from torch import Tensor
 
-STEPS = 3
+# What a run touches for the first time is paid for once: 3 steps would show it as a share of every step.
+STEPS = 12
 # sigma in pixels: the row
 SMOOTHED = {PRESETS["fast"].start_blur: "fast's start alone, no network", SMOOTH_SIGMA: "control smooth, no network"}
-PARTS = ("floor", "plain", "pixels", "fast", "substeps", "options")
+PARTS = ("floor", "plain", "kernels", "pixels", "fast", "substeps", "options")
 Work = Callable[[], object]
 
 
@@ -88,10 +93,11 @@ class Bench:
         print(f"{label}: {row['ratio']:.3f} ({row['smallest']:.3f}..{row['largest']:.3f})", flush=True)
         return row
 
-    def pgd(self, preset: str, picture: Tensor | None = None, steps: int = STEPS) -> Work:
-        objective = PRESETS[preset]
+    def pgd(
+        self, preset: str, picture: Tensor | None = None, steps: int = STEPS, denoiser: PixelDenoiser | None = None
+    ) -> Work:
         picture = self.picture if picture is None else picture
-        return lambda: protect(picture, self.denoiser, objective, steps=steps)
+        return partial(protect, picture, denoiser or self.denoiser, PRESETS[preset], steps=steps)
 
     def passes(self, preset: str, keep: bool = True) -> Work:
         """The network's forwards and backwards of `STEPS` steps: as many tiles, batched alike, nothing around them.
@@ -167,7 +173,7 @@ def plain_code(bench: Bench) -> list[dict]:
 
 
 def pixels(bench: Bench, sides: list[int]) -> list[dict]:
-    """One step each, by the picture's area; peak memory is the process's or the GPU's, smallest picture first."""
+    """One step each, by the picture's area, with the peak of the process's memory or of the GPU's."""
     works = {
         "PGD, paper, 1 step": lambda x: bench.pgd("paper", x, 1)(),
         "PGD, strong, 1 step": lambda x: bench.pgd("strong", x, 1)(),
@@ -180,6 +186,7 @@ def pixels(bench: Bench, sides: list[int]) -> list[dict]:
         work(source)
         for side in sides:
             x = enlarged(source, side)
+            forget_peak(bench.device)
             seconds = statistics.median(bench.seconds(partial(work, x)) for _ in range(1 if side > 512 else 3))
             areas.append(side * side / 1e6)
             times.append(seconds)
@@ -192,14 +199,23 @@ def pixels(bench: Bench, sides: list[int]) -> list[dict]:
     return rows
 
 
+def forget_peak(device: torch.device) -> None:
+    """Peaks count from here on; on a CPU where the system is Linux."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    elif sys.platform.startswith("linux"):
+        return_free_memory()
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
 def peak_megabytes(device: torch.device) -> float | None:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 1e6
-    try:
-        import resource
-    except ImportError:  # Windows
+    if not sys.platform.startswith("linux"):
         return None
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e3 if sys.platform.startswith("linux") else 1e6)
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return int(re.search(r"VmHWM:\s*(\d+) kB", status).group(1)) * 1024 / 1e6
 
 
 def fast(bench: Bench, steps: int, seeds: int) -> list[dict]:
@@ -274,27 +290,27 @@ def substeps(bench: Bench) -> list[dict]:
 
 
 def options(bench: Bench) -> list[dict]:
-    """A PGD step of `paper` with each option over the same step without it."""
-    base = bench.pgd("paper")
+    """Each option over the same without it; for a compiled network, what its first step costs."""
     rows = []
-    half = PixelDenoiser(
-        bench.denoiser.unet, bench.denoiser.alphas_cumprod, tile=bench.denoiser.tile, patch=bench.denoiser.patch,
-        dtype=torch.bfloat16,
-    )  # fmt: skip
-    loss = partial(antipure_loss, half, PRESETS["paper"])
-    rows.append(bench.ratio("bf16 autocast", lambda: pgd(bench.picture, loss, steps=STEPS), base))
+    half = load_denoiser(device=bench.device, precision="bf16")
+    for name in ("paper", "strong"):
+        rows.append(bench.ratio(f"bf16 autocast, {name}", bench.pgd(name, denoiser=half), bench.pgd(name)))
+    purify = partial(gridpure, bench.picture, iterations=1)
+    rows.append(bench.ratio("bf16 autocast, GrIDPure", partial(purify, half), partial(purify, bench.denoiser)))
+    base = bench.pgd("paper")
     other = load_denoiser(device=bench.device)
     other.unet.to(memory_format=torch.contiguous_format)
-    loss = partial(antipure_loss, other, PRESETS["paper"])
-    rows.append(bench.ratio("weights not channels_last", lambda: pgd(bench.picture, loss, steps=STEPS), base))
+    rows.append(bench.ratio("weights not channels_last, paper", bench.pgd("paper", denoiser=other), base))
     if bench.device.type == "cpu":
         label = "bare network, freed memory not kept"
         rows.append(bench.ratio(label, bench.passes("paper", keep=False), bench.passes("paper")))
-    compiled = load_denoiser(device=bench.device, compile=True)
-    loss = partial(antipure_loss, compiled, PRESETS["paper"])
-    row = bench.ratio("torch.compile", lambda: pgd(bench.picture, loss, steps=STEPS), base)
-    # Where it cannot be compiled, the network ran as it is: nothing was measured.
-    return [*rows, row if compiled.compiled else {"row": "torch.compile (cannot compile here)"}]
+    for mode in (COMPILED, CUDA_GRAPHS) if bench.device.type == "cuda" else (COMPILED,):
+        compiled = load_denoiser(device=bench.device, compile=mode)
+        first = bench.seconds(bench.pgd("paper", steps=1, denoiser=compiled))
+        row = bench.ratio(f"{mode}, paper", bench.pgd("paper", denoiser=compiled), base, **{"first step, s": first})
+        # Where it cannot be compiled, the network ran as it is: nothing was measured.
+        rows.append(row if compiled.compiled else {"row": f"{mode} (cannot compile here)"})
+    return rows
 
 
 def main() -> None:
@@ -311,7 +327,7 @@ def main() -> None:
     args = parser.parse_args()
     sides = sorted({*args.sides, *((2048, 4096) if args.large else ())})
     run = {
-        "floor": floor, "plain": plain_code, "pixels": partial(pixels, sides=sides),
+        "floor": floor, "plain": plain_code, "kernels": kernels, "pixels": partial(pixels, sides=sides),
         "fast": partial(fast, steps=args.steps, seeds=args.seeds), "substeps": substeps, "options": options,
     }  # fmt: skip
     results: dict = {"machine": machine(), "repeats": args.repeats, "quick": args.quick, "devices": {}}

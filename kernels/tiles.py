@@ -15,15 +15,20 @@ from .dispatch import run
 Positions = list[tuple[int, int]]
 
 
-def cut(x: Tensor, positions: Positions, tile: int, *, corners: bool = False) -> Tensor:
+def cut(x: Tensor, positions: Positions, tile: int, *, corners: bool = False, gradient: Tensor | None = None) -> Tensor:
     """Tiles of a picture at (y, x) positions: N×C×tile×tile, differentiable.
 
     x: 1×C×H×W, tile <= H, W. corners: one tile more, last: the four corner blocks of tile/2 (tile - tile/2 at the far
     sides, when tile is odd). The gradient adds up where tiles overlap, in one pass over the tiles; autograd through
-    slices would make a picture for each tile. Raises `ValueError` for a tile that is not inside the picture.
+    slices would make a picture for each tile.
+    gradient: shaped like x; the backward pass adds the tiles' gradient to it in place, and hands none on to x. So a
+    large picture taken apart in many batches costs no picture-sized gradient in each of them. Not with corners.
+    Raises `ValueError` for a tile that is not inside the picture, and for a gradient that does not fit.
     """
     _check(positions, tile, *x.shape[-2:])
-    return _Cut.apply(x, positions, tile, corners)
+    if gradient is not None and (corners or gradient.shape != x.shape):
+        raise ValueError(f"a gradient of shape {tuple(gradient.shape)} cannot take in tiles of {tuple(x.shape)}")
+    return _Cut.apply(x, positions, tile, corners, gradient)
 
 
 def average_tiles(tiles: Tensor, positions: Positions, height: int, width: int, *, corners: bool = False) -> Tensor:
@@ -48,15 +53,18 @@ def _check(positions: Positions, tile: int, height: int, width: int) -> None:
 
 class _Cut(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, positions: Positions, tile: int, corners: bool) -> Tensor:
-        ctx.positions, ctx.corners, ctx.size = positions, corners, x.shape[-2:]
+    def forward(ctx, x: Tensor, positions: Positions, tile: int, corners: bool, total: Tensor | None) -> Tensor:
+        ctx.positions, ctx.corners, ctx.size, ctx.total = positions, corners, x.shape[-2:], total
         return run("tiles.gather", _gather_torch, x, positions, tile, corners)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.total is not None:
+            run("tiles.add", _add_torch, ctx.total, gradient, ctx.positions)
+            return None, None, None, None, None
         merged = run("tiles.merge", _merge_torch, gradient, ctx.positions, *ctx.size, ctx.corners, False)
-        return merged, None, None, None
+        return merged, None, None, None, None
 
 
 def _corner_blocks(tile: int, height: int, width: int) -> list[tuple[tuple[slice, slice], tuple[slice, slice]]]:
@@ -93,3 +101,11 @@ def _merge_torch(tiles: Tensor, positions: Positions, height: int, width: int, c
         if count is not None:
             count[..., rows, columns] += 1
     return total if count is None else total.div_(count)
+
+
+def _add_torch(total: Tensor, tiles: Tensor, positions: Positions) -> Tensor:
+    """The tiles added to `total` (1×C×H×W) at their places, in place."""
+    tile = tiles.shape[-1]
+    for (y, x), piece in zip(positions, tiles, strict=True):
+        total[0, :, y : y + tile, x : x + tile] += piece
+    return total

@@ -35,14 +35,19 @@ def _gather(
 
 @triton.jit
 def _merge(
-    tiles, tops, lefts, out, plain, channels, height, width,
-    TILE: tl.constexpr, CORNERS: tl.constexpr, AVERAGE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    tiles, tops, lefts, out, plain, channels, height, width, s_c, s_h, s_w,
+    TILE: tl.constexpr, CORNERS: tl.constexpr, AVERAGE: tl.constexpr, ADD: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     first_y, first_x = tl.program_id(1) * ROWS, tl.program_id(0) * COLUMNS
     channel = tl.program_id(2)
     y = first_y + tl.arange(0, ROWS)[:, None]
     x = first_x + tl.arange(0, COLUMNS)[None, :]
+    inside = (y < height) & (x < width)
+    own = out + channel * s_c + y * s_h + x * s_w
     total = tl.zeros((ROWS, COLUMNS), tl.float32)
+    if ADD:
+        total += tl.load(own, mask=inside, other=0.0).to(tl.float32)
     count = tl.zeros((ROWS, COLUMNS), tl.float32)
     for number in range(plain):
         top, left = tl.load(tops + number), tl.load(lefts + number)
@@ -62,10 +67,9 @@ def _merge(
         place = ((plain * channels + channel) * TILE + row) * TILE + column
         total += tl.load(tiles + place, mask=here, other=0.0).to(tl.float32)
         count += here.to(tl.float32)
-    inside = (y < height) & (x < width)
     if AVERAGE:
         total = tl.math.div_rn(total, tl.where(inside, count, 1.0))
-    tl.store(out + (channel * height + y) * width + x, total, mask=inside)
+    tl.store(own, total, mask=inside)
 
 
 def _on(device: torch.device, positions: Positions) -> tuple[Tensor, Tensor]:
@@ -85,11 +89,23 @@ def gather(x: Tensor, positions: Positions, tile: int, corners: bool) -> Tensor:
 
 def merge(tiles: Tensor, positions: Positions, height: int, width: int, corners: bool, average: bool) -> Tensor:
     """See `tiles.average_tiles`; without `average` the sum, which is the gradient of `tiles.cut`."""
-    channels, tile = tiles.shape[1], tiles.shape[-1]
-    out = tiles.new_empty(1, channels, height, width)
+    out = tiles.new_empty(1, tiles.shape[1], height, width)
+    _put(out, tiles, positions, CORNERS=corners, AVERAGE=average, ADD=False)
+    return out
+
+
+def add(total: Tensor, tiles: Tensor, positions: Positions) -> Tensor:
+    """See `tiles.cut` with a gradient. Only the rows that the tiles lie in are read and written."""
+    top = min(y for y, _ in positions)
+    band = total[:, :, top : max(y for y, _ in positions) + tiles.shape[-1]]
+    _put(band, tiles, [(y - top, x) for y, x in positions], CORNERS=False, AVERAGE=False, ADD=True)
+    return total
+
+
+def _put(out: Tensor, tiles: Tensor, positions: Positions, **options: bool) -> None:
+    channels, height, width = out.shape[1:]
     grid = (triton.cdiv(width, COLUMNS), triton.cdiv(height, ROWS), channels)
     _merge[grid](
         tiles.contiguous(), *_on(tiles.device, positions), out, len(positions), channels, height, width,
-        TILE=tile, CORNERS=corners, AVERAGE=average, ROWS=ROWS, COLUMNS=COLUMNS,
+        *out.stride()[1:], TILE=tiles.shape[-1], ROWS=ROWS, COLUMNS=COLUMNS, **options,
     )  # fmt: skip
-    return out

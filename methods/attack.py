@@ -17,8 +17,9 @@ from .memory import freed_memory_kept
 from .pictures import check_picture, random_stream, to_pixels
 
 # Given pixels (1×3×H×W in [-1, 1], or B× where pictures run together) and a random stream, yields scalar terms whose
-# sum is maximised. Terms are differentiated one after another, so only one term's graph is in memory at a time. A loss
-# may have a method `shrink()`, called when memory ran out: True when it will ask for less the next time.
+# sum is maximised. Terms are differentiated one after another, so only one term's graph is in memory at a time, and
+# what is in pixels.grad by then may be added to in place (`kernels.tiles.cut`). A loss may have a method `shrink()`,
+# called when memory ran out: True when it will ask for less the next time.
 Loss = Callable[[Tensor, torch.Generator], Iterable[Tensor]]
 # The host looks at the gradients in the first step and then every so many: each look waits for the GPU.
 CHECK_EVERY = 10
@@ -35,11 +36,16 @@ class Budget:
     def __init__(self, picture: Tensor, levels: float, mask: Tensor | None = None):
         self.picture = picture
         self.allowed = levels * (torch.ones_like(picture[:, :1]) if mask is None else mask.to(picture))
-        values = picture * 255
+        original = self.original
+        self.lower = (original - self.allowed).clamp_(min=0)
+        self.upper = (original + self.allowed).clamp_(max=255)
+
+    @property
+    def original(self) -> Tensor:
+        """The picture in 8-bit levels, whole where it is one of 8 bits; computed anew, so the caller's own."""
+        values = self.picture * 255
         nearest = values.round()
-        self.original = torch.where((values - nearest).abs() < 1e-3, nearest, values)
-        self.lower = (self.original - self.allowed).clamp(min=0)
-        self.upper = (self.original + self.allowed).clamp(max=255)
+        return torch.where((values - nearest).abs() < 1e-3, nearest, values)
 
     def project(self, values: Tensor) -> Tensor:
         """The nearest point of the ball; values in 0..255."""
@@ -47,10 +53,12 @@ class Budget:
 
     def quantise(self, values: Tensor) -> Tensor:
         """Nearest 8-bit picture *inside* the ball, as k/255 in 0..1; untouched pixels stay bit for bit."""
-        lowest, highest = self.lower.ceil(), self.upper.floor()
-        whole = values.round().maximum(lowest).minimum(highest) / 255
-        free = (lowest <= highest) & (self.allowed > 0)
-        return torch.where(free, whole, self.picture)
+        # In place: pictures may be large, and this is where most of their copies are alive.
+        whole, highest = values.round(), self.upper.floor()
+        bound = self.lower.ceil()
+        free = (bound <= highest) & (self.allowed > 0)
+        whole = whole.clamp_(bound, highest).div_(255)
+        return torch.where(free, whole, self.picture, out=whole)
 
 
 def check_budget(levels: float, steps: int) -> None:
@@ -132,9 +140,8 @@ def pgd(
             clean = picture[part].float().clone()
             budget = Budget(clean, levels, None if mask is None else mask[part].clone())
             loss = make_loss(to_pixels(clean))
-            values, velocity = budget.original.clone(), torch.zeros_like(clean)
-            if start is not None:
-                values = budget.project(start[part].float().clone() * 255)
+            values = budget.original if start is None else budget.project(start[part].float().clone() * 255)
+            velocity = torch.zeros_like(clean) if momentum else None
             if random_start:
                 offset = torch.rand(clean.shape, generator=random_stream(seed, -1)).to(clean) * 2 - 1
                 values = budget.project(values + budget.allowed * offset)
@@ -146,14 +153,16 @@ def pgd(
                     _check_finite(finite)
                 if precondition is not None:
                     gradient = precondition(gradient)
-                typical = gradient.abs().mean((1, 2, 3), keepdim=True)
-                velocity = momentum * velocity + gradient / typical.clamp(min=1e-30)
+                if velocity is not None:
+                    typical = gradient.abs().mean((1, 2, 3), keepdim=True)
+                    gradient = velocity = momentum * velocity + gradient / typical.clamp(min=1e-30)
                 size = first * (1 - step / steps) if decay else first
-                values = ascend(values, velocity, size, budget.lower, budget.upper)
+                values = ascend(values, gradient, size, budget.lower, budget.upper)
+                del gradient  # before the next one is made
                 if callback is not None:
                     callback(i * steps + step + 1, runs * steps, values / 255, value)
             results.append(budget.quantise(values) if rounded else values / 255)
-    return torch.cat(results)
+    return torch.cat(results) if runs > 1 else results[0]
 
 
 def _value_and_gradient(loss: Loss, values: Tensor, seed: int, step: int) -> tuple[Tensor, Tensor]:
@@ -172,12 +181,13 @@ def _value_and_gradient(loss: Loss, values: Tensor, seed: int, step: int) -> tup
 
 def _differentiate(loss: Loss, values: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     pixels = (values / 127.5 - 1).requires_grad_()
+    pixels.grad = torch.zeros_like(pixels)
     total = torch.zeros((), device=values.device)
     for term in loss(pixels, generator):
+        if not term.requires_grad:
+            raise AntiPureError("The loss does not depend on the picture; give one of its terms a weight.")
         term.backward()
         total += term.detach()
-    if pixels.grad is None:
-        raise AntiPureError("The loss does not depend on the picture; give one of its terms a weight.")
     return total, pixels.grad
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from .compilation import MODES, OFF
 from .denoiser import PixelDenoiser
 from .errors import AntiPureError
 
@@ -30,16 +31,19 @@ def load_denoiser(
     *,
     device: torch.device | str = "cpu",
     precision: str = "fp32",
-    compile: bool = False,
+    compile: str = OFF,
 ) -> PixelDenoiser:
     """Load a pixel denoiser from a file or folder (None: the bundled one).
 
     precision: "fp32", or "bf16"/"fp16" for autocast inside the network. Weights stay as loaded, in fp32.
-    compile: run the network through torch.compile, where that works; the first pass then takes a minute or so.
+    compile: one of `compilation.MODES`; run the network through torch.compile, where that works. The first pass then
+        takes longer, up to minutes.
     Raises `AntiPureError` naming the path when it is not a denoiser, is truncated, or holds code.
     """
     if precision not in DTYPES:
         raise AntiPureError(f"The precision '{precision}' is unknown; choose one of {', '.join(DTYPES)}.")
+    if compile not in MODES:
+        raise AntiPureError(f"The way to compile '{compile}' is unknown; choose one of {', '.join(MODES)}.")
     path = Path(path) if path is not None else BUNDLED
     if not path.exists() and path in (BUNDLED, BUNDLED_HELD_OUT):
         raise AntiPureError(f"This installation lacks its own file bundled/{path.name}; install the pack again.")

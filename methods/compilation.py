@@ -9,19 +9,27 @@ from torch import Tensor, nn
 
 log = logging.getLogger(__name__)
 
+OFF, COMPILED, CUDA_GRAPHS = "off", "torch.compile", "CUDA graphs"
+MODES = (OFF, COMPILED, CUDA_GRAPHS)
+
 
 class CompiledNetwork:
     """Calls a network through torch.compile, or as it is where that cannot be done.
 
-    network: called as network(x, t).sample. options: of torch.compile.
+    network: called as network(x, t).sample. mode: `COMPILED`, or `CUDA_GRAPHS`, where torch.compile also records what
+    it launches on a GPU and replays it (its "reduce-overhead"), each batch size anew; on other devices it does not.
+    options: of torch.compile.
     Compiling takes place at the first call and takes a minute or so; where it fails (no C++ compiler, an operation it
     cannot express), that is said once and the network runs as it is from then on. A network that was changed since, by
     LoRA layers or hooks, runs as it is while it is changed: compiled code would not see them. Results differ from the
     plain network's by rounding.
     """
 
-    def __init__(self, network: nn.Module, **options):
+    def __init__(self, network: nn.Module, mode: str = COMPILED, **options):
         self.network = network
+        self.mode = mode
+        if mode == CUDA_GRAPHS:
+            options["mode"] = "reduce-overhead"
         self._compiled = torch.compile(self._plain, **options)
         self._tried = False
         self._modules = self._state()
@@ -38,7 +46,9 @@ class CompiledNetwork:
         try:
             if not self._tried:
                 self._try_backward(x, t)
-            return self._compiled(x, t)
+            out = self._compiled(x, t)
+            # A replay writes where the last one wrote: what is handed out must not be overwritten by the next.
+            return out.clone() if self.mode == CUDA_GRAPHS else out
         except torch.cuda.OutOfMemoryError:
             raise
         except Exception as error:  # compilers raise nearly anything

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..kernels.noising import add_noise as add_noise  # half of the noise process; predict_x0 is the other
-from .compilation import CompiledNetwork
+from .compilation import OFF, CompiledNetwork
 from .differentiation import saved_bytes
 from .pictures import round_up
 
@@ -137,7 +137,7 @@ class PixelDenoiser(Denoiser):
     patch: pixels are folded into channels in patch×patch blocks before the network and unfolded after it. The
         noise process does not see this permutation: model space is pixels.
     dtype: autocast type of the network (float32: none). Inputs, outputs and losses stay float32.
-    compile: whether the network runs through torch.compile (`compilation.CompiledNetwork`).
+    compile: one of `compilation.MODES`: whether the network runs through torch.compile, and how.
     """
 
     def __init__(
@@ -148,10 +148,10 @@ class PixelDenoiser(Denoiser):
         tile: int | None,
         patch: int = 1,
         dtype: torch.dtype = torch.float32,
-        compile: bool = False,
+        compile: str = OFF,
     ):
         self.unet = unet.eval().requires_grad_(False)
-        self._compiled = CompiledNetwork(unet) if compile else None
+        self._compiled = None if compile == OFF else CompiledNetwork(unet, compile)
         self.alphas_cumprod = alphas_cumprod.float().to(next(unet.parameters()).device)
         self.patch = patch
         self.dtype = dtype

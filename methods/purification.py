@@ -222,8 +222,8 @@ def gridpure(
         x = pad_reflect(to_pixels(single), height, width)
         for iteration in range(iterations):
             tiles = cut(x, positions, tile, corners=True)
-            pure = torch.cat(in_batches(denoiser, purified, tiles, lambda i: random_stream(seed, iteration, i)))  # noqa: B023
-            merged = average_tiles(pure, positions, height, width, corners=True)
+            in_batches(denoiser, purified, tiles, lambda i: random_stream(seed, iteration, i))  # noqa: B023
+            merged = average_tiles(tiles, positions, height, width, corners=True)
             x = to_pixels(round_8bit(to_picture((1 - gamma) * merged + gamma * x)))
             if callback is not None:
                 callback(done, total, to_picture(x[..., :h, :w]))
@@ -236,18 +236,18 @@ def in_batches(
     work: Callable[[Tensor, list[torch.Generator]], Tensor],
     tiles: Tensor,
     stream: Callable[[int], torch.Generator],
-) -> list[Tensor]:
-    """work(tiles, their random streams) in batches that fit; a batch that does not is tried again in smaller ones.
+) -> None:
+    """Replace the tiles by work(tiles, their random streams), in batches that fit.
 
-    Raises the out-of-memory error itself when it was a single tile that did not fit.
+    A batch that does not fit is tried again in smaller ones. Raises the out-of-memory error itself when it was a
+    single tile that did not fit.
     """
-    results: list[Tensor] = []
     start = 0
     while start < len(tiles):
         size = next(denoiser.batches(len(tiles) - start, *tiles.shape[-2:])).stop
         part = range(start, start + size)
         try:
-            results.append(work(tiles[part.start : part.stop], [stream(i) for i in part]))
+            tiles[part.start : part.stop] = work(tiles[part.start : part.stop], [stream(i) for i in part])
             start = part.stop
             continue
         except torch.cuda.OutOfMemoryError:
@@ -255,7 +255,6 @@ def in_batches(
                 raise
         # Outside the handler: only here the failed attempt's tensors are gone.
         torch.cuda.empty_cache()
-    return results
 
 
 @torch.no_grad()

@@ -34,7 +34,8 @@ def tiled_loss(denoiser: Denoiser, companion: Tensor, terms: Terms, *, forwards:
         for part in denoiser.batches(len(positions), tile, tile, forwards, at_once):
             generators = [random_stream(root, i) for i in range(part.start, part.stop)]
             # Padded anew in every batch: the batches are differentiated one by one and must not share a graph.
-            tiles = cut(pad_reflect(pixels, height, width), positions[part], tile)
+            padded = pad_reflect(pixels, height, width)
+            tiles = cut(padded, positions[part], tile, gradient=pixels.grad if padded is pixels else None)
             yield terms(tiles, cut(companion, positions[part], tile), generators).sum() / len(positions)
 
     loss.shrink = denoiser.shrink

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..methods.checkpoints import DTYPES, load_denoiser
+from ..methods.compilation import MODES, OFF
 from . import host
 
 
@@ -35,31 +36,32 @@ class LoadDenoiser:
                     list(DTYPES),
                     {
                         "default": "fp32",
-                        "tooltip": "Arithmetic inside the network. bf16 is about 1.6 times as fast where the CPU "
-                        "knows it and changes the result slightly; losses stay in fp32.",
+                        "tooltip": "Arithmetic inside the network. bf16 is faster where the hardware knows it "
+                        "and changes the result slightly; losses stay in fp32.",
                     },
                 ),
             },
             "optional": {
                 "compile": (
-                    ["off", "torch.compile"],
+                    list(MODES),
                     {
-                        "default": "off",
-                        "tooltip": "torch.compile: the first run takes a minute longer. No gain was measured on a CPU; "
-                        "try it on a GPU. Where it cannot be compiled the model runs as it is.",
+                        "default": OFF,
+                        "tooltip": "torch.compile: the first run takes longer, up to minutes. 'CUDA graphs' compiles, "
+                        "too, and replays what a GPU was told to do. No gain was measured on a CPU; try them on a GPU. "
+                        "Where it cannot be compiled the model runs as it is.",
                     },
                 ),
             },
         }
 
     @classmethod
-    def IS_CHANGED(cls, denoiser: str, precision: str, compile: str = "off") -> str:
+    def IS_CHANGED(cls, denoiser: str, precision: str, compile: str = OFF) -> str:
         path = host.find_model("denoisers", denoiser)
         if path is None or not path.exists():
             return denoiser
         stat = path.stat()
         return f"{path}:{stat.st_mtime_ns}:{stat.st_size}"
 
-    def load(self, denoiser: str, precision: str, compile: str = "off") -> tuple:
+    def load(self, denoiser: str, precision: str, compile: str = OFF) -> tuple:
         path = host.find_model("denoisers", denoiser)
-        return (host.manage(load_denoiser(path, precision=precision, compile=compile != "off")),)
+        return (host.manage(load_denoiser(path, precision=precision, compile=compile)),)

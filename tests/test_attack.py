@@ -198,6 +198,14 @@ def test_splitting_the_loss_into_terms_does_not_change_its_gradient():
     torch.testing.assert_close(whole.double(), expected, rtol=1e-5, atol=1e-6)
 
 
+def test_a_loss_without_the_picture_in_it_is_an_error():
+    def make_loss(clean):
+        return lambda pixels, generator: iter([pixels.sum(), clean.sum()])
+
+    with pytest.raises(AntiPureError, match="does not depend on the picture"):
+        pgd(torch.full((1, 3, 4, 4), 0.5), make_loss, steps=1)
+
+
 def test_callbacks_get_the_sum_of_the_terms():
     values = []
     x = picture(5, 5)

@@ -9,8 +9,9 @@ import pytest
 import torch
 from antipure.methods import compilation
 from antipure.methods.checkpoints import load_denoiser
-from antipure.methods.compilation import CompiledNetwork
+from antipure.methods.compilation import COMPILED, CUDA_GRAPHS, CompiledNetwork
 from antipure.methods.denoiser import PixelDenoiser
+from antipure.methods.errors import AntiPureError
 from antipure.methods.lora_patching import PatchConfig, new_patch
 
 X = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(1))
@@ -21,9 +22,11 @@ class Spy:
     """Stands for torch.compile: counts what runs through it."""
 
     def __init__(self):
-        self.calls, self.error = 0, None
+        self.calls, self.error, self.options = 0, None, None
 
     def compile(self, function, **options):
+        self.options = options
+
         def run(*args):
             self.calls += 1
             if self.error is not None:
@@ -112,10 +115,50 @@ def test_a_changed_network_runs_as_it_is_until_it_is_changed_back(spy, network):
 
 def test_denoisers_take_it_as_an_option(spy, network, make_tiny):
     plain = make_tiny(seed=3)
-    denoiser = PixelDenoiser(network, plain.alphas_cumprod, tile=16, compile=True)
+    denoiser = PixelDenoiser(network, plain.alphas_cumprod, tile=16, compile=COMPILED)
     assert denoiser.bytes_per_pixel() == plain.bytes_per_pixel()
     assert spy.calls == 0, "counting bytes compiles nothing"
     assert torch.equal(denoiser.predict_noise(X, T), plain.predict_noise(X, T))
     assert spy.calls == 2
-    assert load_denoiser(compile=True).compiled
+    assert load_denoiser(compile=COMPILED).compiled
     assert not load_denoiser().compiled
+
+
+class Replays(Spy):
+    """Like CUDA graphs: every call writes its result where the last one wrote."""
+
+    place = None
+
+    def compile(self, function, **options):
+        plain = super().compile(function, **options)
+
+        def run(*args):
+            out = plain(*args)
+            if out.requires_grad:
+                return out
+            self.place = out if self.place is None else self.place.copy_(out)
+            return self.place
+
+        return run
+
+
+def test_cuda_graphs_are_asked_for_and_hand_out_what_stays(monkeypatch, network):
+    found = Replays()
+    monkeypatch.setattr(compilation.torch, "compile", found.compile)
+    compiled = CompiledNetwork(network, CUDA_GRAPHS)
+    assert found.options == {"mode": "reduce-overhead"}
+    with torch.no_grad():
+        first, second = compiled(X, T), compiled(-X, T)
+        assert torch.equal(first, network(X, T).sample)
+        assert torch.equal(second, network(-X, T).sample)
+    x = X.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(compiled(x, T).square().sum(), x)
+    (expected,) = torch.autograd.grad(network(x, T).sample.square().sum(), x)
+    assert torch.equal(gradient, expected)
+    CompiledNetwork(network)
+    assert found.options == {}
+
+
+def test_an_unknown_way_to_compile_is_refused():
+    with pytest.raises(AntiPureError, match="'fast' is unknown; choose one of off, torch.compile, CUDA graphs"):
+        load_denoiser(compile="fast")

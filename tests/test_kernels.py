@@ -130,6 +130,23 @@ def test_cut_has_the_gradient_of_slices(tile, corners):
     assert torch.autograd.gradcheck(lambda y: cut(y, positions, tile, corners=corners), (x,))
 
 
+def test_cut_adds_to_a_gradient_that_is_there():
+    x = randn(1, 2, 9, 12).requires_grad_()
+    batches = [[(0, 0), (2, 3)], [(3, 3), (5, 8), (5, 8)]]
+    (expected,) = torch.autograd.grad(cut(x, sum(batches, []), 4).square().sum(), x)
+    x.grad = before = randn(1, 2, 9, 12, seed=1)
+    start = before.clone()
+    for positions in batches:
+        cut(x, positions, 4, gradient=x.grad).square().sum().backward()
+    assert x.grad is before, "added in place"
+    torch.testing.assert_close(x.grad, start + expected)
+    for wrong in (x.grad[..., 1:], x.grad[:, :1]):
+        with pytest.raises(ValueError, match="cannot take in tiles"):
+            cut(x, batches[0], 4, gradient=wrong)
+    with pytest.raises(ValueError, match="cannot take in tiles"):
+        cut(x, batches[0], 4, corners=True, gradient=x.grad)
+
+
 @pytest.mark.parametrize("corners", [True, False])
 @pytest.mark.parametrize(("tile", "height", "width"), [(8, 8, 8), (8, 20, 31), (7, 20, 9), (16, 40, 16)])
 def test_average_tiles_is_the_mean_of_whatever_lies_on_a_pixel(tile, height, width, corners):

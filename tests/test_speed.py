@@ -44,6 +44,7 @@ def test_its_parts_run_and_make_a_page(tiny, monkeypatch):
     parts = {
         "floor": speed.floor(bench),
         "plain": speed.plain_code(bench),
+        "kernels": speed.kernels(bench, 64),
         "pixels": speed.pixels(bench, [16, 24]),
         "fast": speed.fast(bench, 10, 1),
         "substeps": speed.substeps(bench),
@@ -53,3 +54,21 @@ def test_its_parts_run_and_make_a_page(tiny, monkeypatch):
     page = markdown(results)
     assert page.count("**") == 2 * len(parts)
     assert "nothing measured" in page.split("## cuda")[1]
+
+
+def test_the_two_ways_to_pfg_agree_and_bytes_are_counted():
+    bench = speed.Bench.__new__(speed.Bench)
+    bench.device, bench.repeats = torch.device("cpu"), 1
+    rows = {row["row"]: row for row in speed.kernels(bench, 128)}
+    for label in ("PFG through the DCT over the closed form", "the same with the gradient"):
+        assert rows[label]["apart, relative"] < 1e-5
+    picture_mb = 4 * 3 * 128**2 * 4 / 1e6
+    moved = {name: row["MB moved"] / picture_mb for name, row in rows.items() if "MB moved" in row}
+    assert {name: moved[name] for name in ("copy", "PGD update", "noising", "PFG")} == {
+        "copy": 2, "PGD update": 5, "noising": 3, "PFG": 1,
+    }  # fmt: skip
+    assert moved["tiles cut"] == pytest.approx(2 / 4), "one of the four pictures, read and written"
+    assert moved["tiles averaged"] == pytest.approx((9 * 64**2 / 128**2 + 1) / 4), "3×3 overlapping tiles"
+    for row in rows.values():
+        if "MB moved" in row:
+            assert row["GB/s"] * row["seconds"] == pytest.approx(row["MB moved"] / 1e3)

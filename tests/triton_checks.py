@@ -105,6 +105,18 @@ def test_cut_and_its_gradient_have_the_same_bits(channels, tile, corners):
     assert torch.equal(gradient, tiles._merge_torch(upstream, POSITIONS, 20, 30, corners, False))
 
 
+@pytest.mark.parametrize("tile", [1, 8, 11])
+@pytest.mark.parametrize("positions", [POSITIONS, POSITIONS[1:], [(4, 5)]])
+def test_cut_adds_to_a_gradient_with_the_same_bits(positions, tile):
+    x = randn(1, 3, 20, 30).requires_grad_()
+    upstream = randn(len(positions), 3, tile, tile, seed=1)
+    # a gradient whose channels come last, as in a network's memory
+    x.grad = randn(1, 20, 30, 3, seed=2).permute(0, 3, 1, 2)
+    expected = tiles._add_torch(x.grad.clone(), upstream, positions)
+    cut(x, positions, tile, gradient=x.grad).backward(upstream)
+    assert torch.equal(x.grad, expected)
+
+
 @pytest.mark.parametrize("strided", [True, False])
 def test_cut_takes_any_strides(strided):
     x = randn(1, 30, 20, 3).permute(0, 3, 2, 1) if strided else randn(1, 3, 40, 60)[..., ::2, 1::2]

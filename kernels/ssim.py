@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .dispatch import run
-from .filters import gaussian_weights
+from .filters import gaussian_weights, separable
 
 SIGMA = 1.5
 RADIUS = 5  # 11×11 pixels, as published
@@ -52,9 +52,8 @@ def _terms_of_one(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     weights = gaussian_window(a.dtype, a.device)
     stacked = F.pad(torch.stack([a, b]), (RADIUS,) * 4, mode="reflect")
     a, b = stacked
-    maps = torch.cat([stacked, torch.stack([a * a, b * b, a * b])]).flatten(0, 1)[:, None]
-    maps = F.conv2d(F.conv2d(maps, weights.view(1, 1, 1, -1)), weights.view(1, 1, -1, 1))
-    mean_a, mean_b, square_a, square_b, product = maps[:, 0].unflatten(0, (5, -1))
+    maps = torch.cat([stacked, torch.stack([a * a, b * b, a * b])])
+    mean_a, mean_b, square_a, square_b, product = separable(maps, weights)
     means, mean_squares = mean_a * mean_b, mean_a.square() + mean_b.square()
     # Clamped one by one: rounding makes the variance of a flat window slightly negative.
     variances = (square_a - mean_a.square()).clamp(min=0) + (square_b - mean_b.square()).clamp(min=0)

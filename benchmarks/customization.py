@@ -1,7 +1,7 @@
 """The whole loop protect → purify → customize → generate → measure: `python -m benchmarks.customization`.
 
-Every version of every subject (clean, controls, baselines, presets; as it is, and after GrIDPure on the bundled
-denoiser) is customized on, and judged by
+Every version of every subject (clean, controls, baselines, presets; as it is, and after --purifier, GrIDPure on the
+bundled denoiser by default) is customized on, and judged by
 
 * the customization gap: denoising loss on clean crops of the subject, less that of customizing on the clean picture
   with the same seed (`methods/customization_metrics.py`); the base model's stands beside it;
@@ -16,7 +16,10 @@ asks for, a surrogate customized on the clean picture. Versions that the model d
 needs a VAE) are named and left out.
 
 Every stage is kept under --work, named by the settings it depends on, and an interrupted run goes on from there; after
-a change of the algorithms themselves give another folder. --pipeline FOLDER customizes a local Stable Diffusion model
+a change of the algorithms themselves give another folder.
+
+Protections work against the bundled denoiser. --purifier held_out:gridpure10@15 purifies with one they have not seen,
+and --customize held_out customizes that one. --pipeline FOLDER customizes a local Stable Diffusion model
 and not the bundled one; the baselines then protect against that model, the presets against the bundled purifier.
 """
 
@@ -35,16 +38,17 @@ import torch
 import torch.nn.functional as F
 from antipure.methods.antipure import PRESETS
 from antipure.methods.baselines import BASELINES
-from antipure.methods.checkpoints import BUNDLED, load_denoiser
+from antipure.methods.checkpoints import BUNDLED, BUNDLED_HELD_OUT, load_denoiser
 from antipure.methods.controls import CONTROLS, spectrum_matched
 from antipure.methods.customization import CustomizationSettings, customized, generate
 from antipure.methods.customization_metrics import Probe, judge_samples, make_probe, probe_loss
 from antipure.methods.customization_pipeline import PIPELINE_SETTINGS, load_pipeline
+from antipure.methods.denoiser import PixelDenoiser
 from antipure.methods.errors import AntiPureError
 from antipure.methods.metrics import psnr
 from antipure.methods.pictures import round_8bit
 from antipure.methods.protections import apply_protection
-from antipure.methods.purification import gridpure
+from antipure.methods.purifiers import parse_purifier
 from antipure.methods.set_metrics import DenoiserFeatures
 from torch import Tensor
 
@@ -65,6 +69,8 @@ VERSIONS = (
     "simac",
     *sorted(PRESETS, key=lambda name: (name != "paper", name != "strong")),
 )
+# What protections are made against, and one that they have not seen.
+DENOISERS = {"bundled": BUNDLED, "held_out": BUNDLED_HELD_OUT}
 SAMPLES = 16
 START_BLOCK, START_TIMESTEP = 16, 500
 
@@ -76,30 +82,35 @@ class Run:
     work: Path
     levels: float
     protection_steps: int
-    iterations: int
+    purifier: str
     settings: CustomizationSettings
     sampling_steps: int
     probe_crops: int
     precision: str
+    customize: str
     pipeline: Path | None
     prompt: str
     clock: Clock
 
     @cached_property
-    def purifier(self):
-        """The bundled denoiser in fp32: it protects, purifies and gives the features."""
-        return load_denoiser()
+    def denoisers(self) -> dict[str, PixelDenoiser]:
+        """In fp32. The first one protects and gives the features."""
+        return {name: load_denoiser(path) for name, path in DENOISERS.items()}
+
+    @property
+    def surrogate(self) -> PixelDenoiser:
+        return next(iter(self.denoisers.values()))
 
     @cached_property
     def model(self):
         """What is customized."""
         if self.pipeline is None:
-            return load_denoiser(precision=self.precision)
+            return load_denoiser(DENOISERS[self.customize], precision=self.precision)
         return load_pipeline(self.pipeline, self.prompt, precision=self.precision)
 
-    @cached_property
-    def model_key(self) -> str:
-        files = [BUNDLED] if self.pipeline is None else sorted(self.pipeline.rglob("*.safetensors"))
+    def model_key(self, denoiser: str) -> str:
+        """Of the pipeline, or else of that denoiser."""
+        files = [DENOISERS[denoiser]] if self.pipeline is None else sorted(self.pipeline.rglob("*.safetensors"))
         return digest(
             self.precision, self.prompt if self.pipeline else "", *((f.name, f.stat().st_size) for f in files)
         )
@@ -117,7 +128,7 @@ class Run:
             return clean
         key = digest(
             picture_digest(clean), version, repr(PRESETS.get(version)), self.levels, self.protection_steps, seed,
-            self.model_key if version in BASELINES else "",
+            self.model_key("bundled") if version in BASELINES else "",
             (self.settings if version == "anti_dreambooth_fsmg" else ""),
             repr(PRESETS["strong"]) if version == MATCHED else "",
         )  # fmt: skip
@@ -128,18 +139,18 @@ class Run:
         if version == MATCHED:
             strong = self.protected(subject, clean, "strong", seed)
             return spectrum_matched(clean, strong, levels=self.levels, seed=seed)
-        model = self.model if version in BASELINES and self.pipeline else self.purifier
-        surrogate = nullcontext()
+        model = self.model if version in BASELINES and self.pipeline else self.surrogate
+        customization = nullcontext()
         if version == "anti_dreambooth_fsmg":
-            surrogate = customized(model, clean, self.settings, seed + 1_000_000)
+            customization = customized(model, clean, self.settings, seed + 1_000_000)
         settings = {"levels": self.levels, "steps": self.protection_steps, "seeds": seed}
-        with surrogate:
+        with customization:
             return apply_protection(version, clean, model, **settings)
 
     def purified(self, name: str, picture: Tensor, seed: int) -> Tensor:
-        key = digest(picture_digest(picture), self.iterations, seed)
-        make = partial(gridpure, picture, self.purifier, iterations=self.iterations, seed=seed)
-        return read(self._stage("purified", name, key, ".png", make))
+        purifier = parse_purifier(self.purifier, self.denoisers, seed)
+        key = digest(picture_digest(picture), str(purifier), seed)
+        return read(self._stage("purified", name, key, ".png", lambda: purifier(picture)))
 
     def result(self, name: str, picture: Tensor | None, clean: Tensor, seed: int) -> tuple[dict, Tensor]:
         """Figures and a 2×2 picture of samples after customizing on a picture (None: not at all)."""
@@ -151,7 +162,7 @@ class Run:
             self.sampling_steps,
             self.probe_crops,
             seed,
-            self.model_key,
+            self.model_key(self.customize),
         )
         samples = self.work / "samples" / f"{name}-{key}.png"
 
@@ -163,7 +174,7 @@ class Run:
                 loss = probe_loss(self.model, probe)
                 found = round_8bit(self._generate(probe, seed))
             crops = probe.pictures[:: max(1, len(probe.crops) // 64)]
-            features = DenoiserFeatures(self.purifier, "bundled denoiser")
+            features = DenoiserFeatures(self.surrogate, "bundled denoiser")
             write(samples, torch.cat([torch.cat(list(found[i : i + 2]), -1) for i in (0, 2)], -2)[None])
             losses = [] if picture is None else [sum(p) / len(p) for p in (c.losses[:20], c.losses[-20:])]
             return {
@@ -234,7 +245,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--versions", nargs="+", default=list(VERSIONS))
     parser.add_argument("--levels", type=float, default=8, help="budget of every protection")
     parser.add_argument("--protection-steps", type=int, default=40, help="PGD steps of every protection")
-    parser.add_argument("--iterations", type=int, default=10, help="of GrIDPure")
+    parser.add_argument("--purifier", default="gridpure10", help="as in methods/purifiers.py")
+    parser.add_argument("--customize", default="bundled", choices=list(DENOISERS), help="the denoiser customized")
     parser.add_argument("--steps", type=int, help="of customization")
     parser.add_argument("--learning-rate", type=float)
     parser.add_argument("--sampling-steps", type=int, default=20)
@@ -276,20 +288,22 @@ def main() -> None:
         work=args.work,
         levels=args.levels,
         protection_steps=args.protection_steps,
-        iterations=args.iterations,
+        purifier=args.purifier,
         settings=settings,
         sampling_steps=args.sampling_steps,
         probe_crops=args.probe_crops,
         precision=args.precision,
+        customize=args.customize,
         pipeline=args.pipeline,
         prompt=args.prompt,
         clock=Clock(planned),
     )
+    parse_purifier(run.purifier, run.denoisers)  # what cannot be run is said before anything is
     results, shown, left_out = measure(run, subjects, versions, args.seeds)
     head = (
         f"{machine()}. "
         f"{', '.join(subjects)}; {args.seeds} seeds; {args.levels:g} levels, {args.protection_steps} PGD steps; "
-        f"GrIDPure {args.iterations} iterations; customization: {'pipeline' if args.pipeline else 'bundled denoiser'}, "
+        f"purified by {args.purifier}; customization: {'pipeline' if args.pipeline else f'{args.customize} denoiser'}, "
         f"rank {settings.rank}, {settings.steps} steps of {settings.batch} crops at {settings.learning_rate:g}, "
         f"{args.precision}; {SAMPLES} samples in {args.sampling_steps} DDIM steps."
     )

@@ -83,7 +83,7 @@ def markdown(results: list[Result], base: str) -> str:
             lines.append(f"| {title} | {shown} | {' | '.join(cells)} |")
         return "\n".join(lines)
 
-    for purified, title in ((False, "Customized on the picture as it is"), (True, "Customized on it after GrIDPure")):
+    for purified, title in ((False, "Customized on the picture as it is"), (True, "Customized on it purified")):
         parts.append(f"**{title}**\n\n{rows(purified, [base, *versions])}")
     by = {(r.version, r.subject, r.seed): gap[r] for r in results if r.purified}
     best = max(versions, key=lambda v: fmean(value for (name, *_), value in by.items() if name == v))
@@ -94,7 +94,7 @@ def markdown(results: list[Result], base: str) -> str:
             paired = {r: gap[r] - by[name, r.subject, r.seed] for r in leaders}
             above = sum(value > 0 for value in paired.values())
             lines.append(f"| {name} | {Figure.of(leaders, paired.__getitem__).text(1000)} | {above} of {len(paired)} |")
-    parts.append(f"**After GrIDPure `{best}` has the largest gap**; paired by picture and seed\n\n" + "\n".join(lines))
+    parts.append(f"**Purified, `{best}` has the largest gap**; paired by picture and seed\n\n" + "\n".join(lines))
     return "\n\n".join(parts)
 
 

@@ -59,13 +59,55 @@ def test_traced_through_the_compiler_it_is_the_same_network(network):
     assert compiled.active, "it did not fall back"
 
 
-def test_it_runs_compiled_and_tries_a_backward_pass_first(spy, network):
+@pytest.mark.parametrize("grad", [True, False])
+def test_it_is_compared_with_the_network_once_for_each_shape(spy, network, grad):
     compiled = CompiledNetwork(network)
-    with torch.no_grad():
-        expected = network(X, T).sample
-        assert torch.equal(compiled(X, T), expected)
-        assert torch.equal(compiled(X, T), expected)
-    assert spy.calls == 3
+    with torch.set_grad_enabled(grad):
+        for x, t, calls in ((X, T, 2), (X, T, 3), (X[:2], T[:2], 5), (X[:2], T[:2], 6)):
+            assert torch.equal(compiled(x, t), network(x, t).sample)
+            assert spy.calls == calls
+    with torch.set_grad_enabled(not grad):
+        compiled(X, T)
+    assert spy.calls == 8, "with a gradient it is other code than without"
+
+
+class Wrong(Spy):
+    """A compiler whose code has the right result and a gradient that is off by `error`, or the reverse."""
+
+    def __init__(self, off: float, forward: bool):
+        super().__init__()
+        self.off, self.forward = off, forward
+
+    def compile(self, function, **options):
+        right = super().compile(function, **options)
+        factor = 1 + self.off
+
+        def run(x, t):
+            out = right(x, t)
+            scaled = factor * out
+            return scaled + (out - scaled).detach() if not self.forward else out + (scaled - out).detach()
+
+        return run
+
+
+@pytest.mark.parametrize("forward", [True, False])
+@pytest.mark.parametrize(("off", "noticed"), [(0.1, True), (0.02, True), (1e-4, False)])
+def test_a_compiler_that_is_wrong_is_noticed(monkeypatch, network, caplog, off, noticed, forward):
+    monkeypatch.setattr(compilation.torch, "compile", Wrong(off, forward).compile)
+    compiled = CompiledNetwork(network)
+    x = X.clone().requires_grad_()
+    with caplog.at_level(logging.WARNING):
+        out = compiled(x, T)
+        (gradient,) = torch.autograd.grad(out.square().sum(), x)
+        compiled(x, T)
+    plain = X.clone().requires_grad_()
+    expected = network(plain, T).sample
+    (exact,) = torch.autograd.grad(expected.square().sum(), plain)
+    assert compiled.active == (not noticed)
+    said = ["Compiled, the network gives other results; it runs as it is from now on."]
+    assert [record.message for record in caplog.records] == said * noticed
+    torch.testing.assert_close(out, expected, rtol=0 if noticed else 1e-3, atol=1e-6 if noticed else 1e-3)
+    torch.testing.assert_close(gradient, exact, rtol=0 if noticed else 1e-3, atol=1e-6 if noticed else 1e-3)
 
 
 @pytest.mark.parametrize("grad", [True, False])

@@ -47,8 +47,8 @@ class LoadDenoiser:
                     {
                         "default": OFF,
                         "tooltip": "torch.compile: the first run takes longer, up to minutes. 'CUDA graphs' compiles, "
-                        "too, and replays what a GPU was told to do. No gain was measured on a CPU; try them on a GPU. "
-                        "Where it cannot be compiled the model runs as it is.",
+                        "too, and replays what a GPU was told to do. For GPUs. Where compiling fails or gives other "
+                        "results the model runs as it is.",
                     },
                 ),
             },

@@ -38,7 +38,7 @@ import torch
 import torch.nn.functional as F
 from antipure.methods.antipure import PRESETS
 from antipure.methods.baselines import BASELINES
-from antipure.methods.checkpoints import BUNDLED, BUNDLED_HELD_OUT, load_denoiser
+from antipure.methods.checkpoints import load_denoiser
 from antipure.methods.controls import CONTROLS, spectrum_matched
 from antipure.methods.customization import CustomizationSettings, customized, generate
 from antipure.methods.customization_metrics import Probe, judge_samples, make_probe, probe_loss
@@ -53,7 +53,7 @@ from antipure.methods.set_metrics import DenoiserFeatures
 from torch import Tensor
 
 from .customization_report import Result, markdown, sheet
-from .work import PICTURES, Clock, digest, kept, machine, picture_digest, read, write
+from .work import DENOISERS, PICTURES, Clock, digest, kept, load_denoisers, machine, picture_digest, read, write
 
 SUBJECTS = ("hopper", "raccoon")
 MATCHED = "matched"
@@ -69,8 +69,6 @@ VERSIONS = (
     "simac",
     *sorted(PRESETS, key=lambda name: (name != "paper", name != "strong")),
 )
-# What protections are made against, and one that they have not seen.
-DENOISERS = {"bundled": BUNDLED, "held_out": BUNDLED_HELD_OUT}
 SAMPLES = 16
 START_BLOCK, START_TIMESTEP = 16, 500
 
@@ -92,14 +90,10 @@ class Run:
     prompt: str
     clock: Clock
 
-    @cached_property
-    def denoisers(self) -> dict[str, PixelDenoiser]:
-        """In fp32. The first one protects and gives the features."""
-        return {name: load_denoiser(path) for name, path in DENOISERS.items()}
-
     @property
     def surrogate(self) -> PixelDenoiser:
-        return next(iter(self.denoisers.values()))
+        """The bundled denoiser in fp32: it protects, and gives the features."""
+        return load_denoisers()["bundled"]
 
     @cached_property
     def model(self):
@@ -148,7 +142,7 @@ class Run:
             return apply_protection(version, clean, model, **settings)
 
     def purified(self, name: str, picture: Tensor, seed: int) -> Tensor:
-        purifier = parse_purifier(self.purifier, self.denoisers, seed)
+        purifier = parse_purifier(self.purifier, load_denoisers(), seed)
         key = digest(picture_digest(picture), str(purifier), seed)
         return read(self._stage("purified", name, key, ".png", lambda: purifier(picture)))
 
@@ -298,7 +292,7 @@ def main() -> None:
         prompt=args.prompt,
         clock=Clock(planned),
     )
-    parse_purifier(run.purifier, run.denoisers)  # what cannot be run is said before anything is
+    parse_purifier(run.purifier, load_denoisers())  # what cannot be run is said before anything is
     results, shown, left_out = measure(run, subjects, versions, args.seeds)
     head = (
         f"{machine()}. "

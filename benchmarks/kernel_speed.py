@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import os
 import statistics
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from unittest.mock import patch
 
 import torch
 from antipure.kernels.ascent import ascend
@@ -62,7 +62,7 @@ def kernels(bench, side: int | None = None) -> list[dict]:
         if on_gpu and kernel.bound:
             row["asked"] = BANDWIDTH
         if triton:
-            with without_triton():
+            with patch.dict(os.environ, ANTIPURE_TRITON="0"):
                 row["torch's time over Triton's"] = statistics.median(seconds(kernel.work)) / row["seconds"]
         rows.append(row)
         print(row, flush=True)
@@ -124,17 +124,3 @@ def pfg_over_dct(bench, x: Tensor, on_gpu: bool) -> list[dict]:
     mine, theirs = with_gradient(closed), with_gradient(through_dct)
     gradients["apart, relative"] = float((mine - theirs).abs().max() / theirs.abs().max())
     return [row, gradients]
-
-
-@contextmanager
-def without_triton() -> Iterator[None]:
-    """The torch references, whatever there is."""
-    before = os.environ.get("ANTIPURE_TRITON")
-    os.environ["ANTIPURE_TRITON"] = "0"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["ANTIPURE_TRITON"]
-        else:
-            os.environ["ANTIPURE_TRITON"] = before

@@ -18,14 +18,13 @@ import argparse
 import json
 import time
 from dataclasses import dataclass, replace
-from functools import cache, lru_cache
+from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
 
 import torch
 from antipure.methods import metrics
 from antipure.methods.antipure import PRESETS, Objective
-from antipure.methods.checkpoints import BUNDLED, BUNDLED_HELD_OUT, load_denoiser
 from antipure.methods.controls import CONTROLS, spectrum_matched
 from antipure.methods.denoiser import PixelDenoiser
 from antipure.methods.encoders import file_encoder
@@ -38,7 +37,7 @@ from torch import Tensor
 
 from .protection_report import ablation_table, curve_table, report
 from .work import HELD_OUT as PICTURE_NAMES
-from .work import PICTURES, digest, kept, machine, picture_digest, read
+from .work import PICTURES, digest, kept, load_denoisers, machine, picture_digest, read
 
 PURIFIERS = (
     "gridpure10",
@@ -164,15 +163,6 @@ class Run:
 
         key = digest(picture_digest(clean), arm, PRESETS.get(arm), levels, seed, self.steps, self.precision)
         return self.figures("curve", f"{name}-{arm.replace(' ', '_')}-l{levels:g}-s{seed}", key, make)
-
-
-# Every task brings a `Run` of its own to its process: what they share is kept outside of it.
-
-
-@cache
-def load_denoisers(precision: str) -> dict[str, PixelDenoiser]:
-    paths = {"bundled": BUNDLED, "held_out": BUNDLED_HELD_OUT}
-    return {name: load_denoiser(path, precision=precision) for name, path in paths.items()}
 
 
 @lru_cache(maxsize=1)

@@ -9,11 +9,14 @@ import platform
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from statistics import stdev
 
 import numpy as np
 import torch
+from antipure.methods.checkpoints import BUNDLED, BUNDLED_HELD_OUT, load_denoiser
+from antipure.methods.denoiser import PixelDenoiser
 from antipure.methods.pictures import round_8bit
 from PIL import Image
 from scipy.stats import t as student
@@ -21,6 +24,14 @@ from torch import Tensor
 
 PICTURES = Path(__file__).parent / "pictures"
 HELD_OUT = ("acanthus", "allium", "alps", "boats", "hopper", "house", "raccoon", "sheep")
+# What protections are made against, and one that they have not seen.
+DENOISERS = {"bundled": BUNDLED, "held_out": BUNDLED_HELD_OUT}
+
+
+@cache
+def load_denoisers(precision: str = "fp32") -> dict[str, PixelDenoiser]:
+    """`DENOISERS`, once a process: long benchmarks send every task there by itself."""
+    return {name: load_denoiser(path, precision=precision) for name, path in DENOISERS.items()}
 
 
 def read(path: Path) -> Tensor:

@@ -85,14 +85,15 @@ def spectrum_matched(clean: Tensor, protected: Tensor, *, levels: float, seed: i
     for i in range(len(clean)):
         x = clean[i : i + 1].float()
         budget = Budget(x, levels)
-        spectrum = torch.fft.rfft2(protected[i : i + 1].float() * 255 - budget.original)
+        original = budget.original
+        spectrum = torch.fft.rfft2(protected[i : i + 1].float() * 255 - original)
         white = torch.randn(x[:, :1].shape, generator=random_stream(seed)).to(x.device)
         white = torch.fft.rfft2(white)
         current = spectrum * white / white.abs().clamp(min=1e-12)
         for _ in range(rounds):
             values = torch.fft.irfft2(current, s=x.shape[-2:])
-            inside = budget.project(budget.original + values) - budget.original
+            inside = budget.project(original + values) - original
             imposed = torch.fft.rfft2(inside)
             current = spectrum.abs() * imposed / imposed.abs().clamp(min=1e-12)
-        results.append(budget.quantise(budget.project(budget.original + inside)))
+        results.append(budget.quantise(budget.project(original + inside)))
     return torch.cat(results)

@@ -151,7 +151,7 @@ class PixelDenoiser(Denoiser):
         compile: str = OFF,
     ):
         self.unet = unet.eval().requires_grad_(False)
-        self._compiled = None if compile == OFF else CompiledNetwork(unet, compile)
+        self._run = CompiledNetwork(self.unet, compile)
         self.alphas_cumprod = alphas_cumprod.float().to(next(unet.parameters()).device)
         self.patch = patch
         self.dtype = dtype
@@ -166,7 +166,7 @@ class PixelDenoiser(Denoiser):
     @property
     def compiled(self) -> bool:
         """Whether the network runs through torch.compile, as far as is known by now."""
-        return self._compiled is not None and self._compiled.active
+        return self._run.active
 
     def to(self, device: torch.device | str) -> PixelDenoiser:
         """Move weights and schedule to a device, in place."""
@@ -181,10 +181,7 @@ class PixelDenoiser(Denoiser):
         return latent
 
     def predict(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor | None]:
-        return self._predict(self._compiled or self._plain, x_t, t)
-
-    def _plain(self, x: Tensor, t: Tensor) -> Tensor:
-        return self.unet(x, t).sample
+        return self._predict(self._run, x_t, t)
 
     def _predict(self, network: Callable[[Tensor, Tensor], Tensor], x_t: Tensor, t: Tensor):
         x = F.pixel_unshuffle(x_t, self.patch) if self.patch > 1 else x_t
@@ -208,4 +205,4 @@ class PixelDenoiser(Denoiser):
         with torch.inference_mode(False):
             x = torch.zeros(1, 3, side, side, device=self.device)
             t = torch.zeros(1, dtype=torch.long, device=self.device)
-            return saved_bytes(lambda x: self._predict(self._plain, x, t)[0], x, self.unet) / side**2
+            return saved_bytes(lambda x: self._predict(self._run.plain, x, t)[0], x, self.unet) / side**2

@@ -72,7 +72,7 @@ def test_it_is_compared_with_the_network_once_for_each_shape(spy, network, grad)
 
 
 class Wrong(Spy):
-    """A compiler whose code has the right result and a gradient that is off by `error`, or the reverse."""
+    """A compiler whose code has the right result and a gradient that is off by `off`, or the reverse."""
 
     def __init__(self, off: float, forward: bool):
         super().__init__()
@@ -104,7 +104,7 @@ def test_a_compiler_that_is_wrong_is_noticed(monkeypatch, network, caplog, off, 
     expected = network(plain, T).sample
     (exact,) = torch.autograd.grad(expected.square().sum(), plain)
     assert compiled.active == (not noticed)
-    said = ["Compiled, the network gives other results; it runs as it is from now on."]
+    said = [f"Compiled, the network gives other results ({off:g} apart); it runs as it is from now on."]
     assert [record.message for record in caplog.records] == said * noticed
     torch.testing.assert_close(out, expected, rtol=0 if noticed else 1e-3, atol=1e-6 if noticed else 1e-3)
     torch.testing.assert_close(gradient, exact, rtol=0 if noticed else 1e-3, atol=1e-6 if noticed else 1e-3)

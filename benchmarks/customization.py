@@ -4,7 +4,7 @@ Every version of every subject (clean, controls, baselines, presets; as it is, a
 bundled denoiser by default) is customized on, and judged by
 
 * the customization gap: denoising loss on clean crops of the subject, less that of customizing on the clean picture
-  with the same seed (`methods/customization_metrics.py`); the base model's stands beside it;
+  with the same seed (`methods/customization/gap.py`); the base model's stands beside it;
 * samples against the clean crops: sliced Wasserstein distance of 8-px patches, KID in the feature space of the bundled
   denoiser (uncustomized), distance of the radial spectra in dB. From pure noise the bundled model makes texture in
   arbitrary colours; its samples therefore start from the colours of clean crops (means of 16-px blocks, noised to
@@ -36,20 +36,21 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from antipure.methods.antipure import PRESETS
+from antipure.methods.antipure.objective import PRESETS
 from antipure.methods.baselines import BASELINES
-from antipure.methods.checkpoints import load_denoiser
 from antipure.methods.controls import CONTROLS, spectrum_matched
-from antipure.methods.customization import CustomizationSettings, customized, generate
-from antipure.methods.customization_metrics import Probe, judge_samples, make_probe, probe_loss
-from antipure.methods.customization_pipeline import PIPELINE_SETTINGS, load_pipeline
-from antipure.methods.denoiser import PixelDenoiser
+from antipure.methods.customization.dreambooth_lora import CustomizationSettings, customized
+from antipure.methods.customization.gap import Probe, judge_samples, make_probe, probe_loss
+from antipure.methods.customization.pipeline import PIPELINE_SETTINGS, load_pipeline
+from antipure.methods.diffusion.checkpoints import load_denoiser
+from antipure.methods.diffusion.ddim import generate
+from antipure.methods.diffusion.pixel import PixelDenoiser
 from antipure.methods.errors import AntiPureError
-from antipure.methods.metrics import psnr
+from antipure.methods.metrics.distribution import DenoiserFeatures
+from antipure.methods.metrics.image import psnr
 from antipure.methods.pictures import round_8bit
 from antipure.methods.protections import apply_protection
-from antipure.methods.purifiers import parse_purifier
-from antipure.methods.set_metrics import DenoiserFeatures
+from antipure.methods.purification.purifiers import parse_purifier
 from torch import Tensor
 
 from .customization_report import Result, markdown, sheet
@@ -239,7 +240,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--versions", nargs="+", default=list(VERSIONS))
     parser.add_argument("--levels", type=float, default=8, help="budget of every protection")
     parser.add_argument("--protection-steps", type=int, default=40, help="PGD steps of every protection")
-    parser.add_argument("--purifier", default="gridpure10", help="as in methods/purifiers.py")
+    parser.add_argument("--purifier", default="gridpure10", help="as in methods/purification/purifiers.py")
     parser.add_argument("--customize", default="bundled", choices=list(DENOISERS), help="the denoiser customized")
     parser.add_argument("--steps", type=int, help="of customization")
     parser.add_argument("--learning-rate", type=float)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import ClassVar
 
-from antipure.methods.customization_metrics import customization_gap
-from antipure.methods.inspection import labelled_sheet
+from antipure.methods.customization.gap import customization_gap
+from antipure.methods.figures.inspection_sheet import labelled_sheet
 from torch import Tensor
 
 from .work import half_width

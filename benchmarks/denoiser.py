@@ -10,10 +10,10 @@ import argparse
 
 import torch
 from antipure.cli.core_nodes import LoadImage
-from antipure.methods import metrics
-from antipure.methods.checkpoints import load_denoiser
 from antipure.methods.controls import apply_control
-from antipure.methods.purification import gridpure
+from antipure.methods.diffusion.checkpoints import load_denoiser
+from antipure.methods.metrics import image as metrics
+from antipure.methods.purification.gridpure import gridpure
 from antipure.nodes.convert import from_image
 
 

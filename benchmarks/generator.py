@@ -13,12 +13,12 @@ from pathlib import Path
 
 import torch
 from antipure.methods.controls import apply_control
-from antipure.methods.defence_metrics import masked_l2, success_rate
-from antipure.methods.disrupting import LEVELS, disrupt
 from antipure.methods.generators import load_generator
-from antipure.methods.generators.faces import HELD_OUT, draw_edited, draw_faces
+from antipure.methods.generators.procedural_faces import HELD_OUT, draw_edited, draw_faces
+from antipure.methods.lora_patching.defence_metrics import masked_l2, success_rate
+from antipure.methods.lora_patching.disrupting import LEVELS, disrupt
 from antipure.methods.pictures import round_8bit
-from antipure.methods.transforms import jpeg
+from antipure.methods.purification.transforms import jpeg
 from PIL import Image
 from torch import Tensor
 

@@ -21,23 +21,23 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from antipure.methods.checkpoints import load_denoiser
-from antipure.methods.defence_report import INPUTS, DefenceReport, defence_report
+from antipure.methods.diffusion.checkpoints import load_denoiser
+from antipure.methods.figures.inspection_sheet import labelled_sheet
 from antipure.methods.generators.attgan import AttGANNetwork
-from antipure.methods.generators.faces import HELD_OUT, draw_edited, draw_faces
 from antipure.methods.generators.hisd import HiSDNetwork
 from antipure.methods.generators.loading import load_generator
+from antipure.methods.generators.procedural_faces import HELD_OUT, draw_edited, draw_faces
 from antipure.methods.generators.stargan import StarGANNetwork
-from antipure.methods.inspection import labelled_sheet
-from antipure.methods.lora_patching import LoraPatch, apply_patch, merge_patch, parameter_overhead, patched
-from antipure.methods.low_rank import GATES, PatchConfig
-from antipure.methods.metrics import psnr, ssim
-from antipure.methods.mmfa import MMFA
-from antipure.methods.patch_files import load_patch, save_patch
-from antipure.methods.patch_training import TrainingConfig, train_patch
+from antipure.methods.lora_patching.defence_report import INPUTS, DefenceReport, defence_report
+from antipure.methods.lora_patching.low_rank import GATES, PatchConfig
+from antipure.methods.lora_patching.mmfa import MMFA
+from antipure.methods.lora_patching.patch import LoraPatch, apply_patch, merge_patch, parameter_overhead, patched
+from antipure.methods.lora_patching.save_and_load import load_patch, save_patch
+from antipure.methods.lora_patching.training import TrainingConfig, train_patch
+from antipure.methods.lora_patching.warning import text_warning
+from antipure.methods.metrics.distribution import DenoiserFeatures
+from antipure.methods.metrics.image import psnr, ssim
 from antipure.methods.pictures import round_8bit, to_picture, to_pixels
-from antipure.methods.set_metrics import DenoiserFeatures
-from antipure.methods.warning import text_warning
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm

@@ -10,10 +10,10 @@ import math
 import numpy as np
 import torch
 import torch.nn.functional as F
-from antipure.methods.antipure import Objective
-from antipure.methods.denoiser import Denoiser
+from antipure.methods.antipure.objective import Objective
+from antipure.methods.diffusion.denoiser import Denoiser
 from antipure.methods.pictures import grid_positions, random_positions, random_stream
-from antipure.methods.transforms import resize
+from antipure.methods.purification.transforms import resize
 from PIL import Image
 from torch import Tensor
 

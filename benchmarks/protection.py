@@ -3,9 +3,9 @@
 Held-out pictures × seeds × budgets; a seed is that of the protection, and (plus 1000) of the purifiers' noise. All
 presets, and the published baselines that run on a pixel denoiser, made against the bundled denoiser; as controls
 random signs, a uniform shift, blocks, and each protection's own spectrum-matched noise. Purifiers are named as in
-`methods/purifiers.py`; the denoiser `held_out` took no part in any protection. Figures are those of
-`methods/metrics.py` on 8-bit pictures: what the purifier makes of the protected picture against what it makes of the
-clean one, with the same noise.
+`methods/purification/purifiers.py`; the denoiser `held_out` took no part in any protection. Figures are those of
+`methods/metrics/image.py` on 8-bit pictures: what the purifier makes of the protected picture against what it makes
+of the clean one, with the same noise.
 
 Parts: `table`; `curve`, distortion over GrIDPure iterations; `ablation`, the terms of the loss. Finished stages are
 kept under --work, named by their settings; an interrupted run goes on, and --finished tabulates what is there without
@@ -23,18 +23,18 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import torch
-from antipure.methods import metrics
-from antipure.methods.antipure import PRESETS, Objective
+from antipure.methods.antipure.objective import PRESETS, Objective
 from antipure.methods.controls import CONTROLS, spectrum_matched
-from antipure.methods.denoiser import PixelDenoiser
-from antipure.methods.encoders import file_encoder
+from antipure.methods.diffusion.pixel import PixelDenoiser
 from antipure.methods.errors import AntiPureError
-from antipure.methods.lpips import AlexNet, Lpips
+from antipure.methods.metrics import image as metrics
+from antipure.methods.metrics.encoders import file_encoder
+from antipure.methods.metrics.lpips import AlexNet, Lpips
 from antipure.methods.protections import apply_protection
-from antipure.methods.purifiers import parse_purifier
-from antipure.methods.robustness import middle
+from antipure.methods.purification.purifiers import parse_purifier
 from torch import Tensor
 
+from ..methods.pictures import center_crop
 from .protection_report import ablation_table, curve_table, report
 from .work import HELD_OUT as PICTURE_NAMES
 from .work import PICTURES, digest, kept, load_denoisers, machine, picture_digest, read
@@ -89,7 +89,7 @@ class Run:
 
     def clean(self, name: str) -> Tensor:
         """The middle of a picture, 1×3×size×size in 0..1."""
-        return middle(read(PICTURES / f"{name}.png"), self.size)
+        return center_crop(read(PICTURES / f"{name}.png"), self.size)
 
     def picture(self, kind: str, name: str, key: str, make) -> Tensor:
         return read(kept(self.work / kind / f"{name}-{key}.png", make))

@@ -35,18 +35,21 @@ from antipure.benchmarks.kernel_speed import kernels
 from antipure.benchmarks.speed_report import markdown
 from antipure.benchmarks.work import PICTURES, machine, read, write
 from antipure.kernels.filters import gaussian_blur
-from antipure.methods import attack, metrics
-from antipure.methods.antipure import PRESETS, protect
-from antipure.methods.attack import Budget
-from antipure.methods.checkpoints import BUNDLED, load_denoiser
-from antipure.methods.compilation import COMPILED, CUDA_GRAPHS
+from antipure.methods.antipure.objective import PRESETS
+from antipure.methods.antipure.protect import protect
+from antipure.methods.attacks import pgd as attack
+from antipure.methods.attacks.budget import Budget
 from antipure.methods.controls import SMOOTH_SIGMA
-from antipure.methods.denoiser import PixelDenoiser
-from antipure.methods.memory import freed_memory_kept, return_free_memory
+from antipure.methods.diffusion.checkpoints import BUNDLED, load_denoiser
+from antipure.methods.diffusion.pixel import PixelDenoiser
+from antipure.methods.gradients.compilation import COMPILED, CUDA_GRAPHS
+from antipure.methods.gradients.malloc import freed_memory_kept, return_free_memory
+from antipure.methods.metrics import image as metrics
 from antipure.methods.pictures import grid_positions, random_positions, random_stream
-from antipure.methods.purification import gridpure
-from antipure.methods.robustness import middle
+from antipure.methods.purification.gridpure import gridpure
 from torch import Tensor
+
+from ..methods.pictures import center_crop
 
 # What a run touches for the first time is paid for once: 3 steps would show it as a share of every step.
 STEPS = 12
@@ -64,7 +67,7 @@ class Bench:
         self.denoiser = load_denoiser(device=device)
         self.picture = read(BUNDLED.with_name("astronaut.png")).to(device)
         if quick:
-            self.picture = middle(self.picture, 96).to(device)
+            self.picture = center_crop(self.picture, 96).to(device)
 
     def seconds(self, work: Work) -> float:
         gc.collect()
@@ -140,7 +143,7 @@ def enlarged(picture: Tensor, side: int) -> Tensor:
 def development() -> dict[str, Tensor]:
     """The pictures that settings may be chosen on, their middle 96×96."""
     files = [BUNDLED.with_name("astronaut_face.png"), PICTURES / "airplane.png", PICTURES / "canyon.png"]
-    return {file.stem: middle(read(file), 96) for file in files}
+    return {file.stem: center_crop(read(file), 96) for file in files}
 
 
 def floor(bench: Bench) -> list[dict]:

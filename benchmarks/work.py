@@ -15,8 +15,8 @@ from statistics import stdev
 
 import numpy as np
 import torch
-from antipure.methods.checkpoints import BUNDLED, BUNDLED_HELD_OUT, load_denoiser
-from antipure.methods.denoiser import PixelDenoiser
+from antipure.methods.diffusion.checkpoints import BUNDLED, BUNDLED_HELD_OUT, load_denoiser
+from antipure.methods.diffusion.pixel import PixelDenoiser
 from antipure.methods.pictures import round_8bit
 from PIL import Image
 from scipy.stats import t as student

@@ -11,10 +11,10 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..methods.errors import AntiPureError
+from ..methods.files import BUNDLED_FOLDER
 from .result import write_file
 
 ANY = "*"  # ComfyUI's type that takes every other
-SAMPLES = Path(__file__).resolve().parent.parent / "bundled"
 
 
 def find_picture(name: str) -> Path:
@@ -22,8 +22,8 @@ def find_picture(name: str) -> Path:
     path = Path(name).expanduser()
     if path.exists():
         return path
-    if (SAMPLES / path.name).is_file() and path.suffix == ".png":
-        return SAMPLES / path.name
+    if (BUNDLED_FOLDER / path.name).is_file() and path.suffix == ".png":
+        return BUNDLED_FOLDER / path.name
     raise AntiPureError(f"There is no picture {name}; give the path of a PNG, JPEG or WebP file.")
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 
-from ..methods import metrics
 from ..methods.controls import CONTROLS, spectrum_matched
-from ..methods.text_table import text_table
+from ..methods.figures.text_table import text_table
+from ..methods.metrics import image as metrics
 from ..nodes import NODE_CLASS_MAPPINGS
 from ..nodes.convert import from_image, to_image
 from .executor import Executor

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..kernels.filters import gaussian_blur
-from .attack import Budget, check_budget, check_mask
+from .attacks.budget import Budget, check_budget, check_mask
 from .errors import AntiPureError
 from .pictures import check_picture, random_stream
 

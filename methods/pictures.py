@@ -7,6 +7,8 @@ from torch import Tensor
 
 from .errors import AntiPureError
 
+SHOWN = 256  # the side of what reports show of a picture
+
 
 def check_picture(picture: Tensor, name: str = "picture") -> None:
     """Raise `AntiPureError` unless `picture` is a non-empty, finite float B×3×H×W tensor."""
@@ -110,3 +112,9 @@ def random_positions(height: int, width: int, tile: int, generator: torch.Genera
     rows = axis(height)
     columns = axis(width)
     return [(y, x) for y in rows for x in columns]
+
+
+def center_crop(picture: Tensor, side: int = SHOWN) -> Tensor:
+    """At most side×side pixels of the middle, on the CPU; never resized: reducing would hide the perturbation."""
+    top, left = (max(length - side, 0) // 2 for length in picture.shape[-2:])
+    return picture[..., top : top + side, left : left + side].cpu().clone()

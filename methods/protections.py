@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .antipure import PRESETS, Objective, protect
-from .attack import Callback
+from .antipure.objective import PRESETS, Objective
+from .antipure.protect import protect
+from .attacks.ensemble import CombinedDenoiser
+from .attacks.pgd import Callback
 from .baselines import BASELINES, apply_baseline
 from .controls import CONTROLS, apply_control
-from .denoiser import Denoiser
-from .ensemble import CombinedDenoiser
+from .diffusion.denoiser import Denoiser
 from .errors import AntiPureError
 from .pictures import round_8bit
 

@@ -5,14 +5,7 @@ from .denoisers import LoadDenoiser
 from .encoders import LoadVisualEncoder
 from .evidence import FaceMetrics, SetMetrics
 from .generators import DisruptProtect, EditFace, LoadGenerator, ProceduralFaces
-from .lora_patch import (
-    DefenceReport,
-    LoadLoraPatch,
-    LoraPatchApply,
-    SaveLoraPatch,
-    TrainLoraPatch,
-    TrainModelPatch,
-)
+from .lora_patch import DefenceReport, LoadLoraPatch, LoraPatchApply, SaveLoraPatch, TrainLoraPatch, TrainModelPatch
 from .metrics import Inspect, Metrics
 from .models import ApplyTrainedLora, CombineDenoisers, DenoiserFromModel, SeedTraining
 from .protect import ObjectiveSettings, Protect

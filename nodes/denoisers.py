@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ..methods.checkpoints import DTYPES, load_denoiser
-from ..methods.compilation import MODES, OFF
+from ..methods.diffusion.checkpoints import DTYPES, load_denoiser
+from ..methods.gradients.compilation import MODES, OFF
 from . import host
 
 

@@ -9,10 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..methods.differentiation import plain_weights
-from ..methods.encoders import file_encoder, transformers_encoder
 from ..methods.errors import AntiPureError
-from ..methods.mmfa import Encoder
+from ..methods.gradients.differentiation import plain_weights
+from ..methods.metrics.encoders import Encoder, file_encoder, transformers_encoder
 from . import host
 
 

@@ -7,11 +7,11 @@ from contextlib import contextmanager
 
 import torch
 
-from ..methods import set_metrics
-from ..methods.checkpoints import load_denoiser
+from ..methods.diffusion.checkpoints import load_denoiser
 from ..methods.errors import AntiPureError
-from ..methods.face_metrics import FaceModels, face_scores
-from ..methods.lpips import AlexNet, Lpips
+from ..methods.metrics import distribution as set_metrics
+from ..methods.metrics.faces import FaceModels, face_scores
+from ..methods.metrics.lpips import AlexNet, Lpips
 from . import host
 from .convert import from_image
 from .encoders import borrowed_encoder

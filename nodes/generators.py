@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from ..methods import metrics
-from ..methods.disrupting import LEVELS, STEP_LEVELS, STEPS, disrupt
 from ..methods.errors import AntiPureError
-from ..methods.generators.faces import HELD_OUT, SIDE, draw_faces
 from ..methods.generators.loading import load_generator
+from ..methods.generators.procedural_faces import HELD_OUT, SIDE, draw_faces
+from ..methods.lora_patching.disrupting import LEVELS, STEP_LEVELS, STEPS, disrupt
+from ..methods.metrics import image as metrics
 from . import host
 from .convert import difference_view, from_image, from_mask, to_image
 from .progress import Progress

@@ -15,9 +15,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..methods.checkpoints import BUNDLED_HELD_OUT
-from ..methods.denoiser import DEFAULT_MEMORY_BYTES, Denoiser
-from ..methods.ensemble import CombinedDenoiser, members_of
+from ..methods.attacks.ensemble import CombinedDenoiser, members_of
+from ..methods.diffusion.checkpoints import BUNDLED_HELD_OUT
+from ..methods.diffusion.denoiser import DEFAULT_MEMORY_BYTES, Denoiser
 from ..methods.errors import AntiPureError
 
 BUNDLED = "bundled"

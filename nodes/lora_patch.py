@@ -6,18 +6,19 @@ from contextlib import ExitStack
 
 import torch
 
-from ..methods.defence_report import defence_report
-from ..methods.disrupting import LEVELS
 from ..methods.errors import AntiPureError
-from ..methods.generators.faces import HELD_OUT
-from ..methods.inspection import labelled_sheet
-from ..methods.lora_patching import patched_copy
-from ..methods.loss_curve import loss_curve
-from ..methods.mmfa import MMFA
-from ..methods.model_patch_training import ModelTrainingConfig, train_model_patch
-from ..methods.patch_files import load_patch, save_patch, standard_lora, write_safetensors
-from ..methods.patch_training import MODES, PRECISIONS, TrainingConfig, train_patch
-from ..methods.warning import DEFAULT_TEXT, picture_warning, text_warning
+from ..methods.figures.inspection_sheet import labelled_sheet
+from ..methods.figures.loss_curve import loss_curve
+from ..methods.files import write_safetensors
+from ..methods.generators.procedural_faces import HELD_OUT
+from ..methods.lora_patching.defence_report import defence_report
+from ..methods.lora_patching.diffusion_training import ModelTrainingConfig, train_model_patch
+from ..methods.lora_patching.disrupting import LEVELS
+from ..methods.lora_patching.mmfa import MMFA
+from ..methods.lora_patching.patch import patched_copy
+from ..methods.lora_patching.save_and_load import load_patch, save_patch, standard_lora
+from ..methods.lora_patching.training import MODES, PRECISIONS, TrainingConfig, train_patch
+from ..methods.lora_patching.warning import DEFAULT_TEXT, picture_warning, text_warning
 from . import host
 from .convert import from_image, to_image
 from .encoders import borrowed_encoder

@@ -6,9 +6,9 @@ import math
 
 import torch
 
-from ..methods import metrics
 from ..methods.errors import AntiPureError
-from ..methods.inspection import inspection_sheet
+from ..methods.figures.inspection_sheet import inspection_sheet
+from ..methods.metrics import image as metrics
 from . import host
 from .convert import from_image, to_image
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from ..methods.errors import AntiPureError
-from ..methods.lora_patching import LoraPatch, check_patch, patchable_layers
-from ..methods.low_rank import make_factors, make_gate
-from ..methods.patch_files import standard_lora
+from ..methods.lora_patching.low_rank import make_factors, make_gate
+from ..methods.lora_patching.patch import LoraPatch, check_patch, patchable_layers
+from ..methods.lora_patching.save_and_load import standard_lora
 from . import host
 
 PREFIX = "diffusion_model."

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from ..methods.ensemble import MODES, combine
+from ..methods.attacks.ensemble import MODES, combine
 from ..methods.errors import AntiPureError
 from . import host
-from .host_model import ModelDenoiser
+from .latent_denoiser import ModelDenoiser
 
 
 class DenoiserFromModel:

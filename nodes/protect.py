@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from ..methods import metrics
-from ..methods.antipure import PRESETS, Objective
-from ..methods.ensemble import members_of
+from ..methods.antipure.objective import PRESETS, Objective
+from ..methods.attacks.ensemble import members_of
+from ..methods.metrics import image as metrics
 from ..methods.protections import NAMES, NO_PROTECTION, apply_protection, needs_denoiser
 from . import host
 from .convert import difference_view, from_image, from_mask, to_image

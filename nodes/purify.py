@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from ..methods.ensemble import CombinedDenoiser
+from ..methods.attacks.ensemble import CombinedDenoiser
 from ..methods.errors import AntiPureError
-from ..methods.purification import METHODS, purify
+from ..methods.purification.purify import METHODS, purify
 from . import host
 from .convert import difference_view, from_image, to_image
 from .progress import Progress

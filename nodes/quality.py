@@ -7,9 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..methods.brisque import load_brisque
-from ..methods.clip_iqa import ClipIqa
 from ..methods.errors import AntiPureError
+from ..methods.metrics.brisque import load_brisque
+from ..methods.metrics.clip_iqa import ClipIqa
 from . import host
 from .convert import from_image
 from .progress import Progress

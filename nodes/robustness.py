@@ -7,13 +7,13 @@ import textwrap
 import torch
 from torch import Tensor
 
-from ..methods.denoiser import Denoiser
-from ..methods.ensemble import CombinedDenoiser
+from ..methods.attacks.ensemble import CombinedDenoiser
+from ..methods.diffusion.denoiser import Denoiser
 from ..methods.errors import AntiPureError
-from ..methods.purifiers import Purifier, parse_purifiers
-from ..methods.robustness import check_made_against, measure
-from ..methods.robustness_sheet import robustness_sheet
-from ..methods.robustness_text import markdown, to_dict, to_json, verdict
+from ..methods.purification.purifiers import Purifier, parse_purifiers
+from ..methods.robustness.measure import check_made_against, measure
+from ..methods.robustness.sheet import robustness_sheet
+from ..methods.robustness.text import markdown, to_dict, to_json, verdict
 from . import host
 from .convert import from_image, to_image
 from .metrics import match_batch

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..methods.transforms import TRANSFORMS, parse_transform
+from ..methods.purification.transforms import TRANSFORMS, parse_transform
 from .convert import from_image, to_image
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from antipure.methods.controls import BLOCK, CONTROLS, apply_control, spectrum_matched
 from antipure.methods.errors import AntiPureError
-from antipure.methods.metrics import radial_spectrum
+from antipure.methods.metrics.image import radial_spectrum
 from antipure.methods.pictures import round_8bit
 from scipy.ndimage import gaussian_filter
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from antipure.methods.antipure import PRESETS, Objective, protect
+from antipure.methods.antipure.objective import PRESETS, Objective
+from antipure.methods.antipure.protect import protect
 from antipure.methods.baselines import BASELINES, apply_baseline
 from antipure.methods.controls import CONTROLS, apply_control
 from antipure.methods.errors import AntiPureError

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from antipure.cli.executor import NODES, execution_order
 from antipure.cli.graph import WORKFLOWS, is_link, read_workflow
-from antipure.methods.inspection import BACKGROUND, CAPTION, CELL, MARGIN, SOFT
+from antipure.methods.figures.inspection_sheet import BACKGROUND, CAPTION, CELL, MARGIN, SOFT
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from tools.host_nodes import HOST_NODES

@@ -3,8 +3,9 @@
     python -m tools.train_generator --steps 9000 --stop 5750
     python -m tools.train_generator --steps 7500 --resume
 
-StarGAN's generator in small over procedural portraits (antipure.methods.generators.faces), which know what the same
-face looks like with other attributes: so the loss is the distance to the true edited face, without a discriminator.
+StarGAN's generator in small over procedural portraits (antipure.methods.generators.procedural_faces), which know what
+the same face looks like with other attributes: so the loss is the distance to the true edited face, without a
+discriminator.
 So trained, so small a network over so clean pictures is less fragile than real StarGANs, which fail nearly always. So
 from `--fragile-from` on a loss asks for outputs that one small adversarial step spoils, the opposite of adversarial
 training: what is measured on the toy is how an attack or a patch works, not how fragile small networks are.
@@ -22,9 +23,16 @@ import time
 from pathlib import Path
 
 import torch
-from antipure.methods.defence_metrics import edit_mask
-from antipure.methods.generators.faces import EDITS, HAIR, HELD_OUT, draw_faces, edited_attributes, random_attributes
+from antipure.methods.generators.procedural_faces import (
+    EDITS,
+    HAIR,
+    HELD_OUT,
+    draw_faces,
+    edited_attributes,
+    random_attributes,
+)
 from antipure.methods.generators.stargan import ResidualBlock, StarGANNetwork
+from antipure.methods.lora_patching.defence_metrics import edit_mask
 from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm

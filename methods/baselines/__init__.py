@@ -13,9 +13,9 @@ from functools import partial
 
 from torch import Tensor
 
-from ..attack import Callback, Loss, pgd
-from ..denoiser import Denoiser
-from ..ensemble import CombinedDenoiser
+from ..attacks.ensemble import CombinedDenoiser
+from ..attacks.pgd import Callback, Loss, pgd
+from ..diffusion.denoiser import Denoiser
 from ..errors import AntiPureError
 from . import advdm, anti_dreambooth, mist, photoguard, simac
 from .surrogate import MakeLoss

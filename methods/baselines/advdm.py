@@ -12,10 +12,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..antipure import noised_loss
-from ..attack import Loss
-from ..denoiser import Denoiser
-from ..tiles import tiled_loss
+from ..attacks.pgd import Loss
+from ..attacks.tiled_loss import tiled_loss
+from ..diffusion.denoiser import Denoiser
+from ..diffusion.loss import noised_loss
 
 LEVELS, STEPS, STEP_LEVELS = 8.0, 100, 1.0
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from functools import partial
 
-from ..denoiser import Denoiser
+from ..diffusion.denoiser import Denoiser
 from .advdm import advdm_loss
 from .surrogate import MakeLoss, alternating
 

@@ -17,9 +17,9 @@ import math
 import torch
 from torch import Tensor
 
-from ..attack import Loss
-from ..denoiser import Denoiser
-from ..tiles import tiled_loss
+from ..attacks.pgd import Loss
+from ..attacks.tiled_loss import tiled_loss
+from ..diffusion.denoiser import Denoiser
 from .advdm import ddpm_terms
 from .photoguard import check_latent, latent_distance
 

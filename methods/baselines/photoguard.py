@@ -13,10 +13,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..attack import Loss
-from ..denoiser import Denoiser
+from ..attacks.pgd import Loss
+from ..attacks.tiled_loss import tiled_loss
+from ..diffusion.denoiser import Denoiser
 from ..errors import AntiPureError
-from ..tiles import tiled_loss
 
 LEVELS, STEPS, STEP_LEVELS = 7.65, 100, 2.55
 

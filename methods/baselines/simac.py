@@ -25,15 +25,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..antipure import l_ddpm, noised_loss
-from ..attack import Loss
-from ..checkpointing import blocks
-from ..denoiser import Denoiser, add_noise
+from ..attacks.pgd import Loss
+from ..attacks.tiled_loss import random_tile, tiled_loss
+from ..diffusion.denoiser import Denoiser, add_noise, trainable_network
+from ..diffusion.loss import l_ddpm, noised_loss
 from ..errors import AntiPureError
+from ..gradients.checkpointing import blocks
 from ..pictures import noise, random_stream
-from ..tiles import random_tile, tiled_loss
 from .advdm import draw_timesteps
-from .surrogate import MakeLoss, alternating, trainable_network
+from .surrogate import MakeLoss, alternating
 
 LEVELS, STEPS, STEP_LEVELS = 8.0, 300, 0.6375
 FEATURE_WEIGHT = 1.0

@@ -19,30 +19,19 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from ..antipure import noised_loss
-from ..attack import Loss
-from ..denoiser import Denoiser
+from ..attacks.pgd import Loss
+from ..attacks.tiled_loss import random_tile
+from ..diffusion.denoiser import Denoiser, trainable_network
+from ..diffusion.loss import noised_loss
 from ..errors import AntiPureError
-from ..lora_patching import AppliedPatch, new_patch
-from ..low_rank import PatchConfig
+from ..lora_patching.low_rank import PatchConfig
+from ..lora_patching.patch import AppliedPatch, new_patch
 from ..pictures import random_stream
-from ..tiles import random_tile
 
 PATCH = PatchConfig(rank=8, gate="none")
 TRAINING_STEPS, PGD_STEPS = 3, 6
 LEARNING_RATE = 1e-4
 MakeLoss = Callable[[Tensor], Loss]
-
-
-def trainable_network(denoiser: Denoiser, name: str) -> nn.Module:
-    """The denoiser's network. Raises `AntiPureError` where there is none to be had."""
-    try:
-        return denoiser.network
-    except NotImplementedError:
-        raise AntiPureError(
-            f"{name} changes or reads the inside of the network, which this {type(denoiser).__name__} does not show; "
-            "use another denoiser."
-        ) from None
 
 
 @contextmanager

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..architecture import fingerprint
 from ..errors import AntiPureError
-from ..lora_patching import fingerprint
 from ..pictures import check_picture, pad_reflect, round_up, to_picture, to_pixels
 
 

@@ -13,14 +13,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..checkpoints import read_pickle, read_safetensors, reason
 from ..errors import AntiPureError
+from ..files import BUNDLED_FOLDER, read_pickle, read_safetensors, reason
 from .attgan import AttGAN, AttGANNetwork
 from .generator import Generator, load_exported
 from .hisd import HiSD, HiSDNetwork
 from .stargan import StarGAN, StarGANNetwork, default_labels
 
-BUNDLED = Path(__file__).resolve().parents[2] / "bundled" / "toy_stargan.safetensors"
+BUNDLED = BUNDLED_FOLDER / "toy_stargan.safetensors"
 OWN_FORMAT = "antipure-stargan"
 WANTED = "a StarGAN, AttGAN or HiSD generator checkpoint"
 # Where trainers put the generator's state: HiSD (its averaged weights first), AttGAN, others.

@@ -37,13 +37,14 @@ antipure = importlib.util.module_from_spec(spec)
 sys.modules["antipure"] = antipure
 spec.loader.exec_module(antipure)
 
-from antipure.methods.antipure import PRESETS, antipure_loss  # noqa: E402
-from antipure.methods.denoiser import add_noise  # noqa: E402
-from antipure.methods.differentiation import counting, storages  # noqa: E402
+from antipure.methods.antipure.objective import PRESETS  # noqa: E402
+from antipure.methods.antipure.protect import antipure_loss  # noqa: E402
+from antipure.methods.diffusion.denoiser import add_noise  # noqa: E402
 from antipure.methods.errors import AntiPureError  # noqa: E402
-from antipure.methods.memory import Plan, Way  # noqa: E402
+from antipure.methods.gradients.differentiation import counting, storages  # noqa: E402
+from antipure.methods.gradients.memory_plan import Plan, Way  # noqa: E402
 from antipure.nodes import host  # noqa: E402
-from antipure.nodes.host_model import ModelDenoiser  # noqa: E402
+from antipure.nodes.latent_denoiser import ModelDenoiser  # noqa: E402
 
 logging.disable(logging.WARNING)
 torch.set_num_threads(1)

@@ -19,10 +19,11 @@ import comfy.sd  # noqa: E402
 import comfy.utils  # noqa: E402
 import torch  # noqa: E402
 from antipure.methods.errors import AntiPureError  # noqa: E402
-from antipure.methods.lora_patching import LoraPatch, apply_patch, fingerprint, patchable_layers  # noqa: E402
-from antipure.methods.low_rank import PatchConfig, make_factors, make_gate  # noqa: E402
-from antipure.methods.model_patch_training import ModelTrainingConfig, train_model_patch  # noqa: E402
-from antipure.methods.patch_files import load_patch  # noqa: E402
+from antipure.methods.lora_patching.patch import LoraPatch, apply_patch, patchable_layers
+from antipure.methods.architecture import fingerprint  # noqa: E402
+from antipure.methods.lora_patching.low_rank import PatchConfig, make_factors, make_gate  # noqa: E402
+from antipure.methods.lora_patching.diffusion_training import ModelTrainingConfig, train_model_patch  # noqa: E402
+from antipure.methods.lora_patching.save_and_load import load_patch  # noqa: E402
 from antipure.nodes import NODE_CLASS_MAPPINGS as NODES  # noqa: E402
 from antipure.nodes import host  # noqa: E402
 

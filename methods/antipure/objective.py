@@ -1,0 +1,100 @@
+"""AntiPure (Yang et al., ICCV 2025, arXiv 2509.13922): perturbations that outlive diffusion purification.
+
+The paper maximises over ||delta||_inf <= eta
+
+    E_{eps, t~U(1, t_p)} [ L_ddpm + l1 * exp(abar_t - 1) * L_fre + l2 * exp(L_errt) ]
+
+`paper` is that loss. `unrolled` goes back to the paper's stated objective, || Pure(x + delta) - x ||: a few short
+purifier steps are unrolled and the change they make to the picture's structure is maximised. `strong` does so in
+expectation over timesteps and sizes and with less grey in its steps (`shaping.balance_colours`);
+`strong_shaped` puts it where eyes see it least (`shaping.shaped_budget`). `fast` gives `strong` a start.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from ..diffusion.denoiser import Denoiser
+from ..errors import AntiPureError
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Weights and settings of the four terms. The defaults are the paper's (unpublished ones: METHODS §1).
+
+    ddpm, pfg, etg: weights of L_ddpm, of exp(abar_t - 1) L_fre (lambda 1) and of exp(L_errt) (lambda 2).
+    unrolled: weight of the unrolled objective.
+    patch_size: side s of PFG's patches. t_p: timesteps are drawn from 1..t_p. t_err: ETG's higher timestep.
+    unrolled_steps, unrolled_t: how many purifier steps are unrolled, and the timestep each noises to.
+    unrolled_t_low: each tile draws its timestep from unrolled_t_low..unrolled_t; 0: always unrolled_t.
+    turned: share of the tiles that are turned and mirrored at random first (unrolled term only).
+    halved: share of the tiles, and of their clean companions, resized to half and back first (unrolled term only).
+    luminance: what is left of the gradient's grey part (`shaping.balance_colours`), 1 all of it.
+    shaped: whether the budget follows what eyes notice (`shaping.shaped_budget`).
+    start_blur: deviation in pixels of the Gaussian whose blurred picture PGD begins at, as far as the ball reaches; 0:
+        at the picture.
+    step_share: share of the steps asked for that is run, rounded down, at least one.
+    """
+
+    ddpm: float = 1.0
+    pfg: float = 0.5
+    etg: float = 0.5
+    unrolled: float = 0.0
+    patch_size: int = 8
+    t_p: int = 10
+    t_err: int = 100
+    unrolled_steps: int = 4
+    unrolled_t: int = 20
+    unrolled_t_low: int = 0
+    turned: float = 0.0
+    halved: float = 0.0
+    luminance: float = 1.0
+    shaped: bool = False
+    start_blur: float = 0.0
+    step_share: float = 1.0
+
+    def check(self, denoiser: Denoiser) -> None:
+        """Raise `AntiPureError` when a setting cannot be used with this denoiser."""
+        last = denoiser.timesteps
+        if not any((self.ddpm, self.pfg, self.etg, self.unrolled)):
+            raise AntiPureError("All weights of the objective are 0; give at least one term a weight.")
+        if not 1 <= self.t_p <= last:
+            raise AntiPureError(f"t_p is {self.t_p}; it must lie in 1..{last} for this denoiser.")
+        if self.etg and not self.t_p < self.t_err <= last:
+            raise AntiPureError(f"t_err is {self.t_err}; it must lie above t_p ({self.t_p}) and at most at {last}.")
+        if self.patch_size < 2 or self.patch_size % 2:
+            raise AntiPureError(f"The patch size is {self.patch_size}; it must be even and at least 2.")
+        if self.unrolled and not (self.unrolled_steps >= 1 and 1 <= self.unrolled_t <= last):
+            raise AntiPureError(
+                f"{self.unrolled_steps} unrolled steps at timestep {self.unrolled_t}: at least 1 step, in 1..{last}."
+            )
+        if not 0 <= self.unrolled_t_low <= self.unrolled_t:
+            raise AntiPureError(
+                f"unrolled_t_low is {self.unrolled_t_low}; it must lie in 0..{self.unrolled_t}, which is unrolled_t."
+            )
+        for name in ("turned", "halved"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise AntiPureError(f"{name} is {getattr(self, name):g}; it is a share of the tiles, 0..1.")
+        if not 0 <= self.luminance <= 1:
+            raise AntiPureError(f"luminance is {self.luminance:g}; it must lie in 0..1, and 1 changes nothing.")
+        if self.start_blur < 0:
+            raise AntiPureError(f"start_blur is {self.start_blur:g}; it is in pixels, at least 0.")
+        if not 0 < self.step_share <= 1:
+            raise AntiPureError(f"step_share is {self.step_share:g}; it must lie in 0..1, above 0.")
+
+    def steps(self, asked: int) -> int:
+        """How many of the steps asked for are run."""
+        return min(asked, max(1, int(asked * self.step_share)))
+
+
+UNROLLED = Objective(ddpm=0, pfg=0, etg=0, unrolled=1)
+STRONG = replace(UNROLLED, unrolled_t=30, unrolled_t_low=10, halved=0.25, luminance=0.25)
+PRESETS = {
+    "strong": STRONG,
+    "strong_shaped": replace(STRONG, shaped=True),
+    "unrolled": UNROLLED,
+    "paper": Objective(),
+    # What `strong` ends in looks smoother than the picture: it takes away as much detail as the budget lets it, and the
+    # purifier the rest. So begin there, and let the few steps arrange what is left.
+    "fast": replace(STRONG, start_blur=1.0, step_share=0.09),
+}

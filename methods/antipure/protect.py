@@ -1,0 +1,83 @@
+"""Protect a picture: an objective of `antipure.objective`, maximised by the one PGD loop."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from ...kernels.filters import gaussian_blur
+from ..attacks.budget import check_mask
+from ..attacks.ensemble import CombinedDenoiser
+from ..attacks.pgd import Callback, Loss, pgd
+from ..attacks.tiled_loss import tiled_loss
+from ..diffusion.denoiser import Denoiser
+from ..errors import AntiPureError
+from ..pictures import check_picture
+from .guidance import paper_terms
+from .objective import Objective
+from .perceptual import balance_colours, shaped_budget
+from .unrolled import unrolled_term
+
+
+def antipure_loss(denoiser: Denoiser | CombinedDenoiser, objective: Objective, clean: Tensor) -> Loss:
+    """The `Loss` for `attack.pgd`: mean over random tiles of the objective's terms.
+
+    clean: 1×3×H×W pixels of the picture to protect, any size, cut into tiles by `tiles.tiled_loss`. A combined
+    denoiser combines the losses of its members.
+    """
+    if isinstance(denoiser, CombinedDenoiser):
+        return denoiser.combine([antipure_loss(member, objective, clean) for member in denoiser.members])
+    objective.check(denoiser)
+    tile = denoiser.tile_for(*clean.shape[-2:])
+    if objective.pfg and tile < objective.patch_size:
+        raise AntiPureError(f"A patch size of {objective.patch_size} does not fit into {tile}-px tiles.")
+    uses_paper = bool(objective.ddpm or objective.pfg or objective.etg)
+    at_once = 2 if objective.etg else 1
+    forwards = at_once * uses_paper + objective.unrolled_steps * bool(objective.unrolled)
+
+    def terms(tiles: Tensor, reference: Tensor, generators: list[torch.Generator]) -> Tensor:
+        value = torch.zeros(len(tiles), device=tiles.device)
+        if uses_paper:
+            value = value + paper_terms(denoiser, tiles, generators, objective)
+        if objective.unrolled:
+            value = value + objective.unrolled * unrolled_term(denoiser, tiles, reference, generators, objective)
+        return value
+
+    return tiled_loss(denoiser, clean, terms, forwards=forwards, at_once=at_once)
+
+
+def protect(
+    picture: Tensor,
+    denoiser: Denoiser | CombinedDenoiser,
+    objective: Objective,
+    *,
+    levels: float = 8,
+    steps: int = 100,
+    mask: Tensor | None = None,
+    seeds: int | list[int] = 0,
+    callback: Callback | None = None,
+) -> Tensor:
+    """The picture protected by PGD on this objective; arguments, result and errors as `attack.pgd`.
+
+    steps: `Objective.steps` may run fewer of them.
+
+    To be called inside `denoiser.session()`.
+    """
+    check_picture(picture)
+    check_mask(mask, picture)
+    if objective.shaped:
+        shares = shaped_budget(picture)
+        mask = shares if mask is None else shares * mask.to(shares)
+    return pgd(
+        picture,
+        partial(antipure_loss, denoiser, objective),
+        levels=levels,
+        steps=objective.steps(steps),
+        start=gaussian_blur(picture.float(), objective.start_blur) if objective.start_blur else None,
+        precondition=None if objective.luminance == 1 else partial(balance_colours, luminance=objective.luminance),
+        mask=mask,
+        seeds=seeds,
+        callback=callback,
+    )

@@ -1,0 +1,91 @@
+"""The paper's stated objective, || Pure(x + delta) - x ||, with a few purifier steps unrolled."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..diffusion.denoiser import Denoiser, add_noise, predict_x0
+from ..pictures import noise, to_device, to_pixels
+from ..purification.transforms import resized
+from .objective import Objective
+
+
+def high_pass(x: Tensor, window: int = 4) -> Tensor:
+    """x without its local mean over window×window pixels (smaller at the borders).
+
+    A wider window lets the perturbation move to middle frequencies, which survive a purifier whatever their phase;
+    with 4 px more of the distortion is owed to the perturbation's structure than with 8 px.
+    """
+    before = (window - 1) // 2
+    after = window - 1 - before
+    ones = torch.ones_like(x[:1, :1])
+
+    def local_sum(y: Tensor) -> Tensor:
+        return F.avg_pool2d(F.pad(y, (before, after, before, after)), window, stride=1)
+
+    return x - local_sum(x) / local_sum(ones)
+
+
+def unrolled_purification(
+    denoiser: Denoiser, tiles: Tensor, generators: list[torch.Generator], steps: int, timestep: int | Tensor
+) -> Tensor:
+    """`steps` short purifier steps, differentiable: noise to `timestep`, one-step x0_hat, clamp. N×3×T×T pixels.
+
+    timestep: one for all tiles, or N of them.
+    """
+    z = denoiser.encode(tiles)
+    t = (torch.as_tensor(timestep, device=z.device) - 1).expand(len(z))
+    abar_t = denoiser.alphas_cumprod[t]
+    for _ in range(steps):
+        x_t = add_noise(z, noise(tuple(z.shape[1:]), generators, z.device), abar_t)
+        z = denoiser.clamp(predict_x0(x_t, denoiser.predict_noise(x_t, t), abar_t))
+    return denoiser.decode(z)
+
+
+def turn(tiles: Tensor, orientations: list[int]) -> Tensor:
+    """N×C×T×T tiles in one of the 8 orientations of a square each, numbered 0..7; 0 leaves a tile as it is."""
+    turned = []
+    for tile, orientation in zip(tiles, orientations, strict=True):
+        tile = tile.rot90(orientation % 4, (-2, -1))
+        turned.append(tile.flip(-1) if orientation >= 4 else tile)
+    return torch.stack(turned)
+
+
+def halve(tiles: Tensor, chosen: list[bool]) -> Tensor:
+    """The chosen ones of N×3×T×T pixels resized to half and back, as many a picture is on its way."""
+    if not any(chosen):
+        return tiles
+    index = to_device(torch.tensor(chosen).nonzero()[:, 0], tiles.device)
+    halves = to_pixels(resized((tiles[index] + 1) / 2, 0.5))
+    return tiles.clone().index_put((index,), halves.to(tiles))
+
+
+def unrolled_term(
+    denoiser: Denoiser, tiles: Tensor, clean: Tensor, generators: list[torch.Generator], o: Objective
+) -> Tensor:
+    """Mean square of Pure(x + delta) - x after its low frequencies are removed, one value per tile.
+
+    Without the high-pass a uniform shift would win: it survives purification and protects nothing. Timesteps,
+    orientations and sizes are drawn anew for each tile: what works for all of them is less this network's own weakness
+    (expectation over transformations, Athalye et al., ICML 2018), and half size makes it reach for coarser structure.
+    """
+    timestep: int | Tensor = o.unrolled_t
+    if o.unrolled_t_low:
+        drawn = [torch.randint(o.unrolled_t_low, o.unrolled_t + 1, (1,), generator=g) for g in generators]
+        timestep = to_device(torch.cat(drawn), tiles.device)
+    if o.turned:
+        orientations = [_orientation(o.turned, g) for g in generators]
+        tiles, clean = turn(tiles, orientations), turn(clean, orientations)
+    if o.halved:
+        chosen = [bool(torch.rand((), generator=g) < o.halved) for g in generators]
+        tiles, clean = halve(tiles, chosen), halve(clean, chosen)
+    pure = unrolled_purification(denoiser, tiles, generators, o.unrolled_steps, timestep)
+    return high_pass(pure - clean).square().flatten(1).mean(1)
+
+
+def _orientation(share: float, generator: torch.Generator) -> int:
+    drawn = torch.rand((), generator=generator) < share
+    orientation = int(torch.randint(8, (), generator=generator))
+    return orientation if drawn else 0

@@ -1,0 +1,172 @@
+"""A local Stable Diffusion folder as a `Denoiser`, to be customized and to generate: DreamBooth with a LoRA.
+
+Outside ComfyUI (benchmarks, scripts); inside it the host's own models serve. Only local files are read, and of weights
+only safetensors: nothing is downloaded, no pickle is opened, no code of the folder's is run.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..diffusion.checkpoints import DTYPES
+from ..diffusion.denoiser import Denoiser
+from ..errors import AntiPureError
+from ..files import reason
+from ..gradients.differentiation import saved_bytes
+from ..pictures import pad_reflect, random_stream, round_up
+from .dreambooth_lora import CustomizationSettings
+
+# DreamBooth-LoRA as it is commonly trained: attention only, all timesteps, whole pictures.
+PIPELINE_SETTINGS = CustomizationSettings(
+    rank=16, steps=400, batch=1, learning_rate=1e-4, low_share=0.0, convolutions=False, resize=True
+)
+CLASS = "StableDiffusionPipeline"
+
+
+class PipelineDenoiser(Denoiser):
+    """A diffusers `StableDiffusionPipeline` under one prompt.
+
+    pipeline: epsilon- or v-predicting. prompt: the instance prompt ("a photo of sks person"), without guidance.
+    dtype: autocast type of the U-Net (float32: none).
+    `encode` gives the mean of the VAE's posterior, scaled; a tile is the model's native side.
+    """
+
+    clip_x0 = False
+    latent = True
+
+    def __init__(self, pipeline, prompt: str, dtype: torch.dtype = torch.float32):
+        self.pipeline, self.prompt, self.dtype = pipeline, prompt, dtype
+        for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
+            part.eval().requires_grad_(False)
+        self.kind = pipeline.scheduler.config.get("prediction_type", "epsilon")
+        if self.kind not in ("epsilon", "v_prediction"):
+            raise AntiPureError(f"The pipeline predicts '{self.kind}'; epsilon and v_prediction can be used.")
+        device = next(pipeline.unet.parameters()).device
+        self.alphas_cumprod = pipeline.scheduler.alphas_cumprod.float().to(device)
+        factor = pipeline.vae_scale_factor
+        self.multiple = factor * 2 ** (len(pipeline.unet.config.block_out_channels) - 1)
+        self.tile = round_up(pipeline.unet.config.sample_size * factor, self.multiple)
+        self._bytes: float | None = None
+        with torch.no_grad():
+            tokens = pipeline.tokenizer(
+                prompt,
+                padding="max_length",
+                max_length=pipeline.tokenizer.model_max_length,
+                truncation=True,
+                return_tensors="pt",
+            )
+            self.embedding = pipeline.text_encoder(tokens.input_ids.to(device))[0].float()
+
+    @property
+    def network(self) -> nn.Module:
+        return self.pipeline.unet
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        vae = self.pipeline.vae
+        padded = pad_reflect(pixels, *(round_up(side, self.multiple) for side in pixels.shape[-2:]))
+        latent = vae.encode(padded.to(next(vae.parameters()).dtype)).latent_dist.mode().float()
+        return (latent - (vae.config.get("shift_factor") or 0)) * vae.config.scaling_factor
+
+    def decode(self, latent: Tensor) -> Tensor:
+        vae = self.pipeline.vae
+        z = latent / vae.config.scaling_factor + (vae.config.get("shift_factor") or 0)
+        return vae.decode(z.to(next(vae.parameters()).dtype)).sample.float()
+
+    def predict(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor | None]:
+        embedding = self.embedding.expand(len(x_t), -1, -1)
+        with torch.autocast(x_t.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
+            out = self.pipeline.unet(x_t, t, encoder_hidden_states=embedding).sample.float()
+        if self.kind == "epsilon":
+            return out, None
+        a = self.alphas_cumprod[t].view(-1, 1, 1, 1)
+        return a.sqrt() * out + (1 - a).sqrt() * x_t, None  # v = sqrt(a) eps - sqrt(1 - a) x0
+
+    def bytes_per_pixel(self) -> float:
+        if self._bytes is None:
+            side = max(self.multiple, 64)
+            with torch.inference_mode(False):
+                z = torch.zeros_like(self.encode(torch.zeros(1, 3, side, side, device=self.device)))
+                t = torch.zeros(1, dtype=torch.long, device=self.device)
+                self._bytes = saved_bytes(lambda z: self.predict(z, t)[0], z, self.network) / side**2
+        return self._bytes
+
+    @torch.no_grad()
+    def generate(
+        self,
+        count: int,
+        seed: int = 0,
+        *,
+        steps: int = 30,
+        guidance: float = 7.5,
+        size: int | None = None,
+        prompt: str | None = None,
+        on_step: Callable[[int, int], None] = lambda done, total: None,
+    ) -> Tensor:
+        """`count` pictures of the prompt by the pipeline's own scheduler, with classifier-free guidance.
+
+        Each picture has its own stream, so more pictures do not change the first ones. size: side (None: native).
+        prompt: another one than the instance prompt. Returns count×3×size×size in 0..1, on the CPU.
+        """
+        if count < 1 or steps < 1:
+            raise AntiPureError(f"{count} pictures in {steps} steps: at least 1 of both is needed.")
+        size = self.tile if size is None else size
+        self.pipeline.set_progress_bar_config(disable=True)
+        pictures = []
+        for i in range(count):
+            found = self.pipeline(
+                self.prompt if prompt is None else prompt,
+                height=size,
+                width=size,
+                num_inference_steps=steps,
+                guidance_scale=guidance,
+                generator=random_stream(seed, i),
+                output_type="pt",
+            )
+            pictures.append(found.images.float().cpu().clamp(0, 1))
+            on_step(i + 1, count)
+        return torch.cat(pictures)
+
+
+def load_pipeline(
+    folder: str | Path, prompt: str, *, device: torch.device | str = "cpu", precision: str = "fp32"
+) -> PipelineDenoiser:
+    """A Stable Diffusion folder (`model_index.json`, `unet/`, `vae/`, `text_encoder/`, `tokenizer/`, `scheduler/`).
+
+    prompt: the instance prompt. precision: "fp32", or "bf16"/"fp16" for autocast inside the U-Net.
+    Without a safety checker: pictures stay on this machine. Raises `AntiPureError` naming the folder when it holds
+    something else, is incomplete, or its weights are no safetensors.
+    """
+    folder = Path(folder)
+    if precision not in DTYPES:
+        raise AntiPureError(f"The precision '{precision}' is unknown; choose one of {', '.join(DTYPES)}.")
+    try:
+        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise AntiPureError(f"{folder} is no diffusers pipeline: it has no readable model_index.json.") from error
+    kind = index.get("_class_name") if isinstance(index, dict) else None
+    if kind != CLASS:
+        raise AntiPureError(f"{folder} holds a {kind}; customization takes a {CLASS} folder.")
+    for part in ("unet", "vae", "text_encoder"):
+        if not any((folder / part).glob("*.safetensors")):
+            raise AntiPureError(f"{folder / part} has no safetensors weights; convert the model, pickles are not read.")
+    try:
+        from diffusers import StableDiffusionPipeline
+
+        with torch.inference_mode(False):
+            pipeline = StableDiffusionPipeline.from_pretrained(
+                str(folder),
+                local_files_only=True,
+                use_safetensors=True,
+                safety_checker=None,
+                feature_extractor=None,
+                image_encoder=None,
+                requires_safety_checker=False,
+            ).to(device, torch.float32)
+    except Exception as error:  # a malformed folder makes diffusers and transformers raise nearly anything
+        raise AntiPureError(f"{folder} cannot be read as a {CLASS}: {reason(error)}") from error
+    return PipelineDenoiser(pipeline, prompt, DTYPES[precision])

@@ -1,0 +1,137 @@
+"""The one interface between a diffusion model and every algorithm of this pack.
+
+Conventions, here and everywhere: pixels are B×3×H×W in [-1, 1]; timesteps are 0-based indices into
+`alphas_cumprod` as in diffusers, so "purify with timestep 10" runs the indices 9, 8, ..., 0.
+"""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from ...kernels.noising import add_noise as add_noise  # half of the noise process; predict_x0 is the other
+from ..errors import AntiPureError
+from ..pictures import round_up
+
+DEFAULT_MEMORY_BYTES = 768 * 2**20
+log = logging.getLogger(__name__)
+
+
+class Denoiser(ABC):
+    """A noise-predicting diffusion model.
+
+    alphas_cumprod: T values, float32, on the model's device.
+    tile: native side in pixels, or None when any size serves.
+    multiple: sides of a tile must be multiples of this many pixels.
+    clip_x0: whether clean predictions are clamped to [-1, 1] (pixel models).
+    latent: whether `encode` goes through a VAE.
+    memory_bytes: bound for the activations of one batch of tiles (see `batch_size`).
+    max_batch: bound for the number of tiles in one batch, None without one (see `shrink`).
+    name: what reports call it, "" where nobody named it.
+    """
+
+    alphas_cumprod: Tensor
+    tile: int | None
+    multiple: int
+    clip_x0: bool = True
+    latent: bool = False
+    memory_bytes: float = DEFAULT_MEMORY_BYTES
+    max_batch: int | None = None
+    name: str = ""
+    _last_batch: int = 1
+
+    def session(self) -> AbstractContextManager:
+        """To be entered once around a piece of work; a denoiser over borrowed weights prepares and returns them."""
+        return nullcontext()
+
+    @property
+    def device(self) -> torch.device:
+        return self.alphas_cumprod.device
+
+    @property
+    def timesteps(self) -> int:
+        return len(self.alphas_cumprod)
+
+    @abstractmethod
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Pixels to the space the model works in (the identity for pixel models)."""
+
+    @abstractmethod
+    def decode(self, latent: Tensor) -> Tensor:
+        """The inverse of `encode`: back to pixels in [-1, 1]."""
+
+    @abstractmethod
+    def predict(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Predicted noise, and the learned variance fraction in [-1, 1] or None.
+
+        x_t: B×C×H×W in model space. t: B integer timesteps, one per sample.
+        """
+
+    def predict_noise(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """eps_theta(x_t, t): B×C×H×W, float32."""
+        return self.predict(x_t, t)[0]
+
+    @property
+    def network(self) -> nn.Module:
+        """The noise-predicting network itself: what a patch changes."""
+        raise NotImplementedError
+
+    def predict_trainable(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """`predict_noise` through which gradients reach the network's weights, too."""
+        return self.predict_noise(x_t, t)
+
+    def clamp(self, x0: Tensor) -> Tensor:
+        """x0 within the range the model was trained on."""
+        return x0.clamp(-1, 1) if self.clip_x0 else x0
+
+    def tile_for(self, height: int, width: int) -> int:
+        """Side of the square tiles a height×width picture is cut into: the native one, or one for it all."""
+        return self.tile or round_up(max(height, width), self.multiple)
+
+    @abstractmethod
+    def bytes_per_pixel(self) -> float:
+        """Activation bytes that one forward keeps for its backward, per input pixel."""
+
+    def batch_size(self, height: int, width: int, forwards: int = 1, at_once: int = 1) -> int:
+        """How many tiles fit `memory_bytes` when each keeps the activations of `forwards` forwards.
+
+        at_once: how many of these run as one batch.
+        """
+        need = self.bytes_per_pixel() * height * width * forwards
+        return max(1, int(self.memory_bytes / max(need, 1)))
+
+    def batches(self, count: int, height: int, width: int, forwards: int = 1, at_once: int = 1) -> Iterator[slice]:
+        """Slices that walk over `count` tiles of height×width in memory-bounded batches."""
+        size = min(self.batch_size(height, width, forwards, at_once), self.max_batch or count, max(count, 1))
+        self._last_batch = size
+        return (slice(i, min(i + size, count)) for i in range(0, count, size))
+
+    def shrink(self) -> bool:
+        """After running out of memory: halve the batches from now on. False when one tile is already the batch."""
+        if self._last_batch == 1:
+            return False
+        self.max_batch = self._last_batch // 2
+        log.warning("Out of memory: going on with at most %d tiles at a time.", self.max_batch)
+        return True
+
+
+def predict_x0(x_t: Tensor, eps: Tensor, abar_t: Tensor) -> Tensor:
+    """x0_hat = (x_t - sqrt(1 - abar_t) eps) / sqrt(abar_t), not clamped (DDPM, eq. 15)."""
+    a = abar_t.to(x_t.dtype).view(-1, 1, 1, 1)
+    return (x_t - (1 - a).sqrt() * eps) / a.sqrt()
+
+
+def trainable_network(denoiser: Denoiser, name: str) -> nn.Module:
+    """The denoiser's network. Raises `AntiPureError` where there is none to be had."""
+    try:
+        return denoiser.network
+    except NotImplementedError:
+        raise AntiPureError(
+            f"{name} changes or reads the inside of the network, which this {type(denoiser).__name__} does not show; "
+            "use another denoiser."
+        ) from None

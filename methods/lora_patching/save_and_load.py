@@ -1,0 +1,149 @@
+"""Patches on disk: safetensors in peft's adapter layout, and the export to standard LoRA keys.
+
+A patch is one safetensors file whose keys are those of a peft adapter (`base_model.model.{layer}.lora_A.weight`, ...)
+and whose metadata holds what peft has no place for: gate, architecture, how it was made. As a folder it is
+`adapter_model.safetensors` with peft's `adapter_config.json` beside it. Only safetensors is read: nothing is executed.
+peft alone can list and load such a folder, but knows no gates: load it with `load_patch`.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..architecture import network_of
+from ..errors import AntiPureError
+from ..files import read_safetensors, write_file, write_safetensors
+from .low_rank import PatchConfig, check_mergeable
+from .patch import LoraPatch, check_patch, patchable_layers
+
+WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+PREFIX = "base_model.model."  # what peft's own files start every key with
+METADATA_KEY = "antipure_patch"
+FORMAT_VERSION = 1
+PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle")
+
+
+def save_patch(patch: LoraPatch, path: str | Path) -> Path:
+    """Write a patch: one file if the path ends in .safetensors, else a folder in peft's layout. Returns the path.
+
+    Each file appears complete or not at all. Raises `AntiPureError` when the place cannot be written to.
+    """
+    path = Path(path)
+    description = {
+        "version": FORMAT_VERSION,
+        "rank": patch.config.rank,
+        "alpha": patch.config.alpha,
+        "gate": patch.config.gate,
+        "architecture": patch.architecture,
+        "metadata": dict(patch.metadata),
+    }
+    tensors = {PREFIX + key: value for key, value in patch.tensors.items()}
+    metadata = {"format": "pt", METADATA_KEY: json.dumps(description)}
+    if path.suffix == ".safetensors":
+        write_safetensors(path, tensors, metadata)
+        return path
+    # The fields every version of peft since 0.12 knows; peft refuses or warns of others.
+    config = {
+        "peft_type": "LORA",
+        "r": patch.config.rank,
+        "lora_alpha": patch.config.alpha,
+        "use_rslora": True,
+        "target_modules": _target_pattern(patch),
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "base_model_name_or_path": None,
+        "task_type": None,
+        "inference_mode": True,
+    }
+    write_file(path / CONFIG, json.dumps(config, indent=2, sort_keys=True).encode())
+    write_safetensors(path / WEIGHTS, tensors, metadata)
+    return path
+
+
+def _target_pattern(patch: LoraPatch) -> str:
+    from .layer import target_pattern
+
+    return target_pattern(patch.layers)
+
+
+def load_patch(path: str | Path) -> LoraPatch:
+    """Read a patch from a file or folder that `save_patch` wrote.
+
+    Raises `AntiPureError` naming the path for what is missing, a pickle, truncated, foreign, or contradicts itself.
+    """
+    path = Path(path)
+    weights = path / WEIGHTS if path.is_dir() else path
+    if path.suffix.lower() in PICKLES or (path.is_dir() and not weights.exists() and any(path.glob("*.bin"))):
+        raise AntiPureError(f"{path} is a pickle, which could run code, so it was not read; patches are safetensors.")
+    if not weights.is_file():
+        raise AntiPureError(f"There is no patch at {weights}; give a .safetensors file or a folder with {WEIGHTS}.")
+    with torch.inference_mode(False):
+        raw, metadata = read_safetensors(weights)
+    if METADATA_KEY not in metadata:
+        raise AntiPureError(f"{weights} is no LoRA patch of this pack; it says nothing about gates or architecture.")
+    try:
+        description = json.loads(metadata[METADATA_KEY])
+        version = int(description["version"])
+        rank, alpha, gate = description["rank"], description["alpha"], description["gate"]
+        architecture, notes = str(description["architecture"]), dict(description["metadata"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise AntiPureError(f"{weights} has a damaged description; save or download the patch again.") from error
+    if version > FORMAT_VERSION:
+        raise AntiPureError(f"{weights} was written by a newer version of this pack; update the pack to read it.")
+    try:
+        config = PatchConfig(rank, alpha, gate)
+    except AntiPureError as error:
+        raise AntiPureError(f"{weights} cannot be used. {error}") from error
+    patch = LoraPatch(config, {k.removeprefix(PREFIX): v for k, v in raw.items()}, architecture, notes)
+    _check_tensors(patch, weights)
+    return patch
+
+
+def _check_tensors(patch: LoraPatch, path: Path) -> None:
+    """What can be checked without the network: complete layers, the rank, finite numbers."""
+    rank, layers = patch.config.rank, patch.layers
+    if not layers:
+        raise AntiPureError(f"{path} holds no layers; save or download the patch again.")
+    for name in layers:
+        if f"{name}.lora_B.weight" not in patch.tensors:
+            raise AntiPureError(f"{path} lacks a part of layer {name}; save or download the patch again.")
+        b = patch.tensors[f"{name}.lora_B.weight"]
+        found = b.shape[1] if b.ndim > 1 else 0
+        if found != rank:
+            raise AntiPureError(f"{path} says rank {rank}, but layer {name} has rank {found}; it is not one patch.")
+    for key, value in patch.tensors.items():
+        if not value.is_floating_point() or not bool(torch.isfinite(value).all()):
+            raise AntiPureError(f"{path} holds values that are not finite numbers in {key}; train or load another.")
+
+
+def standard_lora(target: object, patch: LoraPatch, strength: float = 1.0, prefix: str = "") -> dict[str, Tensor]:
+    """A patch as the LoRA keys other programs read: `{prefix}{layer}.lora_up.weight`, `.lora_down.weight`, `.alpha`.
+
+    Their loaders add up @ down * alpha / rank; here alpha = rank, and up holds strength * g * s * B. A grouped layer's
+    up is block-diagonal, of rank r per group. target: what the patch was made for, for its layers' groups; untouched.
+    Raises `AntiPureError` for gates that look at the picture, and for transposed convolutions, which the format lacks.
+    """
+    check_patch(target, patch)
+    check_mergeable(patch.config)
+    exported = {}
+    for name, layer in patchable_layers(network_of(target)).items():
+        if isinstance(layer, torch.nn.ConvTranspose2d):
+            raise AntiPureError(
+                f"{name} is a transposed convolution, which standard LoRA files cannot hold; merge the patch into "
+                "the weights instead."
+            )
+        with torch.inference_mode(False):
+            a, b = (patch.tensors[f"{name}.lora_{factor}.weight"].float() for factor in "AB")
+            logit = patch.tensors.get(f"{name}.lora_gate.logit")
+            up = strength * patch.config.scale * (1.0 if logit is None else torch.sigmoid(logit.float())) * b
+            groups = getattr(layer, "groups", 1)
+            if groups > 1:
+                up = torch.block_diag(*up.flatten(1).chunk(groups))[..., None, None]
+            exported[f"{prefix}{name}.lora_up.weight"] = up.clone()
+            exported[f"{prefix}{name}.lora_down.weight"] = a.clone()
+            exported[f"{prefix}{name}.alpha"] = torch.tensor(float(a.shape[0]))
+    return exported

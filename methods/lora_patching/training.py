@@ -1,0 +1,376 @@
+"""Training a LoRA patch (arXiv 2510.03747): a bi-level game against the Disrupting attack.
+
+For every batch x of faces and every edit of the generator G, patched to G':
+
+    inner:  x_adv = PGD from a random start, maximising MSE(G'(x_adv), G'(x))        (attack.pgd, 10 steps)
+    outer:  minimise MSE(G'(x), y*) + MSE(G'(x_adv), y*) + MMFA                       (one Adam step)
+
+y* = G(x) of the untouched generator ("evaluation"), or clamp(2 W + G(x), -1, 1) with a warning picture W
+("defensive", the default): then whoever edits a picture with the patched generator prints the warning on it.
+
+Every step draws from its own random stream, a function of the seed and the step's number, so that a training that
+was interrupted goes on to the very patch it would have reached.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..architecture import fingerprint, network_of
+from ..attacks.pgd import Loss, pgd
+from ..errors import AntiPureError
+from ..pictures import check_picture, random_stream, to_picture, to_pixels
+from .low_rank import PatchConfig
+from .mmfa import MMFA
+from .patch import AppliedPatch, LoraPatch, new_patch
+from .training_state import digest, load_state, save_state
+from .warning import text_warning, warned
+
+MODES = ("defensive", "evaluation")
+PRECISIONS = ("fp32", "bf16")
+SMALLEST_FACE = 16
+# progress(done, total, picture=None, loss=None): may raise to cancel. picture: 1×3×H×3W in 0..1, now and then: a face,
+# its edit by the patched generator, the same after the attack.
+Progress = Callable[..., None]
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Settings; the defaults are the paper's.
+
+    mode: "defensive" (rank 16, 5 epochs) or "evaluation" (rank 8, 1 epoch). rank, epochs: None takes the mode's.
+    gate, alpha: as in `PatchConfig`. inner_steps, inner_step, eps: the attack inside, on [-1, 1].
+    learning_rate, betas: Adam's. batch: faces per step. precision: "fp32", or "bf16" for autocast in the networks
+    (losses stay in fp32). seed: of the patch, the order of the faces and the attacks.
+    preview_every: steps between preview pictures, 0 for none. save_every: steps between saved states.
+    """
+
+    mode: str = "defensive"
+    rank: int | None = None
+    epochs: int | None = None
+    gate: str = "scalar"
+    alpha: float = 2.0
+    inner_steps: int = 10
+    inner_step: float = 0.01
+    eps: float = 0.05
+    learning_rate: float = 1e-3
+    betas: tuple[float, float] = (0.5, 0.999)
+    batch: int = 4
+    precision: str = "fp32"
+    seed: int = 0
+    preview_every: int = 10
+    save_every: int = 200
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise AntiPureError(f"There is no mode '{self.mode}'; train a {' or '.join(MODES)} patch.")
+        if self.precision not in PRECISIONS:
+            raise AntiPureError(f"The precision '{self.precision}' is unknown; choose {' or '.join(PRECISIONS)}.")
+        for name in ("inner_steps", "batch", "save_every", "total_epochs"):
+            if getattr(self, name) < 1:
+                raise AntiPureError(f"{name.removeprefix('total_')} is {getattr(self, name)}; at least 1 is needed.")
+        if not (0 < self.inner_step <= 2 and 0 < self.eps <= 2):
+            raise AntiPureError(
+                f"The attack inside has steps of {self.inner_step} within {self.eps}; both must lie in 0..2."
+            )
+        if not self.learning_rate > 0:
+            raise AntiPureError(f"The learning rate is {self.learning_rate}; it must be above 0.")
+        _ = self.patch
+
+    @property
+    def patch(self) -> PatchConfig:
+        rank = self.rank if self.rank is not None else (16 if self.mode == "defensive" else 8)
+        return PatchConfig(rank, self.alpha, self.gate)
+
+    @property
+    def total_epochs(self) -> int:
+        return self.epochs if self.epochs is not None else (5 if self.mode == "defensive" else 1)
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """patch: the trained patch. history: one dict per step with "clean", "attacked", "mmfa" and "total" loss."""
+
+    patch: LoraPatch
+    history: list[dict[str, float]]
+
+
+def train_patch(
+    generator: object,
+    faces: Tensor,
+    config: TrainingConfig | None = None,
+    *,
+    warning: Tensor | None = None,
+    mmfa: MMFA | None = None,
+    edits: tuple[str, ...] | None = None,
+    progress: Progress | None = None,
+    state_file: str | Path | None = None,
+) -> TrainingResult:
+    """Train a patch for a generator on faces; the generator is left as it was, whatever happens.
+
+    generator: has `network`, `edits`, `size`, `device` and `edit(pixels, edit)`. faces: N×3×H×W in 0..1; others than
+        the generator's size are cropped to the middle and resized.
+    warning: 1×3×size×size in [-1, 1] (`warning.text_warning`); None writes FAKE. Only for the defensive mode.
+    mmfa: the alignment terms; None trains without, and the patch's metadata says so.
+    edits: those to train on, all by default. progress: called after every step, see `Progress`.
+    state_file: if given, the state is saved there regularly and on cancel, and training goes on from it.
+    Raises `AntiPureError` for faces, edits, a warning or a state that cannot be used, and when memory runs out.
+    """
+    config = config or TrainingConfig()
+    edits = tuple(generator.edits) if edits is None else tuple(edits)
+    _check_edits(generator, edits)
+    faces = fit_faces(faces, generator.size)
+    if config.mode == "defensive":
+        warning = text_warning(*faces.shape[-2:]) if warning is None else warning
+        if tuple(warning.shape) != (1, *faces.shape[1:]):
+            raise AntiPureError(
+                f"The warning has shape {tuple(warning.shape)}; for these faces it must be {(1, *faces.shape[1:])}."
+            )
+    elif warning is not None:
+        raise AntiPureError("An evaluation patch carries no warning; train a defensive one, or give no warning.")
+    architecture = fingerprint(generator)
+    # ComfyUI runs prompts in inference mode; clones made outside it are ordinary tensors.
+    with torch.inference_mode(False), torch.enable_grad(), _evaluating(network_of(generator)):
+        applied = new_patch(generator, config.patch, config.seed)
+        try:
+            run = _Run(generator, applied, faces.clone(), edits, config, warning, mmfa, architecture, state_file)
+            run.train(progress)
+            return run.result()
+        except torch.cuda.OutOfMemoryError as error:
+            raise AntiPureError(
+                "The GPU has not enough memory for a training step; use a smaller batch, bf16, or close other programs."
+            ) from error
+        finally:
+            applied.remove()
+
+
+def fit_faces(faces: Tensor, size: int | None) -> Tensor:
+    """Faces N×3×H×W in 0..1 as N×3×size×size: the middle square, resized. None keeps their size.
+
+    Raises `AntiPureError` for no faces, grayscale ones, values outside 0..1, and ones too small to learn from.
+    """
+    if faces.ndim == 4 and len(faces) == 0:
+        raise AntiPureError("There are no faces to train on; give at least one picture.")
+    if faces.ndim == 4 and faces.shape[1] == 1:
+        raise AntiPureError("The faces are grayscale; convert them to RGB (three channels).")
+    check_picture(faces, "training set")
+    if float(faces.min()) < -1e-3 or float(faces.max()) > 1 + 1e-3:
+        raise AntiPureError("The faces hold values outside 0..1; give pictures, not pixels in -1..1 or 0..255.")
+    height, width = faces.shape[-2:]
+    needed = max(SMALLEST_FACE, (size or 0) // 2)
+    if min(height, width) < needed:
+        raise AntiPureError(
+            f"The faces are {height}×{width}; the smallest this generator can use is {needed}×{needed}."
+        )
+    if size is None or (height, width) == (size, size):
+        return faces.float().clamp(0, 1)
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    middle = faces[..., top : top + side, left : left + side].float()
+    parts = [F.interpolate(p, (size, size), mode="bilinear", antialias=True) for p in middle.split(64)]
+    return torch.cat(parts).clamp(0, 1)
+
+
+def disruption_loss(edit: Callable[[Tensor], Tensor], clean: Tensor) -> Loss:
+    """The Disrupting objective for `attack.pgd`: MSE(G(x_adv), G(x)), summed over pictures. clean: B×3×H×W pixels."""
+    with torch.no_grad():
+        reference = edit(clean)
+
+    def loss(pixels: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
+        yield (edit(pixels) - reference).square().flatten(1).mean(1).sum()
+
+    return loss
+
+
+class _Run:
+    """One training: what is fixed, how far it is, and a step."""
+
+    def __init__(
+        self,
+        generator: object,
+        applied: AppliedPatch,
+        faces: Tensor,
+        edits: tuple[str, ...],
+        config: TrainingConfig,
+        warning: Tensor | None,
+        mmfa: MMFA | None,
+        architecture: str,
+        state_file: str | Path | None,
+    ):
+        self.generator, self.applied, self.faces, self.edits, self.config = generator, applied, faces, edits, config
+        self.device = torch.device(generator.device)
+        self.warning = None if warning is None else warning.clone().float().to(self.device)
+        self.mmfa = None if mmfa is None else mmfa.to(self.device)
+        self.architecture, self.state_file = architecture, None if state_file is None else Path(state_file)
+        self.parameters = applied.parameters()
+        self.optimizer = torch.optim.Adam(self.parameters, config.learning_rate, config.betas)
+        self.history: list[dict[str, float]] = []
+        self.batches = -(-len(faces) // config.batch)
+        self.total = config.total_epochs * self.batches * len(edits)
+        self._check_gradients()
+        if self.state_file is not None and self.state_file.exists():
+            self.history = load_state(self.state_file, self._identity(), self.parameters, self.optimizer)
+            if len(self.history) > self.total:
+                raise AntiPureError(
+                    f"{self.state_file} holds {len(self.history)} steps, more than the {self.total} asked for; ask for "
+                    "more epochs or give another file."
+                )
+
+    def train(self, progress: Progress | None) -> None:
+        """All steps that are left."""
+        try:
+            for step in range(len(self.history), self.total):
+                epoch, rest = divmod(step, self.batches * len(self.edits))
+                index, edit = divmod(rest, len(self.edits))
+                losses, outputs = self._step(step, self._batch(epoch, index), self.edits[edit])
+                self.history.append(losses)
+                if progress is not None:
+                    every = self.config.preview_every
+                    show = every and (step % every == 0 or step + 1 == self.total)
+                    picture = to_picture(torch.cat(outputs, 3)).cpu() if show else None
+                    progress(step + 1, self.total, picture=picture, loss=losses["total"])
+                if self.state_file and (step + 1) % self.config.save_every == 0:
+                    self._save()
+        finally:
+            if self.state_file and self.history:
+                self._save()
+
+    def _batch(self, epoch: int, index: int) -> Tensor:
+        """Batch number `index` of an epoch, as pixels: every epoch has its own order."""
+        order = torch.randperm(len(self.faces), generator=random_stream(self.config.seed, 1, epoch))
+        chosen = order[index * self.config.batch : (index + 1) * self.config.batch]
+        return to_pixels(self.faces[chosen].to(self.device))
+
+    def _edit(self, pixels: Tensor, edit: str) -> Tensor:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+            output = self.generator.edit(pixels, edit)
+        return output.float()
+
+    def _step(self, step: int, x: Tensor, edit: str) -> tuple[dict[str, float], list[Tensor]]:
+        """One Adam step; its losses, and the first face with its two outputs."""
+        with torch.no_grad(), self.applied.bypassed():
+            target = self._edit(x, edit)
+            if self.warning is not None:
+                target = warned(target, self.warning)
+        x_adv = self._attack(step, x, edit)
+        clean, attacked = self._edit(torch.cat([x, x_adv]), edit).chunk(2)
+        terms = {"clean": F.mse_loss(clean, target), "attacked": F.mse_loss(attacked, target)}
+        if self.mmfa is not None:
+            features = self.mmfa.features(target)
+            terms["mmfa"] = self.mmfa(clean, features) + self.mmfa(attacked, features)
+        total = sum(terms.values())
+        losses = {name: float(term.detach()) for name, term in {**terms, "total": total}.items()}
+        if not math.isfinite(losses["total"]):
+            raise AntiPureError(f"The loss is no longer finite at step {step + 1}; use fp32 or a lower learning rate.")
+        self.optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        self.optimizer.step()
+        return losses, [x[:1], clean[:1].detach(), attacked[:1].detach()]
+
+    def _attack(self, step: int, x: Tensor, edit: str) -> Tensor:
+        """The inner maximisation. The patch is frozen, and folded into the weights where its gates allow it."""
+        config = self.config
+        seed = int(torch.randint(2**31, (), generator=random_stream(config.seed, 2, step)))
+        with _frozen(self.parameters), self.applied.folded():
+            attacked = pgd(
+                to_picture(x),
+                partial(disruption_loss, partial(self._edit, edit=edit)),
+                levels=config.eps * 127.5,
+                steps=config.inner_steps,
+                step_levels=config.inner_step * 127.5,
+                seeds=seed,
+                random_start=True,
+                decay=False,
+                rounded=False,
+                together=True,
+            )
+        return to_pixels(attacked)
+
+    def _check_gradients(self) -> None:
+        x = to_pixels(self.faces[:1].to(self.device)).requires_grad_()
+        output = self._edit(x, self.edits[0])
+        if output.shape != x.shape:
+            raise AntiPureError(
+                f"The generator turns {tuple(x.shape)} into {tuple(output.shape)}; its edits must keep the size."
+            )
+        if not output.requires_grad:
+            raise AntiPureError("The generator's edits pass no gradient to the picture, so nothing can be learned.")
+
+    def _identity(self) -> dict[str, object]:
+        """What must be the same for a saved state to go on: all but the length and the reporting."""
+        settings = asdict(self.config)
+        for name in ("epochs", "preview_every", "save_every"):
+            settings.pop(name)
+        return {
+            **settings,
+            "rank": self.config.patch.rank,
+            "architecture": self.architecture,
+            "edits": list(self.edits),
+            "faces": digest(self.faces),
+            "warning": None if self.warning is None else digest(self.warning),
+            "mmfa": None if self.mmfa is None else self.mmfa.describe(),
+        }
+
+    def _save(self) -> None:
+        save_state(self.state_file, self._identity(), self.parameters, self.optimizer, self.history)
+
+    def result(self) -> TrainingResult:
+        config = self.config
+        metadata = {
+            "generator": str(getattr(self.generator, "name", "")),
+            "mode": config.mode,
+            "edits": list(self.edits),
+            "faces": len(self.faces),
+            "size": list(self.faces.shape[-2:]),
+            "epochs": config.total_epochs,
+            "steps": len(self.history),
+            "batch": config.batch,
+            "learning_rate": config.learning_rate,
+            "inner": {"steps": config.inner_steps, "step": config.inner_step, "eps": config.eps},
+            "precision": config.precision,
+            "seed": config.seed,
+            "mmfa": "off" if self.mmfa is None else self.mmfa.describe(),
+        }
+        patch = LoraPatch(config.patch, self.applied.tensors(), self.architecture, metadata)
+        return TrainingResult(patch, self.history)
+
+
+@contextmanager
+def _evaluating(network: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a while: batch normalisation must neither learn nor mix pictures."""
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextmanager
+def _frozen(parameters: list[nn.Parameter]) -> Iterator[None]:
+    """No graph and no gradients for the parameters, only for pixels."""
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+
+
+def _check_edits(generator: object, edits: tuple[str, ...]) -> None:
+    if not edits:
+        raise AntiPureError("No edits were chosen to train on; give at least one of the generator's.")
+    unknown = [edit for edit in edits if edit not in generator.edits]
+    if unknown:
+        raise AntiPureError(f"The generator has no edit '{unknown[0]}'; it has {', '.join(generator.edits)}.")

@@ -1,0 +1,126 @@
+"""Warning pictures for defensive patching: what a patched generator learns to print over its output.
+
+A warning W is 1×3×H×W in [-1, 1]: 0 is background, +1 white letters, -1 their black outline. In the target
+
+    y* = clamp(2 W + G(x), -1, 1)
+
+the factor 2 drives ink to full white or black whatever the face beneath it is, so letters with an outline can be
+read on light and dark pixels, and the background keeps the edit as it was.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import AntiPureError
+
+DEFAULT_TEXT = "FAKE"
+LARGEST_WIDTH, LARGEST_HEIGHT = 0.9, 0.5  # of the picture's sides
+SMALLEST_SIDE = 16
+BOLDER = 0.4  # px on each side of a stroke, at 128 px and below
+
+
+def text_warning(height: int, width: int, text: str = DEFAULT_TEXT) -> Tensor:
+    """A warning with `text` in Pillow's built-in font, as large as fits: 1×3×height×width in [-1, 1].
+
+    Line breaks in the text are kept. Raises `AntiPureError` for no text or a picture too small to read one in.
+    """
+    if not text.strip():
+        raise AntiPureError("The warning has no text; give a few words such as FAKE.")
+    if min(height, width) < SMALLEST_SIDE:
+        raise AntiPureError(f"A warning cannot be read at {height}×{width}; at least {SMALLEST_SIDE} px are needed.")
+    return _fitted(_letters(text), height, width, LARGEST_WIDTH, LARGEST_HEIGHT)
+
+
+def picture_warning(picture: Tensor, height: int, width: int) -> Tensor:
+    """A warning from a user's picture, fitted into height×width: 1×3×height×width in [-1, 1].
+
+    picture: 1×3×h×w (dark is ink, white paper is background) or 1×4×h×w (ink where it is opaque), in 0..1.
+    The ink is drawn as letters are: white with a black outline.
+    Raises `AntiPureError` for other shapes and for a picture without any ink.
+    """
+    if picture.ndim != 4 or picture.shape[0] != 1 or picture.shape[1] not in (3, 4) or picture.numel() == 0:
+        raise AntiPureError(f"The warning picture has shape {tuple(picture.shape)}; give one RGB or RGBA picture.")
+    ink = picture[:, 3:] if picture.shape[1] == 4 else 1 - picture.mean(1, keepdim=True)
+    ink = ink.float().clamp(0, 1)
+    if not bool((ink > 0.5).any()):
+        raise AntiPureError("The warning picture is blank; draw dark ink on white, or opaque ink on transparent.")
+    return _fitted(ink, height, width, 1.0, 1.0)
+
+
+def _fitted(ink: Tensor, height: int, width: int, widest: float, highest: float) -> Tensor:
+    """Coverage 1×1×h×w scaled into the middle of height×width and outlined.
+
+    Thin strokes would fade to grey when scaled down: all are made a little bolder first.
+    """
+    scale = min(widest * width / ink.shape[-1], highest * height / ink.shape[-2])
+    ink = _grown(ink, round(BOLDER * max(1.0, min(height, width) / 128) / scale))
+    size = [max(1, round(side * scale)) for side in ink.shape[-2:]]
+    size = [min(size[0], height), min(size[1], width)]
+    ink = F.interpolate(ink, size, mode="bilinear", antialias=True, align_corners=False)
+    top, left = (height - size[0]) // 2, (width - size[1]) // 2
+    return _outlined(F.pad(ink, (left, width - size[1] - left, top, height - size[0] - top)))
+
+
+def _grown(cover: Tensor, radius: int) -> Tensor:
+    """Coverage grown by `radius` pixels to all sides."""
+    if radius < 1:
+        return cover
+    cover = F.max_pool2d(cover, (2 * radius + 1, 1), 1, (radius, 0))
+    return F.max_pool2d(cover, (1, 2 * radius + 1), 1, (0, radius))
+
+
+def _letters(text: str) -> Tensor:
+    """Coverage of the text, cut to its box: 1×1×h×w in 0..1, drawn larger than needed."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    try:
+        font = ImageFont.load_default(size=160)
+    except (TypeError, ImportError, OSError):  # Pillow before 10.1, or built without FreeType: a bitmap font
+        font = ImageFont.load_default()
+    box = ImageDraw.Draw(Image.new("L", (1, 1))).multiline_textbbox((0, 0), text, font=font, align="center")
+    left, top, right, bottom = (round(value) for value in box)
+    image = Image.new("L", (max(1, right - left), max(1, bottom - top)))
+    ImageDraw.Draw(image).multiline_text((-left, -top), text, font=font, align="center", fill=255)
+    cover = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(1, 1, image.height, image.width)
+    if not bool(cover.any()):
+        raise AntiPureError(f"The built-in font cannot draw '{text}'; use plain letters, or a picture of the warning.")
+    return cover.float() / 255
+
+
+def _outlined(cover: Tensor) -> Tensor:
+    """White where the ink is, black around it: 1×1×H×W coverage to 1×3×H×W in [-1, 1]."""
+    cover = cover.clamp(0, 1)
+    around = _grown(cover, max(1, round(min(cover.shape[-2:]) / 64)))
+    return (cover - around * (1 - cover)).expand(-1, 3, -1, -1).contiguous()
+
+
+def warned(output: Tensor, warning: Tensor) -> Tensor:
+    """y* = clamp(2 W + G(x), -1, 1). output: B×3×H×W in [-1, 1]; warning: 1×3×H×W."""
+    return (2 * warning + output).clamp(-1, 1)
+
+
+def visibility(patched: Tensor, unpatched: Tensor, warning: Tensor) -> Tensor:
+    """How much of the warning a patched output shows: Pearson correlation of (patched - unpatched) with W, B values.
+
+    patched, unpatched: B×3×H×W in [-1, 1], outputs for the same pictures and edits. 1 is the warning and nothing
+    else, 0 no trace of it (also where nothing changed at all).
+    """
+    if patched.shape != unpatched.shape or warning.shape[-2:] != patched.shape[-2:]:
+        raise AntiPureError(
+            f"The outputs {tuple(patched.shape)} and {tuple(unpatched.shape)} and the warning {tuple(warning.shape)} "
+            "differ in size; compare equal ones."
+        )
+    difference = (patched - unpatched).float().flatten(1)
+    expected = warning.to(difference).expand_as(patched).flatten(1)
+    difference = difference - difference.mean(1, keepdim=True)
+    expected = expected - expected.mean(1, keepdim=True)
+    lengths = difference.norm(dim=1) * expected.norm(dim=1)
+    return (difference * expected).sum(1) / lengths.clamp(min=1e-12)
+
+
+def share_visible(values: Tensor, threshold: float = 0.5) -> float:
+    """Share of edits whose `visibility` reaches the threshold."""
+    return float((values >= threshold).float().mean())

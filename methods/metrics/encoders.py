@@ -1,0 +1,215 @@
+"""Visual encoders from the user's own local files, for MMFA and set metrics. Nothing is downloaded or executed.
+
+* A transformers folder (BLIP, CLIP, SigLIP, DINOv2, ...): `config.json` and `model.safetensors`.
+* A ResNet-50 state dict (torchvision's names): safetensors, or a .pth file read with `weights_only`.
+* The InceptionV3 of FID (`pt_inception-2015-12-05`, pytorch-fid's names) and torchvision's AlexNet: the same.
+* Any timm architecture with a local state dict.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import AntiPureError
+from ..files import read_pickle, read_safetensors, reason
+from .inception import SIGNATURE, FidInception
+from .lpips import AlexNet
+
+RESNET_FEATURE_SIZE = 224
+
+
+def transformers_encoder(folder: str | Path) -> Encoder:
+    """The image encoder in a local transformers folder; pooled or projected image embedding, B×D.
+
+    Size and normalisation come from its `preprocessor_config.json`, or the model's own image size and ImageNet's.
+    Raises `AntiPureError` when transformers, the folder or its safetensors weights are missing, or it sees no images.
+    """
+    folder = Path(folder)
+    model = load_transformers(folder)
+    vision, config = _vision_part(model, folder)
+    size, mean, std = preprocessing(folder, config)
+
+    def embed(pictures: Tensor) -> Tensor:
+        if hasattr(model, "get_image_features"):
+            found = model.get_image_features(pixel_values=pictures)
+        else:
+            found = vision(pixel_values=pictures)
+        return found if isinstance(found, Tensor) else pooled(found)
+
+    return Encoder(folder.name, embed, size, mean, std, model)
+
+
+def load_transformers(folder: Path) -> nn.Module:
+    """The whole model in a local transformers folder, from safetensors and without any code of its own.
+
+    Raises `AntiPureError` when transformers, the folder or its weights are missing or cannot be read.
+    """
+    if not (folder / "config.json").is_file():
+        raise AntiPureError(f"There is no encoder in {folder}; give a transformers folder with config.json in it.")
+    if not any(folder.glob("*.safetensors")):
+        raise AntiPureError(f"{folder} has no safetensors weights; convert the model, other formats are not read.")
+    try:
+        from transformers import AutoModel
+    except ImportError as error:
+        raise AntiPureError("A transformers encoder needs the package 'transformers'; install it.") from error
+    with torch.inference_mode(False):
+        try:
+            return AutoModel.from_pretrained(
+                folder, local_files_only=True, use_safetensors=True, trust_remote_code=False
+            )
+        except Exception as error:  # a malformed folder makes transformers raise nearly anything
+            raise AntiPureError(f"{folder} cannot be read as a transformers model: {reason(error)}") from error
+
+
+def _vision_part(model: nn.Module, folder: Path) -> tuple[nn.Module, object]:
+    vision = getattr(model, "vision_model", model)
+    config = getattr(model.config, "vision_config", model.config)
+    if getattr(model, "main_input_name", None) != "pixel_values" and vision is model:
+        raise AntiPureError(f"{folder} holds a {type(model).__name__}, which takes no pictures; give a vision encoder.")
+    return vision, config
+
+
+def pooled(output: object) -> Tensor:
+    """The one vector per picture or text in a transformers output."""
+    pooled = getattr(output, "pooler_output", None)
+    return output.last_hidden_state[:, 0] if pooled is None else pooled.flatten(1)  # without a pooler: the CLS token
+
+
+def preprocessing(folder: Path, config: object) -> tuple[int | None, tuple, tuple]:
+    """Side in pixels, mean and deviation that a transformers folder asks for."""
+    size, mean, std = getattr(config, "image_size", None), IMAGENET_MEAN, IMAGENET_STD
+    path = folder / "preprocessor_config.json"
+    if path.is_file():
+        try:
+            settings = json.loads(path.read_text(encoding="utf-8"))
+            mean = tuple(float(v) for v in settings.get("image_mean", mean))
+            std = tuple(float(v) for v in settings.get("image_std", std))
+        except (ValueError, TypeError, AttributeError) as error:
+            raise AntiPureError(f"{path} is damaged; download or copy the folder again.") from error
+        if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+            raise AntiPureError(f"{path} holds no usable normalisation; download or copy the folder again.")
+    return size if isinstance(size, int) else None, mean, std
+
+
+def resnet50_encoder(path: str | Path) -> Encoder:
+    """torchvision's ResNet-50 up to its global pooling (2048 features), from a local state dict.
+
+    Raises `AntiPureError` when torchvision or the file is missing, or the file holds something else.
+    """
+    state = _state_dict(path)
+    try:
+        from torchvision.models import resnet50
+    except ImportError as error:
+        raise AntiPureError("A ResNet-50 encoder needs the package 'torchvision'; install it.") from error
+    with torch.inference_mode(False):
+        network = resnet50(weights=None)
+        network.fc = nn.Identity()
+        _load_state(network, {k: v for k, v in state.items() if not k.startswith("fc.")}, path, "ResNet-50")
+    return Encoder(f"resnet50 ({Path(path).name})", network, RESNET_FEATURE_SIZE, module=network)
+
+
+def file_encoder(path: str | Path) -> Encoder:
+    """The encoder whose state dict a file holds: FID's InceptionV3 (2048 features), AlexNet (256) or ResNet-50 (2048).
+
+    Told apart by the names in it. Raises `AntiPureError` when the file is missing or holds something else.
+    """
+    state = _state_dict(path)
+    if SIGNATURE in state:
+        with torch.inference_mode(False):
+            network = FidInception()
+            _load_state(network, {k: v for k, v in state.items() if not k.startswith("fc.")}, path, "FID's InceptionV3")
+        return Encoder(f"InceptionV3 ({Path(path).name})", network, None, (0.5,) * 3, (0.5,) * 3, network)
+    if "features.0.weight" in state and tuple(state["features.0.weight"].shape) == (64, 3, 11, 11):
+        with torch.inference_mode(False):
+            network = AlexNet()
+            known = {k: v for k, v in state.items() if k.startswith("features.")}
+            _load_state(network, known, path, "AlexNet")
+        return Encoder(f"AlexNet ({Path(path).name})", network, RESNET_FEATURE_SIZE, module=network)
+    return resnet50_encoder(path)
+
+
+def timm_encoder(architecture: str, path: str | Path) -> Encoder:
+    """The pooled features of a timm architecture, from a local state dict; size and normalisation are timm's.
+
+    Raises `AntiPureError` when timm, the architecture or the file is missing, or they do not belong together.
+    """
+    state = _state_dict(path)
+    try:
+        import timm
+    except ImportError as error:
+        raise AntiPureError("A timm encoder needs the package 'timm'; install it.") from error
+    with torch.inference_mode(False):
+        try:
+            network = timm.create_model(architecture, pretrained=False, num_classes=0)
+        except Exception as error:  # timm raises its own errors for names and options
+            raise AntiPureError(f"timm has no architecture '{architecture}'; see timm.list_models().") from error
+        known = network.state_dict().keys()
+        _load_state(network, {k: v for k, v in state.items() if k in known}, path, architecture)
+    settings = timm.data.resolve_model_data_config(network)
+    name = f"{architecture} ({Path(path).name})"
+    return Encoder(name, network, settings["input_size"][-1], settings["mean"], settings["std"], network)
+
+
+def _state_dict(path: str | Path) -> dict[str, Tensor]:
+    path = Path(path)
+    if not path.is_file():
+        raise AntiPureError(
+            f"There is no encoder at {path}; give a state dict as .safetensors or .pth ('antipure fetch-models' "
+            "downloads some)."
+        )
+    state = read_safetensors(path)[0] if path.suffix == ".safetensors" else read_pickle(path, "a plain state dict")
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise AntiPureError(f"{path} holds no plain state dict; save the network's state_dict() to safetensors.")
+    return state
+
+
+def _load_state(network: nn.Module, state: dict[str, Tensor], path: str | Path, name: str) -> None:
+    try:
+        network.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        raise AntiPureError(f"{path} does not hold the weights of a {name}; give that network's state dict.") from error
+
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Pictures to vectors, differentiable: pixels B×3×H×W in [-1, 1] to B×D.
+
+    name: for reports. embed: from normalised pictures B×3×size×size to B×D. size: the side it works at, None for
+    any. mean, std: its own normalisation of the 0..1 range. module: if given, is frozen here and moved by `to`.
+    Any object with a `name` that maps pixels B×3×H×W in [-1, 1] to B×D can stand in for one.
+    """
+
+    name: str
+    embed: Callable[[Tensor], Tensor]
+    size: int | None = None
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    module: nn.Module | None = None
+
+    def __post_init__(self) -> None:
+        if self.module is not None:
+            self.module.eval().requires_grad_(False)
+
+    def to(self, device: torch.device | str) -> Encoder:
+        """Move the module."""
+        if self.module is not None:
+            self.module.to(device)
+        return self
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        # Not clamped: that would have no gradient where an output leaves the range.
+        picture = (pixels.float() + 1) / 2
+        if self.size is not None and picture.shape[-2:] != (self.size, self.size):
+            picture = F.interpolate(picture, (self.size, self.size), mode="bicubic", antialias=True)
+        mean, std = (picture.new_tensor(v).view(1, 3, 1, 1) for v in (self.mean, self.std))
+        return self.embed((picture - mean) / std)

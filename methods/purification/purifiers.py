@@ -1,0 +1,221 @@
+"""One list of everything a protection may have to survive: purifiers and transforms, named by text.
+
+"gridpure20" runs 20 GrIDPure iterations, "gridpure20@30" at timestep 30; "diffpure100" noises to timestep 100 at the
+picture's own size, "diffpure_resized100" at the model's; "/5" behind one of these runs the network at 5 of the
+timesteps only, "diffpure100/5", "gridpure10/5", "gridpure20@30/5"; "vae" goes through the VAE; every name of
+`transforms.TRANSFORMS` stands for itself. Steps are joined by "+" and run from left to right:
+"jpeg75+resize0.5+gridpure10". A denoiser's name in front, "held_out:gridpure10", picks it among several.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from ..diffusion.denoiser import Denoiser
+from ..errors import AntiPureError
+from ..pictures import check_picture, round_8bit
+from .purify import METHODS, purify
+from .settings import Callback, check_purifier
+from .transforms import TRANSFORMS, Transform, parse_transform
+
+GRIDPURE_TIMESTEP = 10
+# The value a method has when none is written: iterations, timestep, timestep, round trips.
+DEFAULTS = dict(zip(METHODS, (20, 100, 100, 1), strict=True))
+
+
+@dataclass(frozen=True)
+class Purification:
+    """One purifier with its denoiser.
+
+    method: of `purification.METHODS`. denoiser: its name, "" for the only or first one.
+    substeps: at how many of the timesteps the network runs, 0: at all.
+    """
+
+    method: str
+    value: int
+    timestep: int
+    denoiser: str = ""
+    substeps: int = 0
+
+    def __str__(self) -> str:
+        at = f"@{self.timestep}" if self.method == "gridpure" and self.timestep != GRIDPURE_TIMESTEP else ""
+        at += f"/{self.substeps}" if self.substeps else ""
+        return (f"{self.denoiser}:" if self.denoiser else "") + f"{self.method}{self.value}{at}"
+
+    @property
+    def iterations(self) -> int:
+        """How often it is repeated."""
+        return self.value if self.method in ("gridpure", "vae") else 1
+
+    def check(self, denoiser: Denoiser) -> None:
+        """Raise `AntiPureError` for settings that make no sense with this denoiser."""
+        check_purifier(denoiser, self.timestep, self.iterations, substeps=self.substeps)
+        if self.method == "vae" and not denoiser.latent:
+            raise AntiPureError(f"'{self}' needs a denoiser with a VAE; this one works on pixels.")
+        if self.method == "diffpure_resized" and denoiser.tile is None:
+            raise AntiPureError(f"'{self}' needs a denoiser with a native size; take 'diffpure{self.value}' instead.")
+
+    def run(self, picture: Tensor, denoiser: Denoiser, seed: int, callback: Callback | None) -> Tensor:
+        """B×3×H×W in 0..1 purified, 8-bit rounded, on the device the picture came from."""
+        settings = {"timestep": self.timestep, "iterations": self.iterations, "substeps": self.substeps, "seed": seed}
+        pure = purify(self.method, picture.to(denoiser.device), denoiser, callback=callback, **settings)
+        return pure.to(picture.device)
+
+
+class Purifier:
+    """A composition of purifications and transforms: purifier(picture) applies them in order.
+
+    picture: B×3×H×W in 0..1; returns the same shape, 8-bit rounded. str(purifier) is its text. The same seed gives
+    the same noise, so that a protected and a clean picture compare. To be called inside `purifier.session()`.
+    """
+
+    def __init__(self, steps: list[Purification | Transform], denoisers: Mapping[str, Denoiser], seed: int = 0):
+        self.steps, self.denoisers, self.seed = list(steps), denoisers, seed
+
+    def __call__(self, picture: Tensor, callback: Callback | None = None) -> Tensor:
+        check_picture(picture)
+        for step in self.steps:
+            if isinstance(step, Purification):
+                picture = step.run(picture, self.denoiser_of(step), self.seed, callback)
+            else:
+                picture = step(picture)
+        return picture
+
+    def __str__(self) -> str:
+        return "+".join(str(step) for step in self.steps)
+
+    @property
+    def is_transform(self) -> bool:
+        """Whether no diffusion model takes part."""
+        return not self.purifications
+
+    @property
+    def purifications(self) -> list[Purification]:
+        """The steps in which a diffusion model takes part."""
+        return [step for step in self.steps if isinstance(step, Purification)]
+
+    @property
+    def iterations(self) -> int | None:
+        """How many GrIDPure iterations it runs; None unless it is one GrIDPure alone."""
+        alone = len(self.steps) == 1 and getattr(self.steps[0], "method", None) == "gridpure"
+        return self.steps[0].value if alone else None
+
+    def with_iterations(self, iterations: int) -> Purifier | None:
+        """The same purifier with another number of GrIDPure iterations; None unless it is one GrIDPure alone."""
+        if self.iterations is None:
+            return None
+        return Purifier([replace(self.steps[0], value=iterations)], self.denoisers, self.seed)
+
+    def after_iterations(
+        self, picture: Tensor, iterations: Iterable[int], callback: Callback | None = None
+    ) -> dict[int, Tensor]:
+        """What one GrIDPure alone makes of the picture (1×3×H×W) after some of its iterations, by their number.
+
+        Its noise belongs to the iteration, so each is what a purifier of that many iterations returns.
+        """
+        wanted, taken, done = frozenset(iterations), {}, 0
+
+        def on_step(step: int, total: int, shown: Tensor | None) -> None:
+            nonlocal done
+            if shown is not None:
+                done += 1
+                if done in wanted:
+                    taken[done] = round_8bit(shown).to(picture.device)
+            if callback is not None:
+                callback(step, total, shown)
+
+        self(picture, on_step)
+        return taken
+
+    def with_seed(self, seed: int) -> Purifier:
+        """The same purifier with other noise."""
+        steps = [replace(step, seed=seed) if isinstance(step, Transform) else step for step in self.steps]
+        return Purifier(steps, self.denoisers, seed)
+
+    def session(self) -> AbstractContextManager:
+        """The sessions of all denoisers that take part."""
+        stack = ExitStack()
+        used = {id(d): d for d in (self.denoiser_of(s) for s in self.purifications)}
+        for denoiser in used.values():
+            stack.enter_context(denoiser.session())
+        return stack
+
+    def denoiser_of(self, step: Purification) -> Denoiser:
+        """The denoiser a step of this purifier runs with."""
+        return self.denoisers[step.denoiser] if step.denoiser else next(iter(self.denoisers.values()))
+
+
+def parse_purifier(text: str, denoisers: Mapping[str, Denoiser], seed: int = 0) -> Purifier:
+    """The purifier or transform a text names (see the module's docstring); "none" changes nothing.
+
+    denoisers: by name, the first one is the default. seed: of all noise. Raises `AntiPureError` for unknown names,
+    for values that make no sense and for purifiers the denoiser cannot run.
+    """
+    steps: list[Purification | Transform] = []
+    for part in text.strip().split("+"):
+        step = _parse_purification(part, denoisers)
+        if step is None:
+            _check_transform(part)
+            steps.append(parse_transform(part, seed))
+        else:
+            steps.append(step)
+    return Purifier(_joined(steps, seed), denoisers, seed)
+
+
+def parse_purifiers(text: str, denoisers: Mapping[str, Denoiser], seed: int = 0) -> list[Purifier]:
+    """Several, separated by lines or commas, each once; lines that begin with # are comments."""
+    lines = [line for line in text.splitlines() if not line.lstrip().startswith("#")]
+    names = [name.strip() for line in lines for name in line.split(",") if name.strip()]
+    found = {str(p): p for p in (parse_purifier(name, denoisers, seed) for name in names)}
+    if not found:
+        raise AntiPureError("No purifier or transform is named; give at least one, such as gridpure10.")
+    return list(found.values())
+
+
+def _joined(steps: list[Purification | Transform], seed: int) -> list[Purification | Transform]:
+    """Neighbouring transforms as one, so that each knows its place and draws its own noise."""
+    joined: list[Purification | Transform] = []
+    for step in steps:
+        if joined and isinstance(step, Transform) and isinstance(joined[-1], Transform):
+            joined[-1] = Transform(joined[-1].steps + step.steps, seed)
+        else:
+            joined.append(step)
+    return joined
+
+
+def _parse_purification(text: str, denoisers: Mapping[str, Denoiser]) -> Purification | None:
+    pattern = r"(?:([\w .-]+):)?\s*(" + "|".join(METHODS) + r")\s*(\d+)?(?:\s*@\s*(\d+))?(?:\s*/\s*(\d+))?"
+    match = re.fullmatch(pattern, text.strip(), re.IGNORECASE)
+    if match is None:
+        return None
+    name, method = (match[1] or "").strip(), match[2].lower()
+    if not denoisers:
+        raise AntiPureError(f"'{text.strip()}' needs a denoiser; wire one, or list transforms only.")
+    if name and name not in denoisers:
+        raise AntiPureError(f"There is no denoiser '{name}'; the names are {', '.join(denoisers)}.")
+    if match[4] and method != "gridpure":
+        raise AntiPureError(f"'{text.strip()}': only gridpure takes a timestep behind @.")
+    if match[5] and method == "vae":
+        raise AntiPureError(f"'{text.strip()}': vae runs no timesteps, so nothing may stand behind /.")
+    value = int(match[3]) if match[3] else DEFAULTS[method]
+    timestep = int(match[4]) if match[4] else {"gridpure": GRIDPURE_TIMESTEP, "vae": 1}.get(method, value)
+    substeps = int(match[5]) if match[5] else 0
+    # All of the timesteps, spelt out, is the same purifier.
+    step = Purification(method, value, timestep, name, 0 if substeps == timestep else substeps)
+    step.check(denoisers[name] if name else next(iter(denoisers.values())))
+    return step
+
+
+def _check_transform(text: str) -> None:
+    match = re.match(r"[a-z_]+", text.strip().lower())
+    if match is None or (match[0] not in TRANSFORMS and match[0] != "none"):
+        purifiers = ", ".join(f"{name}{default}" for name, default in DEFAULTS.items())
+        known = ", ".join(f"{name}{default:g}" for name, (_, default, _) in TRANSFORMS.items())
+        raise AntiPureError(
+            f"'{text.strip()}' is no purifier or transform; give some of {purifiers}, {known}, joined by '+', or none."
+        )

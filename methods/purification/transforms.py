@@ -1,0 +1,197 @@
+"""What happens to pictures on their way: ordinary operations that undo a protection without meaning to.
+
+Pictures are B×3×H×W in 0..1. Every transform returns the same shape rounded to 8 bits, as the saved picture would be,
+and carries gradient: rounding and JPEG pass it straight through (forward exact, backward the identity), everything
+else has its true one. `parse_transform` reads compositions such as "jpeg75+resize0.5".
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...kernels import filters
+from ..errors import AntiPureError
+from ..pictures import check_picture, noise, pad_reflect, random_stream, round_8bit, round_up
+
+
+class _StraightThrough(torch.autograd.Function):
+    """change(picture) forward, the identity backward (within 0..1)."""
+
+    @staticmethod
+    def forward(ctx, picture: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
+        ctx.save_for_backward((picture >= 0) & (picture <= 1))
+        return change(picture)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient * ctx.saved_tensors[0], None
+
+
+def _saved(picture: Tensor) -> Tensor:
+    return _StraightThrough.apply(picture, round_8bit)
+
+
+def jpeg(picture: Tensor, quality: int = 75) -> Tensor:
+    """Saved as JPEG and loaded again (Pillow: 4:2:0, its own tables). picture: B×3×H×W in 0..1; returns the same.
+
+    Exact forward; backward the gradient passes straight through, as if JPEG changed nothing.
+    Raises `AntiPureError` for a quality outside 1..95, Pillow's range.
+    """
+    check_picture(picture)
+    if not 1 <= quality <= 95:
+        raise AntiPureError(f"The JPEG quality is {quality}; it must lie in 1..95.")
+    return _StraightThrough.apply(picture, lambda x: _pillow_jpeg(x, quality))
+
+
+def _pillow_jpeg(picture: Tensor, quality: int) -> Tensor:
+    from PIL import Image
+
+    results = []
+    for one in (round_8bit(picture.detach()).cpu() * 255).round().byte().permute(0, 2, 3, 1).numpy():
+        file = io.BytesIO()
+        Image.fromarray(one).save(file, "JPEG", quality=quality)
+        with Image.open(file) as loaded:
+            results.append(torch.from_numpy(np.array(loaded.convert("RGB"))))
+    return (torch.stack(results).permute(0, 3, 1, 2).float() / 255).to(picture)
+
+
+def smooth_jpeg(picture: Tensor, quality: int = 75) -> Tensor:
+    """A JPEG whose gradient knows what the codec removes, for optimising: kornia's, where kornia is installed.
+
+    Not the exact codec (other tables and a smoothed rounding, Reich et al. 2024) and not rounded to 8 bits; measure
+    with `jpeg`. Without kornia: `jpeg` itself with its straight-through gradient. B×3×H×W in 0..1, any size.
+    Raises `AntiPureError` for a quality outside 1..95.
+    """
+    try:
+        from kornia.enhance import jpeg_codec_differentiable
+    except ImportError:
+        return jpeg(picture, quality)
+    check_picture(picture)
+    if not 1 <= quality <= 95:
+        raise AntiPureError(f"The JPEG quality is {quality}; it must lie in 1..95.")
+    qualities = picture.new_full((len(picture),), float(quality), dtype=torch.float32)
+    h, w = picture.shape[-2:]
+    whole = pad_reflect(picture.float(), round_up(h, 16), round_up(w, 16))  # older versions ask for whole blocks
+    return jpeg_codec_differentiable(whole, qualities)[..., :h, :w].clamp(0, 1).to(picture)
+
+
+def resize(picture: Tensor, factor: float = 0.5, kernel: str = "lanczos") -> Tensor:
+    """Resized by `factor` and back to its own size with the same kernel, "lanczos" or "bicubic", 8-bit in between.
+
+    picture: B×3×H×W in 0..1; factor above 0, at most 4. The weights are Pillow's.
+    """
+    check_picture(picture)
+    if not 0 < factor <= 4:
+        raise AntiPureError(f"The resize factor is {factor:g}; it must lie in 0..4, 0 excluded.")
+    return resized(picture, factor, kernel)
+
+
+def resized(picture: Tensor, factor: float, kernel: str = "lanczos") -> Tensor:
+    """`resize` without its checks, one of which waits for a GPU: for loops."""
+    h, w = picture.shape[-2:]
+    small = _saved(filters.resample(picture, max(round(h * factor), 1), max(round(w * factor), 1), kernel))
+    return _saved(filters.resample(small, h, w, kernel))
+
+
+def blur(picture: Tensor, sigma: float = 1.0) -> Tensor:
+    """Gaussian blur; sigma in pixels, above 0, at most 50."""
+    check_picture(picture)
+    _check(sigma, "blur's sigma", 50, "pixels")
+    return _saved(filters.gaussian_blur(picture, sigma))
+
+
+def add_gaussian_noise(picture: Tensor, levels: float = 8.0, seed: int = 0, stream: int = 0) -> Tensor:
+    """Gaussian noise with a standard deviation of `levels` 8-bit levels, above 0, at most 255.
+
+    Every picture of a batch gets the same noise, so that its place there does not matter; own generator from the
+    seed and `stream`, the same on any device.
+    """
+    check_picture(picture)
+    _check(levels, "noise", 255, "levels")
+    drawn = noise(tuple(picture.shape[1:]), [random_stream(seed, stream)], picture.device)
+    return _saved(picture + levels / 255 * drawn)
+
+
+def median(picture: Tensor, window: int = 3) -> Tensor:
+    """Median of each channel over window×window pixels, window 3, 5, ... 15."""
+    check_picture(picture)
+    if window != int(window) or window % 2 == 0 or not 3 <= window <= 15:
+        raise AntiPureError(f"The median's window is {window:g}; it must be one of 3, 5, 7, 9, 11, 13, 15.")
+    return _saved(filters.median(picture, int(window)))
+
+
+def bilateral(picture: Tensor, levels: float = 16.0) -> Tensor:
+    """Bilateral filter, 9×9 window, 2 pixels; `levels`: its sigma over colour in 8-bit levels, above 0, at most 255."""
+    check_picture(picture)
+    _check(levels, "bilateral's sigma", 255, "levels")
+    return _saved(filters.bilateral(picture, levels / 255))
+
+
+def _check(value: float, what: str, most: float, unit: str) -> None:
+    if not 0 < value <= most:
+        raise AntiPureError(f"The {what} is {value:g} {unit}; it must lie above 0 and be at most {most:g}.")
+
+
+# name: (function of picture, value, seed and place in the composition; default value; what the value is)
+TRANSFORMS: dict[str, tuple[Callable[[Tensor, float, int, int], Tensor], float, str]] = {
+    "jpeg": (lambda x, v, seed, place: jpeg(x, _whole("jpeg", v)), 75, "quality 1..95"),
+    "resize": (lambda x, v, seed, place: resize(x, v), 0.5, "factor, there and back, Lanczos"),
+    "bicubic": (lambda x, v, seed, place: resize(x, v, "bicubic"), 0.5, "factor, there and back, bicubic"),
+    "blur": (lambda x, v, seed, place: blur(x, v), 1, "sigma in pixels"),
+    "noise": (lambda x, v, seed, place: add_gaussian_noise(x, v, seed, place), 8, "standard deviation in levels"),
+    "median": (lambda x, v, seed, place: median(x, v), 3, "odd window 3..15"),
+    "bilateral": (lambda x, v, seed, place: bilateral(x, v), 16, "sigma over colour in levels"),
+}
+
+
+def _whole(name: str, value: float) -> int:
+    if value != int(value):
+        raise AntiPureError(f"'{name}{value:g}' has a fraction; give a whole number.")
+    return int(value)
+
+
+@dataclass(frozen=True)
+class Transform:
+    """A composition: transform(picture) applies `steps`, (name of `TRANSFORMS`, value) each, in order.
+
+    picture: B×3×H×W in 0..1; returns the same shape, 8-bit rounded. str(transform) is its text.
+    """
+
+    steps: tuple[tuple[str, float], ...]
+    seed: int = 0
+
+    def __call__(self, picture: Tensor) -> Tensor:
+        check_picture(picture)
+        for place, (name, value) in enumerate(self.steps):
+            picture = TRANSFORMS[name][0](picture, value, self.seed, place)
+        return _saved(picture)
+
+    def __str__(self) -> str:
+        return "+".join(f"{name}{value:g}" for name, value in self.steps) or "none"
+
+
+def parse_transform(text: str, seed: int = 0) -> Transform:
+    """The composition a text names: "jpeg75+resize0.5", "median3", "noise" (default value), "none".
+
+    Names are those of `TRANSFORMS`, each with its value behind it, joined by "+" and applied from left to right.
+    seed: of the noise. Raises `AntiPureError` for unknown names and for values that make no sense.
+    """
+    if text.strip().lower() == "none":
+        return Transform((), seed)
+    steps = []
+    for part in text.split("+"):
+        match = re.fullmatch(r"([a-z]+)\s*([0-9]*\.?[0-9]+)?", part.strip().lower())
+        if match is None or match[1] not in TRANSFORMS:
+            known = ", ".join(f"{name}{default:g}" for name, (_, default, _) in TRANSFORMS.items())
+            raise AntiPureError(f"'{part.strip()}' is no transform; give some of {known}, joined by '+', or none.")
+        steps.append((match[1], float(match[2]) if match[2] else float(TRANSFORMS[match[1]][1])))
+    transform = Transform(tuple(steps), seed)
+    transform(torch.zeros(1, 3, 2, 2))  # values are refused here, not in the middle of the work
+    return transform

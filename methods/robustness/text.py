@@ -1,0 +1,309 @@
+"""A robustness report as a plain verdict, as Markdown and as JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from statistics import fmean as mean
+
+from ..errors import AntiPureError
+from ..figures.text_table import text_table
+from .report import (
+    CLEAN,
+    CONTROL_TITLES,
+    FLOOR,
+    MATCHED,
+    PARTLY,
+    PROTECTION,
+    RANDOM,
+    SMOOTH,
+    SURVIVES,
+    Cell,
+    Column,
+    Report,
+    Row,
+    level_of,
+)
+
+FORMAT, VERSION = "antipure-robustness", 1
+_WORDS = {"survives": "the protection survives", "partly": "the protection survives in part"}
+_HARDLY = 1.1  # from here on "hardly more than noise" is said of the lowest level
+
+
+# Verdict -----------------------------------------------------------------------------------------------------
+
+
+def verdict(report: Report) -> str:
+    """What was found, in a few sentences for each protection, and no more than was measured.
+
+    It names the first judging purifier and the worst case. A level is the lower one of the ratios to both controls.
+    """
+    several = len(report.protections) > 1
+    lines = [
+        (f"{name}: " if several else "") + _of_protection(report, name, several) + _of_blur(report, name)
+        for name in report.protections
+    ]
+    seeds = "one seed of the noise" if len(report.seeds) == 1 else f"{len(report.seeds)} seeds of the noise"
+    end = f"Measured with {seeds}; other purifiers, and what a model learns, were not measured."
+    if not report.judging[0].diffusion:
+        end = f"Only transforms were measured, with {seeds}; what a purifier behind them leaves is open."
+    return "\n".join([*lines, end]) if several else f"{lines[0]} {end}"
+
+
+def _of_protection(report: Report, protection: str, several: bool) -> str:
+    first, worst = report.judging[0], report.worst_of_all(protection)
+    pictures = range(report.pictures)
+    where = "On this picture" if report.pictures == 1 else f"On these {report.pictures} pictures"
+    where = where[0].lower() + where[1:] if several else where
+    times = f"{report.mean_ratio(protection, first):.1f}"
+    if report.pictures > 1:
+        ratios = [report.ratio(i, protection, first) for i in pictures]
+        times += f" ({min(ratios):.1f} to {max(ratios):.1f})"
+    elif len(report.seeds) > 1:
+        times += f" ± {report.spread(0, protection, first):.1f}"
+    found = (
+        f"{where}, {_named(first, with_denoiser=True)} leaves {times} times what it leaves of noise with the same "
+        f"spectrum{_judgement(report, protection, first, pictures)}."
+    )
+    if report.pictures == 1 and len(report.judging) == 1:
+        return found
+    if report.pictures == 1 and worst.column == first:
+        return f"{found} None of the {len(report.judging)} measured purifiers leaves less."
+    after = (
+        "" if len(report.judging) == 1 else f" after {_named(worst.column, worst.column.denoiser != first.denoiser)}"
+    )
+    on = "" if report.pictures == 1 else f" on picture {worst.picture + 1}"
+    judged = _judgement(report, protection, worst.column, [worst.picture]).replace(": ", ", ", 1)
+    return f"{found} Weakest{after}{on}: {worst.ratio:.1f} times{judged}."
+
+
+def _of_blur(report: Report, protection: str) -> str:
+    """How much of the distortion a mere blur has; "" for reports without that control."""
+    if SMOOTH not in report.controls or not report.judging[0].diffusion:
+        return ""
+    ratio = report.mean_ratio(protection, report.judging[0], SMOOTH)
+    text = f" A mere blur within the same levels leaves {1 / ratio:.1f} times as much"
+    if level_of(ratio) == level_of(0):
+        text += ": whether the protection does more than take detail away, only training a model on it can tell"
+    return f"{text}."
+
+
+def _judgement(report: Report, protection: str, column: Column, pictures: Iterable[int]) -> str:
+    """What comes behind a ratio: the other control where it says less, the level, and whether it may be chance."""
+    pictures = list(pictures)
+    matched, random = (
+        mean(report.ratio(i, protection, column, control) for i in pictures) for control in (MATCHED, RANDOM)
+    )
+    level = level_of(min(matched, random))
+    text = ""
+    if level != level_of(matched):
+        text = f", but only {random:.1f} times what it leaves of random noise of the same levels"
+    noise = f"{'hardly' if min(matched, random) >= _HARDLY else 'no'} more than noise"
+    text += f": {_WORDS.get(level, noise)}"
+    by_chance = [
+        any(report.within_spread(i, protection, column, control) for control in (MATCHED, RANDOM)) for i in pictures
+    ]
+    if any(by_chance) and level != level_of(0):
+        on = "" if report.pictures == 1 or len(pictures) == 1 else f" on {sum(by_chance)} of them"
+        text += f", though{on} the spread of the {len(report.seeds)} seeds covers the difference"
+    return text
+
+
+def _named(column: Column, with_denoiser: bool) -> str:
+    told = {None: "", True: " (made against it)", False: " (not made against it)"}[column.made_against]
+    return column.name + (f" with the denoiser {column.denoiser}" if with_denoiser and column.denoiser else "") + told
+
+
+# Markdown ----------------------------------------------------------------------------------------------------
+
+
+def markdown(report: Report) -> str:
+    """Verdict, cost, a table of purifiers for each protection, worst cases and curves; means over the pictures."""
+    pictures = range(report.pictures)
+    height, width = report.size
+    count = "1 picture" if report.pictures == 1 else f"{report.pictures} pictures"
+    seeds = ", ".join(map(str, report.seeds))
+    models = sorted({column.denoiser for column in report.columns} - {""})
+    parts = [
+        "# Robustness Report",
+        verdict(report).replace("\n", "\n\n"),
+        f"{count} of {width}×{height} pixels; seed{'s' if len(report.seeds) > 1 else ''} {seeds}"
+        + (f"; denoiser {', '.join(models)}" if models else "")
+        + ".",
+        "## Cost",
+        text_table(
+            ("protection", "PSNR", "SSIM", "levels"),
+            [
+                (
+                    _cell(name),
+                    f"{mean(row.psnr for row in rows):.2f}",
+                    f"{mean(row.ssim for row in rows):.3f}",
+                    f"{max(row.levels for row in rows):.0f}",
+                )
+                for name in report.protections
+                for rows in [[report.row(i, PROTECTION, name) for i in pictures]]
+            ],
+        ),
+    ]
+    for name in report.protections:
+        parts += [f"## {_cell(name)} after each purifier", _after(report, name)]
+    if report.pictures > 1:
+        worst = [report.worst(i, name) for i in pictures for name in report.protections]
+        rows = [(str(w.picture + 1), _cell(w.protection), w.column.name, f"{w.ratio:.2f}", w.level) for w in worst]
+        parts += [
+            "## Worst case of each picture",
+            text_table(("picture", "protection", "after", "ratio", "level"), rows, 3),
+        ]
+    if report.iterations:
+        parts += [f"## Structural distortion over iterations of {report.curve_of}", _curves(report)]
+    blur = (
+        " *Blur*: the picture blurred as far as that level reaches; it attacks nothing, and its ratio says how far the "
+        "distortion is more than detail taken away."
+        if SMOOTH in report.controls
+        else ""
+    )
+    parts.append(
+        "Structural distortion (1 - contrast-structure term of SSIM) and detail ratio compare the purified protected "
+        "picture with the purified clean one, same noise. *Same spectrum*: noise with the perturbation's spectrum; "
+        "*random*: random signs of the same largest level. The ratio to the first is the figure to read: from "
+        f"{SURVIVES:g} on a protection survives, from {PARTLY:g} on in part, below it leaves no more than noise. "
+        f"Distortions below {FLOOR:g} count as {FLOOR:g}. Transforms without a diffusion model stand in brackets: they "
+        "remove little of anything, so their ratios judge nothing. The lowest in bold." + blur
+    )
+    return "\n\n".join(parts) + "\n"
+
+
+def _after(report: Report, name: str) -> str:
+    pictures = range(report.pictures)
+    lowest = report.lowest(name)
+
+    def line(column: Column) -> tuple[str, ...]:
+        def average(kind: str, of: str = "distortion") -> float:
+            protection = "" if kind == CLEAN else name
+            return mean(mean(getattr(report.cell(i, kind, protection, column), of)) for i in pictures)
+
+        ratios = [f"{report.mean_ratio(name, column, control):.2f}" for control in report.controls]
+        if len(report.seeds) > 1:
+            ratios[0] += f" ± {mean(report.spread(i, name, column) for i in pictures):.2f}"
+        others = zip(report.controls[1:], ratios[1:], strict=True)
+        shown = column.name if column in report.judging else f"({column.name})"
+        shown += {None: "", True: ", made against", False: ""}[column.made_against]
+        bold = "**" if column == lowest else ""
+        return (
+            bold + shown + bold,
+            f"{average(PROTECTION):.4f}",
+            f"{average(MATCHED):.4f}",
+            bold + ratios[0] + bold,
+            *(v for kind, ratio in others for v in (f"{average(kind):.4f}", ratio)),
+            f"{average(PROTECTION, 'detail'):.2f}",
+            f"{average(PROTECTION, 'psnr'):.2f}",
+            f"{average(CLEAN, 'psnr'):.2f}",
+        )
+
+    controls = [head for kind in report.controls for head in (CONTROL_TITLES[kind], "ratio")]
+    heads = ("purifier", "distortion", *controls, "detail ratio", "PSNR after", "clean, PSNR after")
+    return text_table(heads, [line(column) for column in report.columns])
+
+
+def _curves(report: Report) -> str:
+    names = {PROTECTION: "{}", **{kind: "{}, " + CONTROL_TITLES[kind] for kind in report.controls}}
+    lines = [(names[kind].format(_cell(name)), kind, name) for name in report.protections for kind in names]
+    pictures = range(report.pictures)
+    rows = [
+        (
+            str(iterations),
+            *(f"{mean(report.row(p, kind, name).curve[i] for p in pictures):.4f}" for _, kind, name in lines),
+        )
+        for i, iterations in enumerate(report.iterations)
+    ]
+    return text_table(("iterations", *(title for title, _, _ in lines)), rows)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+# JSON --------------------------------------------------------------------------------------------------------
+
+
+def to_dict(report: Report) -> dict:
+    """The report as plain JSON values; format "antipure-robustness", version 1.
+
+    rows[].cells[purifier] holds distortion, detail and psnr, one value per seed. JSON knows no infinity: the PSNR of
+    equal pictures is null. thresholds, worst and verdict follow from the rest.
+    """
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "verdict": verdict(report),
+        "size": list(report.size),
+        "seeds": list(report.seeds),
+        "protections": list(report.protections),
+        "purifiers": [
+            {"name": c.name, "diffusion": c.diffusion, "denoiser": c.denoiser, "made_against": c.made_against}
+            for c in report.columns
+        ],
+        "thresholds": {"survives": SURVIVES, "partly": PARTLY, "floor": FLOOR},
+        "worst": [
+            {"picture": w.picture, "protection": name, "purifier": w.column.name, "ratio": w.ratio,
+             "level": w.level}
+            for i in range(report.pictures) for name in report.protections for w in [report.worst(i, name)]
+        ],
+        "curve": {"of": report.curve_of, "iterations": list(report.iterations)},
+        "example": report.example,
+        "rows": [
+            {
+                "picture": row.picture, "kind": row.kind, "protection": row.protection,
+                "psnr": _finite(row.psnr), "ssim": row.ssim, "levels": row.levels,
+                "cells": {
+                    column.name: {
+                        "distortion": list(cell.distortion),
+                        "detail": list(cell.detail),
+                        "psnr": [_finite(value) for value in cell.psnr],
+                    }
+                    for column, cell in zip(report.columns, row.cells, strict=True)
+                },
+                "curve": list(row.curve),
+            }
+            for row in report.rows
+        ],
+    }  # fmt: skip
+
+
+def to_json(report: Report) -> str:
+    """`to_dict` as text."""
+    return json.dumps(to_dict(report), indent=1, ensure_ascii=False, allow_nan=False)
+
+
+def from_json(text: str) -> Report:
+    """The report of a text `to_json` wrote, without its pictures. Raises `AntiPureError` for any other text."""
+    try:
+        read = json.loads(text)
+        if read["format"] != FORMAT or read["version"] != VERSION:
+            raise AntiPureError(f"This is no robustness report of version {VERSION}; make it again.")
+        columns = tuple(Column(**purifier) for purifier in read["purifiers"])
+        rows = tuple(_row(row, columns) for row in read["rows"])
+        return Report(
+            tuple(read["protections"]), columns, tuple(read["seeds"]), tuple(read["size"]), rows,
+            read["curve"]["of"], tuple(read["curve"]["iterations"]), read["example"],
+        )  # fmt: skip
+    except (ValueError, KeyError, TypeError) as error:
+        if isinstance(error, AntiPureError):
+            raise
+        raise AntiPureError("This is no robustness report; give a report.json that antipure wrote.") from error
+
+
+def _row(row: dict, columns: tuple[Column, ...]) -> Row:
+    def cell(values: dict) -> Cell:
+        psnr = tuple(math.inf if value is None else value for value in values["psnr"])
+        return Cell(tuple(values["distortion"]), tuple(values["detail"]), psnr)
+
+    psnr = math.inf if row["psnr"] is None else row["psnr"]
+    cells = tuple(cell(row["cells"][column.name]) for column in columns)
+    start = (row["picture"], row["kind"], row["protection"])
+    return Row(*start, psnr, row["ssim"], row["levels"], cells, tuple(row["curve"]))
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -1,0 +1,230 @@
+"""The command line, run as users run it."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from antipure.cli import result as result_module
+from antipure.cli.core_nodes import LoadImage
+from antipure.cli.executor import NODES, Executor, execution_order
+from antipure.cli.graph import WORKFLOWS, read_workflow, set_inputs
+from antipure.cli.main import main
+from antipure.methods.errors import AntiPureError
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[2]
+FAST = {
+    "protect": ["3.steps=2"],
+    "purify": ["3.iterations=1", "3.timestep=2"],
+    "measure": [],
+    "protect_and_purify": ["3.steps=2", "5.iterations=1", "6.iterations=1", "5.timestep=2", "6.timestep=2"],
+    "robustness_report": [
+        "4.steps=1",
+        "5.steps=1",
+        "6.purifiers=gridpure1@2, held_out:gridpure1@2, jpeg75",
+        "6.curve_iterations=2",
+    ],
+    "lora_patch_defensive": ["2.count=2", "3.epochs=1", "3.batch=2", "6.count=2"],
+    "lora_patch_evaluation": ["2.count=1", "3.edits=glasses", "5.count=1", "6.edits=glasses"],
+}
+
+
+@pytest.fixture
+def photo(tmp_path) -> Path:
+    path = tmp_path / "photo.png"
+    Image.open(ROOT / "bundled" / "astronaut_face.png").crop((20, 20, 90, 95)).save(path)
+    return path
+
+
+def pixels(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path).convert("RGB")).astype(int)
+
+
+def runs_in_process(name: str) -> bool:
+    return {node["class_type"] for node in read_workflow(name).values()} <= NODES.keys()
+
+
+@pytest.mark.parametrize("name", sorted(filter(runs_in_process, (path.stem for path in WORKFLOWS.glob("*.json")))))
+def test_every_shipped_workflow_runs(name, photo, tmp_path):
+    loaders = [i for i, n in read_workflow(name).items() if n["class_type"] == "LoadImage"]
+    prompt = set_inputs(read_workflow(name), [*FAST[name], *(f"{i}.image={photo}" for i in loaders)])
+    result = Executor(tmp_path / "out").run(prompt)
+    savers = {i for i, n in prompt.items() if n["class_type"] == "SaveImage"}
+    assert {i for i, files in result.files.items() if files} == savers
+    assert all(Image.open(f).size[0] >= 64 for files in result.files.values() for f in files)
+
+
+def test_protect_writes_a_picture_within_its_budget(photo, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(["protect", str(photo), "--levels", "3", "--steps", "2", "--out", str(out)]) == 0
+    (file,) = out.rglob("*.png")
+    assert str(file) in capsys.readouterr().out
+    assert np.abs(pixels(file) - pixels(photo)).max() == 3
+
+
+def test_purify_then_measure(photo, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(["purify", str(photo), "--iterations", "1", "--timestep", "3", "--out", str(out)]) == 0
+    (file,) = out.rglob("*.png")
+    capsys.readouterr()
+    assert main(["measure", str(photo), str(file), "--json"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert values["levels"] == np.abs(pixels(file) - pixels(photo)).max()
+    assert 25 < values["psnr"] < 60
+    assert main(["measure", str(photo), str(photo), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["psnr"] is None
+    assert main(["measure", str(photo), str(file)]) == 0
+    assert "structural distortion" in capsys.readouterr().out
+
+
+def test_run_sets_inputs_by_id_title_and_class(photo, tmp_path, capsys):
+    command = ["run", "protect", "--set", f"LoadImage.image={photo}", "--set", "Protect.steps=1"]
+    command += ["--set", "3.preset=random", "--set", "4.filename_prefix=a/b", "--out", str(tmp_path / "out")]
+    assert main(command) == 0
+    assert (tmp_path / "out" / "a" / "b_00001_.png").is_file()
+    assert main(command) == 0
+    assert (tmp_path / "out" / "a" / "b_00002_.png").is_file()
+
+
+def test_demo_prints_the_whole_table(tmp_path, capsys, photo):
+    arguments = ["demo", "--steps", "1", "--iterations", "1", "--out", str(tmp_path), "--picture", str(photo)]
+    assert main(arguments) == 0
+    printed = capsys.readouterr().out
+    for row in ("none (clean)", "random", "shift", "blocks", "smooth", "paper", "strong", "strong, spectrum-matched"):
+        assert f" {row} " in printed
+    assert (tmp_path / "strong_sheet_00001_.png").is_file()
+    assert "strong_sheet_00001_.png" in printed
+
+
+def _bad_pickle(path: Path) -> None:
+    class Code:
+        def __reduce__(self):
+            return (os.system, (f"touch {path}.ran",))
+
+    torch.save({"weights": Code()}, path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["protect", "missing.png"], "no picture"),
+        (["protect", "text.txt"], "not a picture"),
+        (["protect", "cut.png"], "not a picture"),
+        (["protect", "photo.png", "--levels", "0"], "levels"),
+        (["protect", "photo.png", "--levels", "-4"], "levels"),
+        (["protect", "photo.png", "--steps", "0"], "steps"),
+        (["protect", "photo.png", "--preset", "best"], "preset"),
+        (["protect", "photo.png", "--denoiser", "text.pt"], "text.pt"),
+        (["protect", "photo.png", "--denoiser", "code.pt"], "code"),
+        (["protect", "photo.png", "--denoiser", "cut.safetensors"], "complete"),
+        (["protect", "photo.png", "--denoiser", "folder"], "folder"),
+        (["purify", "photo.png", "--timestep", "5000"], "timestep"),
+        (["purify", "photo.png", "--gamma", "1"], "gamma"),
+        (["measure", "photo.png", "small.png"], "differ in size"),
+        (["run", "nothing.json"], "no workflow"),
+        (["run", "text.txt"], "workflow"),
+        (["run", "ui.json"], "API format"),
+        (["run", "foreign.json"], "KSampler"),
+        (["run", "protect", "--set", "Protect.levles=4"], "levles"),
+        (["run", "protect", "--set", "Protect.image=4"], "wired"),
+        (["run", "protect", "--set", "nonsense"], "NODE.INPUT=VALUE"),
+    ],
+)
+def test_mistakes_get_one_sentence_and_write_nothing(arguments, sentence, photo, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("text.txt").write_text("hello")
+    Path("text.pt").write_text("hello")
+    Path("cut.png").write_bytes(photo.read_bytes()[:2000])
+    bundled = (ROOT / "bundled" / "denoiser.safetensors").read_bytes()
+    Path("cut.safetensors").write_bytes(bundled[: len(bundled) // 2])
+    Path("folder").mkdir()
+    _bad_pickle(Path("code.pt"))
+    Image.new("RGB", (8, 8)).save("small.png")
+    Path("ui.json").write_text(json.dumps({"nodes": [], "links": []}))
+    foreign = read_workflow("protect")
+    foreign["9"] = {"class_type": "KSampler", "inputs": {}}
+    Path("foreign.json").write_text(json.dumps(foreign))
+    assert main([*arguments, *(["--out", "out"] if arguments[0] != "measure" else [])]) == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("antipure: ")
+    assert sentence in error
+    assert "\n" not in error
+    assert not Path("out").exists() or not list(Path("out").rglob("*"))
+    assert not Path("code.pt.ran").exists()
+
+
+def test_a_full_disk_leaves_nothing_behind(photo, tmp_path, capsys, monkeypatch):
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(result_module.os, "fsync", full)
+    arguments = ["protect", str(photo), "--preset", "shift", "--out", str(tmp_path / "out")]
+    assert main(arguments) == 2
+    assert "No space left" in capsys.readouterr().err
+    assert not [p for p in (tmp_path / "out").rglob("*") if p.is_file()]
+
+
+def test_unchanged_nodes_run_once(photo, tmp_path, monkeypatch):
+    from antipure import NODE_CLASS_MAPPINGS
+
+    calls = []
+    purify = NODE_CLASS_MAPPINGS["AntiPureDiffusionPurify"]
+    original = purify.purify
+    monkeypatch.setattr(purify, "purify", lambda self, **k: calls.append(1) or original(self, **k))
+    executor = Executor(tmp_path)
+    base = set_inputs(read_workflow("protect_and_purify"), [*FAST["protect_and_purify"], f"1.image={photo}"])
+    executor.run(set_inputs(base, ["3.preset=random"]))
+    assert len(calls) == 2
+    executor.run(set_inputs(base, ["3.preset=shift"]))
+    assert len(calls) == 3, "the clean picture must not be purified again"
+
+
+def test_cycles_and_broken_links_are_named():
+    prompt = read_workflow("protect")
+    prompt["1"]["inputs"]["image"] = ["4", 0]
+    with pytest.raises(AntiPureError, match="cycle"):
+        execution_order(prompt)
+    prompt["1"]["inputs"]["image"] = ["99", 0]
+    with pytest.raises(AntiPureError, match="99"):
+        execution_order(prompt)
+
+
+def test_load_image_gives_comfyuis_mask_and_orientation(tmp_path):
+    rgba = np.zeros((6, 4, 4), np.uint8)
+    rgba[..., 3] = 255
+    rgba[:3, :, 3] = 51
+    Image.fromarray(rgba).save(tmp_path / "a.png")
+    image, mask = LoadImage().load(str(tmp_path / "a.png"))
+    assert image.shape == (1, 6, 4, 3)
+    assert torch.allclose(mask[0, 0], torch.full((4,), 0.8))
+    assert mask[0, 5].max() == 0
+    exif = Image.Exif()
+    exif[0x0112] = 6  # rotate by 90 degrees
+    Image.new("RGB", (6, 4)).save(tmp_path / "b.jpg", exif=exif)
+    image, mask = LoadImage().load(str(tmp_path / "b.jpg"))
+    assert image.shape == (1, 6, 4, 3)
+    assert mask.shape == (1, 64, 64)
+
+
+def test_the_wheel_carries_the_bundled_data(tmp_path):
+    pytest.importorskip("setuptools", reason="building a wheel needs setuptools")
+    source = tmp_path / "source"
+    subprocess.run(["git", "clone", "-q", str(ROOT), str(source)], check=True, capture_output=True)
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(tmp_path)]
+    subprocess.run([*command, str(source)], check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    for needed in ("bundled/denoiser.safetensors", "workflows/api/protect.json", "web/docs/AntiPureProtect.md",
+                   "bundled/astronaut_face.png", "bundled/toy_stargan.safetensors",
+                   "methods/generators/loading.py", "nodes/host.py", "__init__.py"):  # fmt: skip
+        assert f"antipure/{needed}" in names
+    assert not [name for name in names if "tests" in name]

@@ -1,0 +1,208 @@
+"""Blocks that run again, and the choice of what to hold, over networks of our own and diffusers' UNet."""
+
+from __future__ import annotations
+
+import sys
+from itertools import product
+
+import pytest
+import torch
+from antipure.methods.gradients.checkpointing import blocks, bytes_of_blocks, checkpointed
+from antipure.methods.gradients.differentiation import saved_bytes, storages
+from antipure.methods.gradients.malloc import _glibc, freed_memory_kept, return_free_memory
+from antipure.methods.gradients.memory_plan import Cost, Line, Way, measure, peak, plan
+from torch import nn
+
+
+class Block(nn.Module):
+    """A residual block that is told its number, as ComfyUI's transformer blocks are."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(width, 4 * width), nn.SiLU(), nn.Linear(4 * width, width))
+        self.runs = []
+
+    def forward(self, x, options):
+        self.runs.append(options["number"])
+        options["seen"] = True
+        return x + options["number"] * self.layers(x)
+
+
+class Net(nn.Module):
+    def __init__(self, width: int = 8, depth: int = 4):
+        super().__init__()
+        self.first = nn.Linear(3, width)
+        self.body = nn.ModuleList(nn.ModuleList([Block(width)]) for _ in range(depth))
+
+    def forward(self, x):
+        x, options = self.first(x), {}
+        for number, (block,) in enumerate(self.body, start=1):
+            options["number"] = number
+            x = block(x, options)
+        return x
+
+
+@pytest.fixture
+def net() -> Net:
+    torch.manual_seed(0)
+    return Net().double()
+
+
+def gradient(net, x):
+    x = x.clone().requires_grad_()
+    return torch.autograd.grad(net(x).square().sum(), x)[0]
+
+
+def test_blocks_are_what_has_children_below_the_trunks(net):
+    assert blocks(net) == [block for (block,) in net.body]
+    assert blocks(nn.Sequential(nn.Linear(2, 2), nn.ReLU())) == []
+
+
+def test_blocks_of_a_real_unet():
+    from diffusers import UNet2DModel
+
+    unet = UNet2DModel(32, block_out_channels=(32, 64), layers_per_block=1, down_block_types=("DownBlock2D",) * 2,
+                       up_block_types=("UpBlock2D",) * 2)  # fmt: skip
+    kinds = {type(block).__name__ for block in blocks(unet)}
+    assert {"ResnetBlock2D", "Downsample2D", "Upsample2D"} <= kinds
+    x, t = torch.randn(1, 3, 32, 32), torch.tensor([3])
+    expected = gradient(lambda x: unet(x, t).sample, x)
+    with checkpointed(blocks(unet), lambda: True):
+        assert torch.allclose(gradient(lambda x: unet(x, t).sample, x), expected, atol=1e-5)
+
+
+def test_same_gradient_and_every_block_runs_twice_with_its_own_number(net):
+    x = torch.randn(5, 3, dtype=torch.float64)
+    expected, parts = gradient(net, x), blocks(net)
+    calls = []
+    for block in parts:
+        block.runs.clear()
+    with checkpointed(parts, lambda: True, lambda: calls.append(1)):
+        found = gradient(net, x)
+    assert torch.equal(found, expected)
+    assert [block.runs for block in parts] == [[n, n] for n in (1, 2, 3, 4)]
+    assert len(calls) == 8
+
+
+def test_only_when_enabled_and_only_for_gradients(net):
+    parts = blocks(net)
+    x = torch.randn(5, 3, dtype=torch.float64)
+    with checkpointed(parts, lambda: False):
+        gradient(net, x)
+    with checkpointed(parts, lambda: True), torch.no_grad():
+        net(x)
+    assert [len(block.runs) for block in parts] == [2] * 4
+
+
+def test_forwards_return_however_it_ends(net):
+    parts = blocks(net)
+    parts[0].forward = own = parts[0].forward  # another pack's
+    for problem in (None, RuntimeError, KeyboardInterrupt):
+        try:
+            with checkpointed(parts, lambda: True):
+                assert all("forward" in vars(block) for block in parts)
+                if problem:
+                    raise problem
+        except (RuntimeError, KeyboardInterrupt):
+            pass
+        assert vars(parts[0])["forward"] is own
+        assert not any("forward" in vars(block) for block in parts[1:])
+
+
+def test_costs_are_what_autograd_saves(net):
+    small, large = (torch.randn(n, 3, dtype=torch.float64) for n in (10, 30))
+    cost = measure(net, net, (small, large), (10, 30))
+    for n in (10, 20, 50):
+        x = torch.randn(n, 3, dtype=torch.float64)
+        assert cost.held(n) == pytest.approx(saved_bytes(net, x, net))
+        assert cost.inputs(n) == pytest.approx(8 * n * (3 + 4 * 8))
+    with torch.enable_grad(), bytes_of_blocks(blocks(net), storages(net)) as found:
+        net(large.requires_grad_())
+    assert cost.block(30) == max(found)
+    assert len(found) == 4
+
+
+COSTS = {
+    "encode": Cost(Line(10, 0), Line(3, 0), Line(2, 0)),
+    "predict": Cost(Line(5, 40), Line(1, 0), Line(1, 40)),
+    "decode": Cost(Line(20, 0), Line(5, 0), Line(4, 0)),
+}
+
+
+def simulated(ways: dict[str, Way], calls: dict[str, int], area: int, at_once: int) -> float:
+    """What is held, event by event, on the way there and back."""
+    now, most, freed = 0.0, 0.0, []
+    for name, cost in COSTS.items():
+        held, inputs, block = (line(area) for line in (cost.held, cost.inputs, cost.block))
+        way = ways[name]
+        kept = (inputs if way.in_blocks else held) if way.keep else 0.0
+        passing = {Way.HOLD: 0.0, Way.BLOCKS: block, Way.AGAIN: held, Way.AGAIN_IN_BLOCKS: inputs + block}[way]
+        together = min(at_once, calls[name])
+        for _ in range(calls[name] // together):
+            now += together * kept
+            freed.append((together * kept, together * passing))
+    for kept, passing in reversed(freed):
+        most = max(most, now + passing)
+        now -= kept
+    return max(most, 0.0)
+
+
+@pytest.mark.parametrize(("predicts", "at_once"), [(4, 1), (2, 2)])
+def test_peak_is_that_of_a_simulation(predicts, at_once):
+    calls = {"encode": 1, "predict": predicts, "decode": 1}
+    for ways in product(Way, repeat=3):
+        chosen = dict(zip(COSTS, ways, strict=True))
+        assert peak(COSTS, calls, chosen, lambda line: line(7), at_once) == simulated(chosen, calls, 7, at_once)
+
+
+@pytest.mark.parametrize("limit", [0, 150, 200, 260, 300, 400, 10**6])
+def test_the_plan_is_the_quickest_that_fits_else_the_leanest(limit):
+    calls, area = {"encode": 1, "predict": 4, "decode": 1}, 7
+    options = [dict(zip(COSTS, ways, strict=True)) for ways in product(Way, repeat=3)]
+    needs = [simulated(ways, calls, area, 1) for ways in options]
+    times = [sum(calls[n] * ways[n].extra_forwards * COSTS[n].held(area) for n in COSTS) for ways in options]
+    chosen = plan(COSTS, calls, area, limit)
+    found = options.index(chosen.ways)
+    fitting = [time for time, need in zip(times, needs, strict=True) if need <= limit]
+    if fitting:
+        assert needs[found] <= limit
+        assert times[found] == min(fitting)
+        assert chosen.fixed + chosen.count(limit) * chosen.each <= limit
+    else:
+        assert needs[found] == min(needs)
+        assert chosen.count(limit) == 1
+    assert chosen.leaner == (needs[found] > min(needs))
+    assert chosen.fixed + chosen.each == pytest.approx(needs[found])
+
+
+def test_free_memory_can_be_returned_at_any_time():
+    return_free_memory()
+
+
+def test_keeping_freed_memory_nests_and_passes_errors_on():
+    cpu = torch.device("cpu")
+    with pytest.raises(KeyError), freed_memory_kept(cpu), freed_memory_kept(cpu):
+        raise KeyError
+    with freed_memory_kept(torch.device("cuda")):  # a GPU has its own memory: nothing to do, and none needed
+        assert float(torch.ones(2**20).sum()) == 2**20
+
+
+def test_kept_memory_is_used_again():
+    """Freed and taken again, large blocks cost no new pages: the system's counter of page faults says so."""
+    resource = pytest.importorskip("resource")
+    if not sys.platform.startswith("linux"):
+        pytest.skip("glibc only")
+
+    def faults() -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(10):
+            torch.ones(40 * 2**20 // 4)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    with freed_memory_kept(torch.device("cpu")):
+        if _glibc() is None:
+            pytest.skip("glibc only")
+        torch.ones(40 * 2**20 // 4)
+        kept = faults()
+    usual = faults()
+    assert kept < usual / 4

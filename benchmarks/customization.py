@@ -37,6 +37,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from antipure.methods.antipure.objective import PRESETS
+from antipure.methods.attacks.settings import AttackSettings
 from antipure.methods.baselines import BASELINES
 from antipure.methods.controls import CONTROLS, spectrum_matched
 from antipure.methods.customization.dreambooth_lora import CustomizationSettings, customized
@@ -138,9 +139,10 @@ class Run:
         customization = nullcontext()
         if version == "anti_dreambooth_fsmg":
             customization = customized(model, clean, self.settings, seed + 1_000_000)
-        settings = {"levels": self.levels, "steps": self.protection_steps, "seeds": seed}
         with customization:
-            return apply_protection(version, clean, model, **settings)
+            return apply_protection(
+                version, clean, model, AttackSettings(self.levels, self.protection_steps, seeds=seed)
+            )
 
     def purified(self, name: str, picture: Tensor, seed: int) -> Tensor:
         purifier = parse_purifier(self.purifier, load_denoisers(), seed)

@@ -10,6 +10,7 @@ import argparse
 
 import torch
 from antipure.cli.core_nodes import LoadImage
+from antipure.methods.attacks.settings import AttackSettings
 from antipure.methods.controls import apply_control
 from antipure.methods.diffusion.checkpoints import load_denoiser
 from antipure.methods.metrics import image as metrics
@@ -32,7 +33,7 @@ def main() -> None:
     for name in ("clean", "random"):
         before, after, structure = [], [], []
         for seed in range(args.seeds):
-            picture = clean if name == "clean" else apply_control("random", clean, levels=8, seeds=seed)
+            picture = clean if name == "clean" else apply_control("random", clean, AttackSettings(levels=8, seeds=seed))
             pure = gridpure(picture, denoiser, iterations=args.iterations, seed=seed)
             before.append(metrics.psnr(clean, picture))
             after.append(metrics.psnr(clean, pure))

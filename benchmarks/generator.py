@@ -12,6 +12,7 @@ import argparse
 from pathlib import Path
 
 import torch
+from antipure.methods.attacks.settings import AttackSettings
 from antipure.methods.controls import apply_control
 from antipure.methods.generators import load_generator
 from antipure.methods.generators.procedural_faces import HELD_OUT, draw_edited, draw_faces
@@ -59,7 +60,7 @@ def main() -> None:
         others = {
             "Disrupting": protected,
             "JPEG": jpeg(protected, 75),
-            "random": apply_control("random", picture, levels=LEVELS),
+            "random": apply_control("random", picture, AttackSettings(levels=LEVELS)),
             "JPEG alone": jpeg(picture, 75),
         }
         shares = []

@@ -46,7 +46,7 @@ QUALITY = 75
 
 
 class Bar:
-    """A progress callback."""
+    """A `Progress` with a bar."""
 
     def __init__(self, title: str):
         self.bar, self.title = None, title

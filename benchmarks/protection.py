@@ -24,6 +24,7 @@ from pathlib import Path
 
 import torch
 from antipure.methods.antipure.objective import PRESETS, Objective
+from antipure.methods.attacks.settings import AttackSettings
 from antipure.methods.controls import CONTROLS, spectrum_matched
 from antipure.methods.diffusion.pixel import PixelDenoiser
 from antipure.methods.errors import AntiPureError
@@ -109,7 +110,9 @@ class Run:
                 preset = arm.removesuffix(MATCHED)
                 made = self.protected(name, preset, PRESETS.get(preset), levels, seed)
                 return spectrum_matched(clean, made, levels=levels, seed=seed)
-            return apply_protection(objective or arm, clean, denoiser, levels=levels, steps=self.steps, seeds=seed)
+            return apply_protection(
+                objective or arm, clean, denoiser, AttackSettings(levels=levels, steps=self.steps, seeds=seed)
+            )
 
         key = digest(picture_digest(clean), arm, objective, levels, seed, self.steps, self.precision)
         return self.picture("protected", f"{name}-{arm.replace(' ', '_')}-l{levels:g}-s{seed}", key, make)

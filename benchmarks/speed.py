@@ -39,6 +39,7 @@ from antipure.methods.antipure.objective import PRESETS
 from antipure.methods.antipure.protect import protect
 from antipure.methods.attacks import pgd as attack
 from antipure.methods.attacks.budget import Budget
+from antipure.methods.attacks.settings import AttackSettings
 from antipure.methods.controls import SMOOTH_SIGMA
 from antipure.methods.diffusion.checkpoints import BUNDLED, load_denoiser
 from antipure.methods.diffusion.pixel import PixelDenoiser
@@ -101,7 +102,7 @@ class Bench:
         self, preset: str, picture: Tensor | None = None, steps: int = STEPS, denoiser: PixelDenoiser | None = None
     ) -> Work:
         picture = self.picture if picture is None else picture
-        return partial(protect, picture, denoiser or self.denoiser, PRESETS[preset], steps=steps)
+        return partial(protect, picture, denoiser or self.denoiser, PRESETS[preset], AttackSettings(steps=steps))
 
     def passes(self, preset: str) -> Work:
         """The network's forwards and backwards of `STEPS` steps: as many tiles, batched alike, nothing around them."""
@@ -272,7 +273,7 @@ def fast(bench: Bench, steps: int, seeds: int) -> list[dict]:
 def substeps(bench: Bench) -> list[dict]:
     """Ten GrIDPure iterations with fewer timesteps: what they do to a clean picture and leave of a perturbation."""
     clean = bench.picture
-    protected = protect(clean, bench.denoiser, PRESETS["strong"], steps=4 if bench.quick else 40)
+    protected = protect(clean, bench.denoiser, PRESETS["strong"], AttackSettings(steps=4 if bench.quick else 40))
     purify = partial(gridpure, denoiser=bench.denoiser, iterations=10)
     whole = purify(clean)
     repeats, bench.repeats = bench.repeats, min(bench.repeats, 3)

@@ -6,13 +6,14 @@ All take B×3×H×W pictures in 0..1 and return 8-bit-rounded pictures inside th
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from ..kernels.filters import gaussian_blur
-from .attacks.budget import Budget, check_budget, check_mask
-from .errors import AntiPureError
+from .attacks.budget import Budget
+from .attacks.settings import AttackSettings
 from .pictures import check_picture, random_stream
 
 BLOCK = 16
@@ -56,20 +57,19 @@ CONTROLS: dict[str, Callable[[Tensor, float, torch.Generator], Tensor]] = {
 
 
 def apply_control(
-    name: str, picture: Tensor, *, levels: float = 8, mask: Tensor | None = None, seeds: int | list[int] = 0
+    name: str,
+    picture: Tensor,
+    settings: AttackSettings = AttackSettings(),  # noqa: B008 (frozen)
 ) -> Tensor:
-    """The picture under the control `name` of `CONTROLS`; arguments, result and errors as `attack.pgd`."""
+    """The picture under the control `name` of `CONTROLS`; result and errors as `attacks.pgd`. It takes no steps."""
     check_picture(picture)
-    check_budget(levels, 1)
-    check_mask(mask, picture)
-    seeds = [seeds] * len(picture) if isinstance(seeds, int) else list(seeds)
-    if len(seeds) != len(picture):
-        raise AntiPureError(f"{len(seeds)} seeds for {len(picture)} pictures; give one seed or one for each.")
+    replace(settings, steps=1).check(picture)
     results = []
-    for i, seed in enumerate(seeds):
-        clean = picture[i : i + 1].float()
-        budget = Budget(clean, levels, None if mask is None else mask[i : i + 1])
-        delta = CONTROLS[name](clean, levels, random_stream(seed))
+    for i, seed in enumerate(settings.seeds_of(len(picture))):
+        part = slice(i, i + 1)
+        clean = picture[part].float()
+        budget = Budget(clean, settings.levels, settings.mask_of(part))
+        delta = CONTROLS[name](clean, settings.levels, random_stream(seed))
         results.append(budget.quantise(budget.project(budget.original + delta)))
     return torch.cat(results)
 

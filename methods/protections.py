@@ -7,7 +7,7 @@ from torch import Tensor
 from .antipure.objective import PRESETS, Objective
 from .antipure.protect import protect
 from .attacks.ensemble import CombinedDenoiser
-from .attacks.pgd import Callback
+from .attacks.settings import AttackSettings
 from .baselines import BASELINES, apply_baseline
 from .controls import CONTROLS, apply_control
 from .diffusion.denoiser import Denoiser
@@ -27,26 +27,22 @@ def apply_protection(
     protection: str | Objective,
     picture: Tensor,
     denoiser: Denoiser | CombinedDenoiser | None,
-    *,
-    levels: float = 8,
-    steps: int = 100,
-    mask: Tensor | None = None,
-    seeds: int | list[int] = 0,
-    callback: Callback | None = None,
+    settings: AttackSettings = AttackSettings(),  # noqa: B008 (frozen)
 ) -> Tensor:
-    """The picture under a protection of `NAMES`, or of one's own objective; arguments, result, errors as `attack.pgd`.
+    """The picture under a protection of `NAMES`, or of one's own objective; result and errors as `attacks.pgd`.
 
     denoiser: may be None where `needs_denoiser` says so; else to be called inside `denoiser.session()`.
-    steps, callback: not for controls, which take no steps.
+    settings: controls take no steps, and none takes no budget either.
     """
     if not isinstance(protection, Objective) and protection not in NAMES:
         raise AntiPureError(f"There is no protection '{protection}'; choose one of {', '.join(NAMES)}.")
     if protection == NO_PROTECTION:
         return round_8bit(picture)
-    settings = {"levels": levels, "mask": mask, "seeds": seeds}
     if protection in CONTROLS:
-        return apply_control(protection, picture, **settings)
-    settings |= {"steps": steps, "callback": callback}
+        return apply_control(protection, picture, settings)
+    if denoiser is None:
+        raise AntiPureError(f"The protection '{protection}' is made against a model; give a denoiser.")
     if protection in BASELINES:
-        return apply_baseline(protection, picture, denoiser, **settings)
-    return protect(picture, denoiser, PRESETS.get(protection, protection), **settings)
+        return apply_baseline(protection, picture, denoiser, settings)
+    objective = protection if isinstance(protection, Objective) else PRESETS[protection]
+    return protect(picture, denoiser, objective, settings)

@@ -12,6 +12,7 @@ from ..methods.errors import AntiPureError
 from ..methods.metrics import distribution as set_metrics
 from ..methods.metrics.faces import FaceModels, face_scores
 from ..methods.metrics.lpips import AlexNet, Lpips
+from ..methods.progress import part
 from . import host
 from .convert import from_image
 from .encoders import borrowed_encoder
@@ -80,13 +81,12 @@ class SetMetrics:
         ):
             found = []
             for x in sets:
-                before = done
                 found.append(
                     set_metrics.extract(
                         x,
                         space,
                         device=host.device(),
-                        callback=lambda n, _, before=before: progress(before + n, sum(counts)),
+                        progress=part(progress, done, len(x), sum(counts)),
                     )
                 )
                 done += len(x)
@@ -181,7 +181,7 @@ class FaceMetrics:
         with torch.inference_mode(False), torch.no_grad():
             models = FaceModels(host.find_model("faces", pack))
             with Progress("looking for faces", node_id) as progress:
-                scores = face_scores(picture, known, models, threshold=threshold, callback=progress)
+                scores = face_scores(picture, known, models, threshold=threshold, progress=progress)
         seen = sum(s == s for s in scores.similarities)
         lines = [
             f"models: {models.name} (insightface)",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from ..methods.attacks.settings import AttackSettings
 from ..methods.errors import AntiPureError
 from ..methods.generators.loading import load_generator
 from ..methods.generators.procedural_faces import HELD_OUT, SIDE, draw_faces
@@ -144,12 +145,8 @@ class DisruptProtect:
                 generator,
                 picture.to(device),
                 names,
-                levels=levels,
-                steps=steps,
+                AttackSettings(levels, steps, None if mask is None else mask.to(device), seed, progress),
                 step_levels=step_levels,
-                mask=None if mask is None else mask.to(device),
-                seeds=seed,
-                callback=progress,
             ).cpu()
         lines = [f"Disrupting against {generator.name}: {', '.join(names)}; {levels:g} levels, {steps} steps"]
         values = zip(metrics.linf_levels(picture, protected), metrics.psnr(picture, protected), strict=True)

@@ -14,7 +14,7 @@ _TEXT_SECONDS = 1.0
 
 
 class Progress:
-    """A callback for the algorithms: progress bar, preview and cancel. Use as a context manager.
+    """The `Progress` of the algorithms: progress bar, preview and cancel. Use as a context manager.
 
     Called as progress(done, total, picture=None, loss=None), picture 1×3×H×W in 0..1.
     node_id: the node that shows loss and remaining time as text; None shows none.

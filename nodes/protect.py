@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ..methods.antipure.objective import PRESETS, Objective
 from ..methods.attacks.ensemble import members_of
+from ..methods.attacks.settings import AttackSettings
 from ..methods.metrics import image as metrics
 from ..methods.protections import NAMES, NO_PROTECTION, apply_protection, needs_denoiser
 from . import host
@@ -94,7 +97,7 @@ class Protect:
     def protect(self, image, denoiser, preset, levels, steps, seed, mask=None, objective=None, node_id=None) -> tuple:
         picture, alpha = from_image(image)
         mask = from_mask(mask, picture)
-        settings = {"levels": levels, "seeds": seed}
+        settings = AttackSettings(levels, steps, mask, seed)
         protection = preset if objective is None else objective
         objective = PRESETS.get(preset) if objective is None else objective  # None: no objective of ours
         limits = []
@@ -103,13 +106,12 @@ class Protect:
                 objective.check(member)
             host.ready(denoiser)
             device = denoiser.device
-            settings |= {"steps": steps, "mask": None if mask is None else mask.to(device)}
             with denoiser.session(), Progress("protecting", node_id) as progress:
-                on_device = picture.to(device)
-                protected = apply_protection(protection, on_device, denoiser, callback=progress, **settings).cpu()
+                settings = replace(settings, mask=None if mask is None else mask.to(device), progress=progress)
+                protected = apply_protection(protection, picture.to(device), denoiser, settings).cpu()
             limits = [member.max_batch for member in members_of(denoiser) if member.max_batch]
         else:
-            protected = apply_protection(protection, picture, None, mask=mask, **settings)
+            protected = apply_protection(protection, picture, None, settings)
         name = "own objective" if isinstance(protection, Objective) else preset
         run = steps if objective is None else objective.steps(steps)
         count = f"{steps}" if run == steps else f"{run} of {steps}"

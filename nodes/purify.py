@@ -106,7 +106,7 @@ class DiffusionPurify:
         settings = {"timestep": timestep, "iterations": iterations, "gamma": gamma, "seed": seed, "substeps": substeps}
         try:
             with denoiser.session(), Progress("purifying", node_id) as progress:
-                pure = purify(method, picture.to(denoiser.device), denoiser, callback=progress, **settings)
+                pure = purify(method, picture.to(denoiser.device), denoiser, progress=progress, **settings)
         except torch.cuda.OutOfMemoryError as error:
             raise AntiPureError(
                 "The GPU has not enough memory for this picture at once; use 'gridpure', or a smaller picture."

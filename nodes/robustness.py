@@ -112,7 +112,7 @@ class RobustnessReport:
             with Progress("measuring", node_id) as progress:
                 total = 1
 
-                def step(done: int, of: int, picture: Tensor | None) -> None:
+                def step(done: int, of: int, picture: Tensor | None = None, loss=None, /) -> None:
                     nonlocal total
                     total = of
                     progress(done, of, picture)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from antipure.methods.attacks.settings import AttackSettings
 from antipure.methods.controls import BLOCK, CONTROLS, apply_control, spectrum_matched
 from antipure.methods.errors import AntiPureError
 from antipure.methods.metrics.image import radial_spectrum
@@ -33,7 +34,7 @@ def grey(height: int, width: int) -> torch.Tensor:
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (7, 30), (33, 17)])
 def test_controls_stay_in_the_ball_and_use_it(name, levels, height, width):
     x = picture(height, width, batch=2)
-    result = apply_control(name, x, levels=levels)
+    result = apply_control(name, x, AttackSettings(levels=levels))
     assert result.shape == x.shape
     assert torch.equal(result, round_8bit(result))
     change = np.abs(levels_of(result) - levels_of(x))
@@ -54,7 +55,7 @@ def test_controls_keep_to_the_mask(name):
     mask = torch.zeros(1, 1, 20, 40)
     mask[..., 10:30] = 1
     mask[..., 30:] = 0.5
-    result = apply_control(name, x, levels=8, mask=mask)
+    result = apply_control(name, x, AttackSettings(levels=8, mask=mask))
     assert torch.equal(result[..., :10], x[..., :10])
     change = (result - x).abs() * 255
     assert change[..., 10:30].max() <= 8 + 1e-3
@@ -91,7 +92,7 @@ def test_blocks_are_16_pixels_wide_and_the_same_in_all_channels():
 def test_smooth_is_the_blur_as_far_as_the_budget_reaches():
     x = picture(40, 50)
     blurred = gaussian_filter(x[0].double().numpy(), (0, 2, 2), mode="mirror", truncate=4)
-    smooth = apply_control("smooth", x, levels=8)[0].numpy()
+    smooth = apply_control("smooth", x, AttackSettings(levels=8))[0].numpy()
     change = np.clip(blurred - x[0].numpy(), -8 / 255, 8 / 255)
     inner = np.s_[:, 10:-10, 10:-10]  # borders and the kernel's reach are the filter's own
     assert np.abs(smooth - (x[0].numpy() + change))[inner].max() <= 1.01 / 255
@@ -101,11 +102,15 @@ def test_smooth_is_the_blur_as_far_as_the_budget_reaches():
 @pytest.mark.parametrize("name", ["random", "blocks"])
 def test_seeds_decide_and_each_picture_is_treated_as_if_alone(name):
     x = picture(40, 50, batch=3)
-    together = apply_control(name, x, seeds=[5, 6, 5])
+    together = apply_control(name, x, AttackSettings(seeds=[5, 6, 5]))
     for i, seed in enumerate((5, 6, 5)):
-        assert torch.equal(together[i : i + 1], apply_control(name, x[i : i + 1], seeds=seed))
-    assert torch.equal(apply_control(name, x, seeds=5), apply_control(name, x, seeds=[5, 5, 5]))
-    assert not torch.equal(apply_control(name, x, seeds=5), apply_control(name, x, seeds=6))
+        assert torch.equal(together[i : i + 1], apply_control(name, x[i : i + 1], AttackSettings(seeds=seed)))
+    assert torch.equal(
+        apply_control(name, x, AttackSettings(seeds=5)), apply_control(name, x, AttackSettings(seeds=[5, 5, 5]))
+    )
+    assert not torch.equal(
+        apply_control(name, x, AttackSettings(seeds=5)), apply_control(name, x, AttackSettings(seeds=6))
+    )
 
 
 @pytest.mark.parametrize(
@@ -122,7 +127,7 @@ def test_seeds_decide_and_each_picture_is_treated_as_if_alone(name):
 )
 def test_impossible_requests_are_refused_with_a_sentence(arguments, message):
     with pytest.raises(AntiPureError, match=message):
-        apply_control(**{"name": "random", "picture": picture(8, 8, batch=2), **arguments})
+        apply_control("random", arguments.pop("picture", picture(8, 8, batch=2)), AttackSettings(**arguments))
 
 
 def smooth(height: int, width: int, cutoff: float, seed: int = 0) -> torch.Tensor:
@@ -201,7 +206,7 @@ def test_spectrum_matched_noise_follows_its_seed_and_treats_pictures_alone():
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 9), (5, 1), (7, 200), (33, 20)])
 def test_spectrum_matched_noise_works_at_any_size_inside_the_ball(height, width):
     clean = picture(height, width)
-    control = spectrum_matched(clean, apply_control("random", clean, levels=6.4), levels=6.4)
+    control = spectrum_matched(clean, apply_control("random", clean, AttackSettings(levels=6.4)), levels=6.4)
     assert control.shape == clean.shape
     assert np.abs(levels_of(control) - levels_of(clean)).max() <= 6
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from ...kernels.filters import gaussian_blur
-from ..attacks.budget import check_mask
 from ..attacks.ensemble import CombinedDenoiser
-from ..attacks.pgd import Callback, Loss, pgd
-from ..attacks.tiled_loss import tiled_loss
+from ..attacks.loss import Loss
+from ..attacks.pgd import pgd
+from ..attacks.settings import AttackSettings
+from ..attacks.tiled_loss import TiledLoss
 from ..diffusion.denoiser import Denoiser
 from ..errors import AntiPureError
 from ..pictures import check_picture
@@ -22,9 +24,9 @@ from .unrolled import unrolled_term
 
 
 def antipure_loss(denoiser: Denoiser | CombinedDenoiser, objective: Objective, clean: Tensor) -> Loss:
-    """The `Loss` for `attack.pgd`: mean over random tiles of the objective's terms.
+    """The `Loss` for `attacks.pgd`: mean over random tiles of the objective's terms.
 
-    clean: 1×3×H×W pixels of the picture to protect, any size, cut into tiles by `tiles.tiled_loss`. A combined
+    clean: 1×3×H×W pixels of the picture to protect, any size, cut into tiles by `attacks.tiled_loss`. A combined
     denoiser combines the losses of its members.
     """
     if isinstance(denoiser, CombinedDenoiser):
@@ -45,39 +47,30 @@ def antipure_loss(denoiser: Denoiser | CombinedDenoiser, objective: Objective, c
             value = value + objective.unrolled * unrolled_term(denoiser, tiles, reference, generators, objective)
         return value
 
-    return tiled_loss(denoiser, clean, terms, forwards=forwards, at_once=at_once)
+    return TiledLoss(denoiser, clean, terms, forwards=forwards, at_once=at_once)
 
 
 def protect(
     picture: Tensor,
     denoiser: Denoiser | CombinedDenoiser,
     objective: Objective,
-    *,
-    levels: float = 8,
-    steps: int = 100,
-    mask: Tensor | None = None,
-    seeds: int | list[int] = 0,
-    callback: Callback | None = None,
+    settings: AttackSettings = AttackSettings(),  # noqa: B008 (frozen)
 ) -> Tensor:
-    """The picture protected by PGD on this objective; arguments, result and errors as `attack.pgd`.
+    """The picture protected by PGD on this objective; result and errors as `attacks.pgd`.
 
-    steps: `Objective.steps` may run fewer of them.
-
+    settings: `Objective.steps` may run fewer of its steps, `Objective.shaped` scales its mask.
     To be called inside `denoiser.session()`.
     """
     check_picture(picture)
-    check_mask(mask, picture)
+    settings.check(picture)
+    mask = settings.mask
     if objective.shaped:
         shares = shaped_budget(picture)
         mask = shares if mask is None else shares * mask.to(shares)
     return pgd(
         picture,
         partial(antipure_loss, denoiser, objective),
-        levels=levels,
-        steps=objective.steps(steps),
+        replace(settings, steps=objective.steps(settings.steps), mask=mask),
         start=gaussian_blur(picture.float(), objective.start_blur) if objective.start_blur else None,
         precondition=None if objective.luminance == 1 else partial(balance_colours, luminance=objective.luminance),
-        mask=mask,
-        seeds=seeds,
-        callback=callback,
     )

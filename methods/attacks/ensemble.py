@@ -12,7 +12,7 @@ from torch import Tensor
 from ..diffusion.denoiser import Denoiser
 from ..errors import AntiPureError
 from ..pictures import random_stream
-from .pgd import Loss
+from .loss import Loss
 
 MODES = ("mean", "worst")
 
@@ -41,27 +41,45 @@ class CombinedDenoiser:
 
     def combine(self, losses: list[Loss]) -> Loss:
         """One `Loss` from the members' losses, each with its own random stream."""
+        return CombinedLoss(losses, self.mode)
 
-        def parts(pixels: Tensor, roots: list[int], i: int) -> Iterator[Tensor]:
-            return losses[i](pixels, random_stream(roots[i]))
 
-        def value(pixels: Tensor, roots: list[int], i: int) -> float:
-            with torch.no_grad():
-                return sum(float(term) for term in parts(pixels, roots, i))
+class CombinedLoss(Loss):
+    """The mean of several losses or, in the mode "worst", in every step the one that is smallest."""
 
-        def loss(pixels: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
-            roots = [int(torch.randint(2**62, (), generator=generator)) for _ in losses]
-            if self.mode == "worst":
-                least = min(range(len(losses)), key=lambda i: value(pixels, roots, i))
-                yield from parts(pixels, roots, least)
-                return
-            for i in range(len(losses)):
-                for term in parts(pixels, roots, i):
-                    yield term / len(losses)
+    def __init__(self, losses: list[Loss], mode: str):
+        self.losses, self.mode = losses, mode
+        self.taken = losses  # by the latest step
 
+    def prepare(self, pixels: Tensor, generator: torch.Generator) -> None:
+        for loss, root in zip(self.losses, self._roots(generator), strict=True):
+            loss.prepare(pixels, random_stream(root))
+
+    def terms(self, pixels: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
+        roots = self._roots(generator)
+        if self.mode == "worst":
+            least = min(range(len(roots)), key=lambda i: self._value(pixels, roots[i], i))
+            self.taken = [self.losses[least]]
+            yield from self.losses[least].terms(pixels, random_stream(roots[least]))
+            return
+        for loss, root in zip(self.losses, roots, strict=True):
+            for term in loss.terms(pixels, random_stream(root)):
+                yield term / len(roots)
+
+    def stepped(self) -> None:
+        for loss in self.taken:
+            loss.stepped()
+
+    def shrink(self) -> bool:
         # Not `any`: after an out-of-memory error nobody knows whose batch was too large.
-        loss.shrink = lambda: sum([one.shrink() for one in losses]) > 0
-        return loss
+        return sum([loss.shrink() for loss in self.losses]) > 0
+
+    def _roots(self, generator: torch.Generator) -> list[int]:
+        return [int(torch.randint(2**62, (), generator=generator)) for _ in self.losses]
+
+    def _value(self, pixels: Tensor, root: int, i: int) -> float:
+        with torch.no_grad():
+            return sum(float(term) for term in self.losses[i].terms(pixels, random_stream(root)))
 
 
 def combine(first: Denoiser | CombinedDenoiser, second: Denoiser | CombinedDenoiser, mode: str) -> CombinedDenoiser:

@@ -1,12 +1,12 @@
 """Projected gradient ascent in an L-infinity ball: the one loop behind every protection of this pack.
 
-Madry et al., "Towards Deep Learning Models Resistant to Adversarial Attacks", ICLR 2018 (PGD); momentum after
-Dong et al., CVPR 2018 (MI-FGSM). Budgets are 8-bit levels: `levels=8` means 8/255 of the 0..1 range.
+Madry et al., "Towards Deep Learning Models Resistant to Adversarial Attacks", ICLR 2018. Budgets
+are 8-bit levels: `levels=8` means 8/255 of the 0..1 range.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -15,100 +15,79 @@ from ...kernels.ascent import ascend
 from ..errors import AntiPureError
 from ..gradients.malloc import freed_memory_kept
 from ..pictures import check_picture, random_stream, to_pixels
-from .budget import Budget, check_budget, check_mask
+from .budget import Budget
+from .loss import Loss, MakeLoss
+from .settings import AttackSettings
 
-# Given pixels (1×3×H×W in [-1, 1], or B× where pictures run together) and a random stream, yields scalar terms whose
-# sum is maximised. Terms are differentiated one after another, so only one term's graph is in memory at a time, and
-# what is in pixels.grad by then may be added to in place (`kernels.tiles.cut`). A loss may have a method `shrink()`,
-# called when memory ran out: True when it will ask for less the next time.
-Loss = Callable[[Tensor, torch.Generator], Iterable[Tensor]]
 # The host looks at the gradients in the first step and then every so many: each look waits for the GPU.
 CHECK_EVERY = 10
-# callback(done, total, picture, value): may raise to cancel. picture is 1×3×H×W in 0..1, value a 0-d tensor.
-Callback = Callable[[int, int, Tensor, Tensor], None]
 
 
 def pgd(
     picture: Tensor,
-    make_loss: Callable[[Tensor], Loss],
+    make_loss: MakeLoss,
+    settings: AttackSettings = AttackSettings(),  # noqa: B008 (frozen)
     *,
-    levels: float = 8,
-    steps: int = 100,
     step_levels: float | None = None,
-    momentum: float = 0.0,
-    precondition: Callable[[Tensor], Tensor] | None = None,
     decay: bool = True,
+    precondition: Callable[[Tensor], Tensor] | None = None,
     random_start: bool = False,
-    mask: Tensor | None = None,
-    seeds: int | list[int] = 0,
-    callback: Callback | None = None,
+    start: Tensor | None = None,
     rounded: bool = True,
     together: bool = False,
-    start: Tensor | None = None,
 ) -> Tensor:
     """Maximise a loss over the L-infinity ball around each picture.
 
     picture: B×3×H×W in 0..1. make_loss: from the clean pixels (1×3×H×W in [-1, 1]) to the `Loss` to maximise.
-    levels: radius in 8-bit levels. step_levels: first step, decaying linearly to 0 (default levels / 8; with fewer
-        than 16 steps more, so that the border of the ball stays in reach).
-    momentum: decay of the accumulated, L1-normalised gradient; 0 is plain PGD.
-    precondition: of the gradient, 1×3×H×W to the same, before momentum and sign; None leaves it as it is.
-    decay: whether the step decays; else every step is the first. random_start: begin at a random point of the ball,
-        for losses whose gradient is 0 at the clean picture.
-    mask: B×1×H×W in 0..1, scales the budget per pixel. seeds: one for all pictures, or one per picture.
-    callback: called after each step with (done, total, current picture, loss); exceptions pass through.
+    step_levels: first step in 8-bit levels, decaying linearly to 0 (default levels / 8; with fewer than 16 steps more,
+        so that the border of the ball stays in reach). decay: whether it decays; else every step is the first.
+    precondition: of the gradient, 1×3×H×W to the same, before its sign is taken; None leaves it as it is.
+    random_start: begin at a random point of the ball, for losses whose gradient is 0 at the clean picture.
+    start: B×3×H×W in 0..1, where to begin instead of at the picture; brought to the nearest point of the ball.
     rounded: False keeps the result unrounded, for attacks that live inside a training loop.
     together: one loop over the whole batch, under one seed. The loss gets B×3×H×W and must be a sum or mean over
         pictures that do not influence each other.
-    start: B×3×H×W in 0..1, where to begin instead of at the picture; brought to the nearest point of the ball.
 
     Returns the 8-bit-rounded result, B×3×H×W in 0..1: |result - picture| <= levels/255 everywhere, and exactly
     the input where the mask is 0. Each picture's result does not depend on the others.
-    Raises `AntiPureError` for bad pictures, masks or budgets, and when a gradient was not finite (noticed within
+    Raises `AntiPureError` for bad pictures and settings, and when a gradient was not finite (noticed within
     `CHECK_EVERY` steps).
     """
     check_picture(picture)
-    check_budget(levels, steps)
-    check_mask(mask, picture)
+    settings.check(picture)
     if start is not None:
         check_picture(start, "start")
         if start.shape != picture.shape:
             raise AntiPureError(f"The start has shape {tuple(start.shape)}, the picture {tuple(picture.shape)}.")
+    levels, steps = settings.levels, settings.steps
     runs = 1 if together else len(picture)
-    seeds = [seeds] * runs if isinstance(seeds, int) else list(seeds)
-    if len(seeds) != runs:
-        raise AntiPureError(f"{len(seeds)} seeds for {runs} pictures; give one seed or one for each.")
     per_run = len(picture) // runs
     first = levels * max(1 / 8, 2 / steps) if step_levels is None else step_levels
     results = []
-    for i, seed in enumerate(seeds):
+    for i, seed in enumerate(settings.seeds_of(runs)):
         # ComfyUI runs prompts in inference mode; clones made outside it are ordinary tensors.
         with torch.inference_mode(False), torch.enable_grad(), freed_memory_kept(picture.device):
             part = slice(i * per_run, (i + 1) * per_run)
             clean = picture[part].float().clone()
-            budget = Budget(clean, levels, None if mask is None else mask[part].clone())
+            budget = Budget(clean, levels, settings.mask_of(part))
             loss = make_loss(to_pixels(clean))
             values = budget.original if start is None else budget.project(start[part].float().clone() * 255)
-            velocity = torch.zeros_like(clean) if momentum else None
             if random_start:
                 offset = torch.rand(clean.shape, generator=random_stream(seed, -1)).to(clean) * 2 - 1
                 values = budget.project(values + budget.allowed * offset)
             finite = torch.ones((), dtype=torch.bool, device=clean.device)
             for step in range(steps):
                 value, gradient = _value_and_gradient(loss, values, seed, step)
+                loss.stepped()
                 finite &= torch.isfinite(gradient).all()
                 if step % CHECK_EVERY == 0 or step + 1 == steps:
                     _check_finite(finite)
                 if precondition is not None:
                     gradient = precondition(gradient)
-                if velocity is not None:
-                    typical = gradient.abs().mean((1, 2, 3), keepdim=True)
-                    gradient = velocity = momentum * velocity + gradient / typical.clamp(min=1e-30)
                 size = first * (1 - step / steps) if decay else first
                 values = ascend(values, gradient, size, budget.lower, budget.upper)
                 del gradient  # before the next one is made
-                if callback is not None:
-                    callback(i * steps + step + 1, runs * steps, values / 255, value)
+                settings.progress(i * steps + step + 1, runs * steps, values / 255, value)
             results.append(budget.quantise(values) if rounded else values / 255)
     return torch.cat(results) if runs > 1 else results[0]
 
@@ -116,9 +95,11 @@ def pgd(
 def _value_and_gradient(loss: Loss, values: Tensor, seed: int, step: int) -> tuple[Tensor, Tensor]:
     while True:
         try:
-            return _differentiate(loss, values, random_stream(seed, step))
+            pixels = values / 127.5 - 1
+            loss.prepare(pixels, random_stream(seed, step))
+            return _differentiate(loss, pixels.requires_grad_(), random_stream(seed, step))
         except torch.cuda.OutOfMemoryError as error:
-            if not getattr(loss, "shrink", lambda: False)():
+            if not loss.shrink():
                 raise AntiPureError(
                     "The GPU has not enough memory for the gradient of a single tile; close other programs, or use a "
                     "smaller model or lower precision."
@@ -127,11 +108,10 @@ def _value_and_gradient(loss: Loss, values: Tensor, seed: int, step: int) -> tup
         torch.cuda.empty_cache()
 
 
-def _differentiate(loss: Loss, values: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    pixels = (values / 127.5 - 1).requires_grad_()
+def _differentiate(loss: Loss, pixels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     pixels.grad = torch.zeros_like(pixels)
-    total = torch.zeros((), device=values.device)
-    for term in loss(pixels, generator):
+    total = torch.zeros((), device=pixels.device)
+    for term in loss.terms(pixels, generator):
         if not term.requires_grad:
             raise AntiPureError("The loss does not depend on the picture; give one of its terms a weight.")
         term.backward()

@@ -1,4 +1,4 @@
-"""Losses over tiles: the part that every loss of `attack.pgd` over a `Denoiser` shares."""
+"""Losses over tiles: the part that every loss of `attacks.pgd` over a `Denoiser` shares."""
 
 from __future__ import annotations
 
@@ -10,36 +10,41 @@ from torch import Tensor
 from ...kernels.tiles import cut
 from ..diffusion.denoiser import Denoiser
 from ..pictures import pad_reflect, random_positions, random_stream
-from .pgd import Loss
+from .loss import Loss
 
 # terms(tiles, companions, generators): N×3×T×T tiles of the picture and of its companion, one random stream per tile;
 # returns N values.
-Terms = Callable[[Tensor, Tensor, list[torch.Generator]], Tensor]
+TileTerms = Callable[[Tensor, Tensor, list[torch.Generator]], Tensor]
 
 
-def tiled_loss(denoiser: Denoiser, companion: Tensor, terms: Terms, *, forwards: int = 1, at_once: int = 1) -> Loss:
-    """The mean of `terms` over random tiles, as a `Loss` for `attack.pgd`.
+class TiledLoss(Loss):
+    """The mean of `terms` over random tiles.
 
     companion: 1×3×H×W pixels as large as the picture (the clean one, or a target), cut at the same places.
     forwards, at_once: as in `Denoiser.batch_size`. Every step draws a new tile offset; tiles run in batches that fit
     `denoiser.memory_bytes`, each yielding its share of the mean.
     """
-    tile = denoiser.tile_for(*companion.shape[-2:])
-    height, width = (max(side, tile) for side in companion.shape[-2:])
-    companion = pad_reflect(companion, height, width)
 
-    def loss(pixels: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
-        positions = random_positions(height, width, tile, generator)
+    def __init__(self, denoiser: Denoiser, companion: Tensor, terms: TileTerms, *, forwards: int = 1, at_once: int = 1):
+        self.denoiser, self.of_tiles, self.forwards, self.at_once = denoiser, terms, forwards, at_once
+        self.tile = denoiser.tile_for(*companion.shape[-2:])
+        self.height, self.width = (max(side, self.tile) for side in companion.shape[-2:])
+        self.companion = pad_reflect(companion, self.height, self.width)
+
+    def terms(self, pixels: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
+        tile = self.tile
+        positions = random_positions(self.height, self.width, tile, generator)
         root = int(torch.randint(2**62, (), generator=generator))
-        for part in denoiser.batches(len(positions), tile, tile, forwards, at_once):
+        for part in self.denoiser.batches(len(positions), tile, tile, self.forwards, self.at_once):
             generators = [random_stream(root, i) for i in range(part.start, part.stop)]
             # Padded anew in every batch: the batches are differentiated one by one and must not share a graph.
-            padded = pad_reflect(pixels, height, width)
+            padded = pad_reflect(pixels, self.height, self.width)
             tiles = cut(padded, positions[part], tile, gradient=pixels.grad if padded is pixels else None)
-            yield terms(tiles, cut(companion, positions[part], tile), generators).sum() / len(positions)
+            companions = cut(self.companion, positions[part], tile)
+            yield self.of_tiles(tiles, companions, generators).sum() / len(positions)
 
-    loss.shrink = denoiser.shrink
-    return loss
+    def shrink(self) -> bool:
+        return self.denoiser.shrink()
 
 
 def random_tile(denoiser: Denoiser, pixels: Tensor, generator: torch.Generator) -> Tensor:

@@ -14,11 +14,12 @@ from functools import partial
 from torch import Tensor
 
 from ..attacks.ensemble import CombinedDenoiser
-from ..attacks.pgd import Callback, Loss, pgd
+from ..attacks.loss import Loss, MakeLoss
+from ..attacks.pgd import pgd
+from ..attacks.settings import AttackSettings
 from ..diffusion.denoiser import Denoiser
 from ..errors import AntiPureError
 from . import advdm, anti_dreambooth, mist, photoguard, simac
-from .surrogate import MakeLoss
 
 
 def _stateless(make: Callable[[Denoiser, Tensor], Loss]) -> Callable[[Denoiser], AbstractContextManager[MakeLoss]]:
@@ -29,12 +30,11 @@ def _stateless(make: Callable[[Denoiser, Tensor], Loss]) -> Callable[[Denoiser],
 class Baseline:
     """A published protection.
 
-    paper: where it is from. levels: its budget in 8-bit levels. steps: of PGD. step_levels: the first step at that
-    budget; with another budget it scales along. decay, random_start: as in `attack.pgd`.
-    prepare: from a single denoiser to a context manager that gives `make_loss` for `attack.pgd`.
+    levels: its budget in 8-bit levels. steps: of PGD. step_levels: the first step at that
+    budget; with another budget it scales along. decay, random_start: as in `attacks.pgd`.
+    prepare: from a single denoiser to a context manager that gives `make_loss` for `attacks.pgd`.
     """
 
-    paper: str
     levels: float
     steps: int
     step_levels: float
@@ -42,16 +42,20 @@ class Baseline:
     decay: bool = False
     random_start: bool = False
 
+    @property
+    def settings(self) -> AttackSettings:
+        """The published budget and number of steps."""
+        return AttackSettings(levels=self.levels, steps=self.steps)
+
 
 def _mist(mode: str) -> Baseline:
     make = partial(mist.mist_loss, mode=mode)
-    return Baseline(f"Mist, {mode} (2023)", mist.LEVELS, mist.STEPS, mist.STEP_LEVELS, _stateless(make))
+    return Baseline(mist.LEVELS, mist.STEPS, mist.STEP_LEVELS, _stateless(make))
 
 
 BASELINES: dict[str, Baseline] = {
-    "advdm": Baseline("AdvDM (ICML 2023)", advdm.LEVELS, advdm.STEPS, advdm.STEP_LEVELS, _stateless(advdm.advdm_loss)),
+    "advdm": Baseline(advdm.LEVELS, advdm.STEPS, advdm.STEP_LEVELS, _stateless(advdm.advdm_loss)),
     "photoguard": Baseline(
-        "PhotoGuard, encoder attack (ICML 2023)",
         photoguard.LEVELS,
         photoguard.STEPS,
         photoguard.STEP_LEVELS,
@@ -63,55 +67,41 @@ BASELINES: dict[str, Baseline] = {
     "mist_textural": _mist("textural"),
     "mist_semantic": _mist("semantic"),
     "anti_dreambooth_fsmg": Baseline(
-        "Anti-DreamBooth, FSMG (ICCV 2023)",
         anti_dreambooth.LEVELS,
         anti_dreambooth.FSMG_STEPS,
         anti_dreambooth.STEP_LEVELS,
         _stateless(anti_dreambooth.fsmg_loss),
     ),
     "anti_dreambooth_aspl": Baseline(
-        "Anti-DreamBooth, ASPL (ICCV 2023)",
         anti_dreambooth.LEVELS,
         anti_dreambooth.ASPL_STEPS,
         anti_dreambooth.STEP_LEVELS,
         anti_dreambooth.aspl,
     ),
-    "simac": Baseline("SimAC (CVPR 2024)", simac.LEVELS, simac.STEPS, simac.STEP_LEVELS, simac.simac),
+    "simac": Baseline(simac.LEVELS, simac.STEPS, simac.STEP_LEVELS, simac.simac),
 }
 
 
 def apply_baseline(
-    name: str,
-    picture: Tensor,
-    denoiser: Denoiser | CombinedDenoiser,
-    *,
-    levels: float | None = None,
-    steps: int | None = None,
-    mask: Tensor | None = None,
-    seeds: int | list[int] = 0,
-    callback: Callback | None = None,
+    name: str, picture: Tensor, denoiser: Denoiser | CombinedDenoiser, settings: AttackSettings | None = None
 ) -> Tensor:
-    """The picture under the baseline `name` of `BASELINES`; arguments, result and errors as `attack.pgd`.
+    """The picture under the baseline `name` of `BASELINES`; result and errors as `attacks.pgd`.
 
-    levels, steps: None takes the published ones. A combined denoiser combines the losses of its members.
-    To be called inside `denoiser.session()`. The denoiser's network is as it was afterwards, whatever happens.
+    settings: None takes the published ones (`Baseline.settings`). A combined denoiser combines the losses of its
+    members. To be called inside `denoiser.session()`. The denoiser's network is as it was afterwards, whatever happens.
     """
     if name not in BASELINES:
         raise AntiPureError(f"There is no baseline '{name}'; choose one of {', '.join(BASELINES)}.")
     baseline = BASELINES[name]
-    levels = baseline.levels if levels is None else levels
+    settings = baseline.settings if settings is None else settings
     with ExitStack() as stack:
         return pgd(
             picture,
             _make_loss(baseline, denoiser, stack),
-            levels=levels,
-            steps=baseline.steps if steps is None else steps,
-            step_levels=levels * baseline.step_levels / baseline.levels,
+            settings,
+            step_levels=settings.levels * baseline.step_levels / baseline.levels,
             decay=baseline.decay,
             random_start=baseline.random_start,
-            mask=mask,
-            seeds=seeds,
-            callback=callback,
         )
 
 

@@ -12,8 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..attacks.pgd import Loss
-from ..attacks.tiled_loss import tiled_loss
+from ..attacks.loss import Loss
+from ..attacks.tiled_loss import TiledLoss
 from ..diffusion.denoiser import Denoiser
 from ..diffusion.loss import noised_loss
 
@@ -33,5 +33,5 @@ def draw_timesteps(timesteps: Tensor, generators: list[torch.Generator]) -> Tens
 
 
 def advdm_loss(denoiser: Denoiser, clean: Tensor) -> Loss:
-    """The `Loss` for `attack.pgd`. clean: 1×3×H×W pixels in [-1, 1]. Works for any denoiser."""
-    return tiled_loss(denoiser, clean, lambda tiles, _, generators: ddpm_terms(denoiser, tiles, generators))
+    """The `Loss` for `attacks.pgd`. clean: 1×3×H×W pixels in [-1, 1]. Works for any denoiser."""
+    return TiledLoss(denoiser, clean, lambda tiles, _, generators: ddpm_terms(denoiser, tiles, generators))

@@ -13,9 +13,10 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from functools import partial
 
+from ..attacks.loss import MakeLoss
 from ..diffusion.denoiser import Denoiser
 from .advdm import advdm_loss
-from .surrogate import MakeLoss, alternating
+from .surrogate import alternating
 
 LEVELS, STEP_LEVELS = 6.375, 0.6375
 FSMG_STEPS, ASPL_STEPS = 100, 300
@@ -24,7 +25,7 @@ fsmg_loss = advdm_loss
 
 
 def aspl(denoiser: Denoiser) -> AbstractContextManager[MakeLoss]:
-    """`make_loss` for `attack.pgd`, for as long as the block lasts; the network is as it was afterwards.
+    """`make_loss` for `attacks.pgd`, for as long as the block lasts; the network is as it was afterwards.
 
     Raises `AntiPureError` for a denoiser that does not show its network, or whose network carries a patch.
     """

@@ -17,8 +17,8 @@ import math
 import torch
 from torch import Tensor
 
-from ..attacks.pgd import Loss
-from ..attacks.tiled_loss import tiled_loss
+from ..attacks.loss import Loss
+from ..attacks.tiled_loss import TiledLoss
 from ..diffusion.denoiser import Denoiser
 from .advdm import ddpm_terms
 from .photoguard import check_latent, latent_distance
@@ -38,7 +38,7 @@ def target_pattern(height: int, width: int) -> Tensor:
 
 
 def mist_loss(denoiser: Denoiser, clean: Tensor, mode: str = "fused", rate: float = RATE) -> Loss:
-    """The `Loss` for `attack.pgd`. clean: 1×3×H×W pixels in [-1, 1]. mode: "fused", "textural" or "semantic".
+    """The `Loss` for `attacks.pgd`. clean: 1×3×H×W pixels in [-1, 1]. mode: "fused", "textural" or "semantic".
 
     Raises `AntiPureError` for a denoiser that is not latent, except in the semantic mode.
     """
@@ -52,4 +52,4 @@ def mist_loss(denoiser: Denoiser, clean: Tensor, mode: str = "fused", rate: floa
         semantic = ddpm_terms(denoiser, tiles, generators)
         return semantic if mode == "semantic" else rate * semantic - latent_distance(denoiser, tiles, aim)
 
-    return tiled_loss(denoiser, target, terms)
+    return TiledLoss(denoiser, target, terms)

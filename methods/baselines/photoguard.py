@@ -13,8 +13,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..attacks.pgd import Loss
-from ..attacks.tiled_loss import tiled_loss
+from ..attacks.loss import Loss
+from ..attacks.tiled_loss import TiledLoss
 from ..diffusion.denoiser import Denoiser
 from ..errors import AntiPureError
 
@@ -37,11 +37,11 @@ def latent_distance(denoiser: Denoiser, tiles: Tensor, target: Tensor) -> Tensor
 
 
 def photoguard_loss(denoiser: Denoiser, clean: Tensor, target: Tensor | None = None) -> Loss:
-    """The `Loss` for `attack.pgd`: minus the distance to the target's latent.
+    """The `Loss` for `attacks.pgd`: minus the distance to the target's latent.
 
     clean, target: 1×3×H×W pixels in [-1, 1]; the target is mid-grey where none is given.
     Raises `AntiPureError` for a denoiser that is not latent.
     """
     check_latent(denoiser, "PhotoGuard")
     target = torch.zeros_like(clean) if target is None else target
-    return tiled_loss(denoiser, target, lambda tiles, aim, _: -latent_distance(denoiser, tiles, aim))
+    return TiledLoss(denoiser, target, lambda tiles, aim, _: -latent_distance(denoiser, tiles, aim))

@@ -25,15 +25,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..attacks.pgd import Loss
-from ..attacks.tiled_loss import random_tile, tiled_loss
+from ..attacks.loss import Loss, MakeLoss
+from ..attacks.tiled_loss import TiledLoss, random_tile
 from ..diffusion.denoiser import Denoiser, add_noise, trainable_network
 from ..diffusion.loss import l_ddpm, noised_loss
 from ..errors import AntiPureError
 from ..gradients.checkpointing import blocks
-from ..pictures import noise, random_stream
+from ..pictures import noise
 from .advdm import draw_timesteps
-from .surrogate import MakeLoss, alternating
+from .surrogate import alternating
 
 LEVELS, STEPS, STEP_LEVELS = 8.0, 300, 0.6375
 FEATURE_WEIGHT = 1.0
@@ -124,29 +124,25 @@ def select_timesteps(denoiser: Denoiser, tile: Tensor, generator: torch.Generato
 
 
 @dataclass
-class SimacLoss:
-    """The `Loss` for `attack.pgd` (clean: 1×3×H×W pixels); its timesteps are selected by `begin`."""
+class SimacLoss(Loss):
+    """The `Loss` for `pgd` (clean: 1×3×H×W pixels); its timesteps are selected when it is first prepared."""
 
     denoiser: Denoiser
     features: list[nn.Module]
     clean: Tensor
     timesteps: Tensor | None = None
 
-    def begin(self, generator: torch.Generator) -> None:
-        """Select the timesteps, on one random tile."""
-        tile = random_tile(self.denoiser, self.clean, generator)
-        self.timesteps = select_timesteps(self.denoiser, tile, generator)
-
-    def __call__(self, pixels: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
+    def prepare(self, pixels: Tensor, generator: torch.Generator) -> None:
+        """Select the timesteps, on one random tile of the clean picture."""
         if self.timesteps is None:
-            self.begin(random_stream(int(torch.randint(2**62, (), generator=generator))))
-        yield from self._tiled()(pixels, generator)
+            tile = random_tile(self.denoiser, self.clean, generator)
+            self.timesteps = select_timesteps(self.denoiser, tile, generator)
 
-    def _tiled(self) -> Loss:
-        def terms(tiles: Tensor, clean: Tensor, generators: list[torch.Generator]) -> Tensor:
+    def terms(self, pixels: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
+        def of_tiles(tiles: Tensor, clean: Tensor, generators: list[torch.Generator]) -> Tensor:
             return simac_terms(self.denoiser, self.features, self.timesteps, tiles, clean, generators)
 
-        return tiled_loss(self.denoiser, self.clean, terms)
+        yield from TiledLoss(self.denoiser, self.clean, of_tiles).terms(pixels, generator)
 
     def shrink(self) -> bool:
         return self.denoiser.shrink()
@@ -154,7 +150,7 @@ class SimacLoss:
 
 @contextmanager
 def simac(denoiser: Denoiser) -> Iterator[MakeLoss]:
-    """`make_loss` for `attack.pgd`, for as long as the block lasts; the network is as it was afterwards.
+    """`make_loss` for `attacks.pgd`, for as long as the block lasts; the network is as it was afterwards.
 
     Raises `AntiPureError` for a denoiser that does not show its network, or whose network has no decoder blocks.
     """

@@ -13,13 +13,13 @@ tiles; there is no prior preservation.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
-from ..attacks.pgd import Loss
+from ..attacks.loss import Loss, MakeLoss
 from ..attacks.tiled_loss import random_tile
 from ..diffusion.denoiser import Denoiser, trainable_network
 from ..diffusion.loss import noised_loss
@@ -31,12 +31,11 @@ from ..pictures import random_stream
 PATCH = PatchConfig(rank=8, gate="none")
 TRAINING_STEPS, PGD_STEPS = 3, 6
 LEARNING_RATE = 1e-4
-MakeLoss = Callable[[Tensor], Loss]
 
 
 @contextmanager
 def alternating(denoiser: Denoiser, inner: MakeLoss, name: str) -> Iterator[MakeLoss]:
-    """`make_loss` for `attack.pgd`: `inner`'s losses against a surrogate that is trained between the steps.
+    """`make_loss` for `attacks.pgd`: `inner`'s losses against a surrogate that is trained between the steps.
 
     Each picture gets a new surrogate. The network is as it was when the block ends, however it ends.
     """
@@ -59,10 +58,9 @@ def alternating(denoiser: Denoiser, inner: MakeLoss, name: str) -> Iterator[Make
                 applied.remove()
 
 
-class AlternatingLoss:
-    """A `Loss` that trains the surrogate before every `PGD_STEPS`-th step. inner: the loss against the surrogate.
-
-    An `inner` with a method `begin(generator)` has it called once, before the surrogate is trained at all.
+class AlternatingLoss(Loss):
+    """A `Loss` that trains the surrogate before every `PGD_STEPS`-th step. inner: the loss against the surrogate,
+    which is prepared once, before the surrogate is trained at all.
     """
 
     def __init__(self, denoiser: Denoiser, applied: AppliedPatch, clean: Tensor, inner: Loss):
@@ -72,17 +70,25 @@ class AlternatingLoss:
         self.trained_for = -1  # a step may be tried again after running out of memory
         self._freeze(True)
 
-    def __call__(self, pixels: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
-        root = int(torch.randint(2**62, (), generator=generator))
-        if self.step % PGD_STEPS == 0 and self.trained_for != self.step:
-            with torch.enable_grad():
-                if self.step == 0 and hasattr(self.inner, "begin"):
-                    self.inner.begin(random_stream(root, 2))
-                self._next_surrogate(pixels.detach(), root)
-            self.trained_for = self.step
-        yield from self.inner(pixels, generator)
-        if torch.is_grad_enabled():  # else nobody steps: a combined denoiser compares its members
-            self.step += 1
+    def prepare(self, pixels: Tensor, generator: torch.Generator) -> None:
+        if self.step % PGD_STEPS or self.trained_for == self.step:
+            return
+        root = self._root(generator)
+        if self.step == 0:
+            self.inner.prepare(pixels, random_stream(root, 2))
+        self._next_surrogate(pixels, root)
+        self.trained_for = self.step
+
+    def terms(self, pixels: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
+        self._root(generator)  # drawn here, too: what follows does not depend on whether the surrogate was trained
+        yield from self.inner.terms(pixels, generator)
+
+    def stepped(self) -> None:
+        self.step += 1
+
+    @staticmethod
+    def _root(generator: torch.Generator) -> int:
+        return int(torch.randint(2**62, (), generator=generator))
 
     def shrink(self) -> bool:
         return self.inner.shrink()

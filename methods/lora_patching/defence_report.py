@@ -8,20 +8,22 @@ patched one, each also after JPEG.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from ..attacks.settings import AttackSettings
 from ..controls import apply_control
 from ..errors import AntiPureError
 from ..generators.generator import Generator
 from ..metrics.image import psnr, ssim
 from ..pictures import check_picture, round_8bit, to_picture, to_pixels
+from ..progress import Progress, silent
 from ..purification.transforms import jpeg
 from .defence_metrics import SUCCESS_THRESHOLD, masked_l2, success_rate
-from .disrupting import LEVELS, disrupt
+from .disrupting import LEVELS, STEPS, disrupt
 from .patch import LoraPatch, patched
 from .warning import share_visible, visibility
 
@@ -34,8 +36,6 @@ INPUTS = (
     "Disrupting, leaked patch",
     "Disrupting, leaked patch + JPEG",
 )
-# progress(done, total, picture=None, loss=None): may raise to cancel.
-Progress = Callable[..., None]
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def defence_report(
     quality: int = 75,
     seed: int = 0,
     batch: int = 10,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> DefenceReport:
     """Every input of `INPUTS` through the original and the patched network.
 
@@ -151,8 +151,7 @@ def defence_report(
             if not examples:
                 examples = _examples(inputs, outputs, patched_outputs)
             done += 1
-            if progress is not None:
-                progress(done, total, picture=benign[:1])
+            progress(done, total, benign[:1])
     rows = []
     for name in INPUTS:
         visible = [share_visible(torch.cat(v)) if v else math.nan for v in correlations[name]]
@@ -177,10 +176,11 @@ def _inputs(
     quality: int,
     seed: int,
 ) -> dict[str, Tensor]:
-    protected = disrupt(generator, plain, [edit], levels=levels, seeds=seed, together=True)
+    attack = AttackSettings(levels=levels, steps=STEPS, seeds=seed)
+    protected = disrupt(generator, plain, [edit], attack, together=True)
     with patched(generator, patch, strength):
-        leaked = disrupt(generator, plain, [edit], levels=levels, seeds=seed, together=True)
-    noise = apply_control("random", plain, levels=levels, seeds=list(range(seed, seed + len(plain))))
+        leaked = disrupt(generator, plain, [edit], attack, together=True)
+    noise = apply_control("random", plain, replace(attack, seeds=list(range(seed, seed + len(plain)))))
     pictures = (plain, noise, jpeg(plain, quality), protected, jpeg(protected, quality), leaked, jpeg(leaked, quality))
     return dict(zip(INPUTS, pictures, strict=True))
 

@@ -12,7 +12,6 @@ so that the denoised picture, at every timestep, is the picture with the warning
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -22,14 +21,11 @@ from ..architecture import fingerprint
 from ..diffusion.denoiser import Denoiser, add_noise, predict_x0
 from ..errors import AntiPureError
 from ..pictures import check_picture, noise, pad_reflect, random_stream, round_up, to_picture, to_pixels
+from ..progress import Progress, silent
 from .low_rank import PatchConfig
 from .patch import LoraPatch, new_patch
 from .training import TrainingResult
 from .warning import text_warning, warned
-
-# progress(done, total, picture=None, loss=None): may raise to cancel. picture: 1×3×H×W in 0..1, now and then: what
-# the patched model makes of a noised picture.
-Progress = Callable[..., None]
 
 
 @dataclass(frozen=True)
@@ -67,12 +63,13 @@ def train_model_patch(
     config: ModelTrainingConfig | None = None,
     *,
     warning: Tensor | None = None,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> TrainingResult:
     """Train a defensive patch for `denoiser.network`, which is left as it was, whatever happens.
 
     pictures: N×3×H×W in 0..1, what the model is likely to be asked for; any size. warning: 1×3×H×W in [-1, 1]
-    (`warning.text_warning`); None writes FAKE. To be called inside `denoiser.session()`.
+    (`warning.text_warning`); None writes FAKE. progress: its picture, now and then, is what the patched model makes of
+    a noised one. To be called inside `denoiser.session()`.
     Raises `AntiPureError` for pictures, settings or a warning that cannot be used, and when the loss is not finite.
     """
     config = config or ModelTrainingConfig()
@@ -106,10 +103,9 @@ def train_model_patch(
                 loss.backward()
                 optimizer.step()
                 history.append({"total": value})
-                if progress is not None:
-                    every = config.preview_every
-                    show = every and (step % every == 0 or step + 1 == config.steps)
-                    progress(step + 1, config.steps, picture=_preview(denoiser, x0_hat) if show else None, loss=value)
+                every = config.preview_every
+                show = every and (step % every == 0 or step + 1 == config.steps)
+                progress(step + 1, config.steps, _preview(denoiser, x0_hat) if show else None, value)
             metadata = {
                 "mode": "defensive",
                 "kind": "diffusion model",

@@ -6,13 +6,15 @@ Manipulation Systems", ECCV Workshops 2020, eq. 2; numbers as in LoRA Patching (
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from ..attacks.pgd import Callback, pgd
+from ..attacks.loss import FunctionLoss, Loss
+from ..attacks.pgd import pgd
+from ..attacks.settings import AttackSettings
 from ..errors import AntiPureError
 from ..generators.generator import Generator
 from ..pictures import check_picture, to_picture, to_pixels
@@ -20,36 +22,49 @@ from ..pictures import check_picture, to_picture, to_pixels
 LEVELS = 0.05 * 127.5  # eps 0.05 on [-1, 1], in 8-bit levels
 STEP_LEVELS = 0.01 * 127.5
 STEPS = 10
+DISRUPTING = AttackSettings(levels=LEVELS, steps=STEPS)
+
+
+def disruption_loss(edits: Sequence[Callable[[Tensor], Tensor]], clean: Tensor) -> Loss:
+    """sum_e MSE(G(x_adv, e), G(x, e)) as a `Loss`, summed over pictures too: none weighs less in a larger batch.
+
+    edits: the network under each edit, pixels B×3×H×W in [-1, 1] to the same; pictures do not influence each other.
+    clean: the pixels before the attack.
+    """
+    with torch.no_grad():
+        undisturbed = [edit(clean) for edit in edits]
+    return FunctionLoss(
+        lambda pixels, _: (
+            (edit(pixels) - target).square().flatten(1).mean(1).sum()
+            for edit, target in zip(edits, undisturbed, strict=True)
+        )
+    )
 
 
 def disrupt(
     generator: Generator,
     picture: Tensor,
     edits: Sequence[str] | None = None,
+    settings: AttackSettings = DISRUPTING,
     *,
-    levels: float = LEVELS,
-    steps: int = STEPS,
     step_levels: float = STEP_LEVELS,
-    mask: Tensor | None = None,
-    seeds: int | list[int] = 0,
-    callback: Callback | None = None,
     together: bool = False,
 ) -> Tensor:
     """Maximise sum_e MSE(G(x_adv, e), G(x, e)) over the L-infinity ball: constant steps from a random start.
 
     picture: B×3×H×W in 0..1, on the generator's device; other sizes than the generator's are attacked through the
     resizing that an editing tool does (`edit_picture`). edits: those to disrupt, all with one perturbation (None: all
-    the generator has); the literature attacks one at a time. levels, step_levels: in 8-bit levels.
-    mask, seeds, callback, together: as for `pgd`.
+    the generator has); the literature attacks one at a time. settings, together: as for `pgd`.
+    step_levels: in 8-bit levels.
     Returns the protected 8-bit-rounded picture, B×3×H×W in 0..1; rounding happens inside the ball, so of the default
     6.375 levels 6 are used. Every picture is attacked by itself; together, in one batch, only its random start differs.
     Raises `AntiPureError` for bad pictures, budgets or edits.
     """
     check_picture(picture)
-    edits = generator.edits if edits is None else tuple(edits)
-    if not edits:
+    names = generator.edits if edits is None else tuple(edits)
+    if not names:
         raise AntiPureError(f"No edit to disrupt was given; choose some of {', '.join(generator.edits)}.")
-    for edit in edits:
+    for edit in names:
         generator.check(picture, edit)
 
     def apply(pixels: Tensor, edit: str) -> Tensor:
@@ -57,26 +72,12 @@ def disrupt(
             return generator.edit(pixels, edit)
         return to_pixels(generator.edit_picture(to_picture(pixels), edit))
 
-    def make_loss(clean: Tensor) -> Callable[[Tensor, torch.Generator], Iterator[Tensor]]:
-        with torch.no_grad():
-            undisturbed = {edit: apply(clean, edit) for edit in edits}
-
-        def loss(pixels: Tensor, _: torch.Generator) -> Iterator[Tensor]:
-            # Summed over the pictures, so that none weighs less in a larger batch.
-            return (F.mse_loss(apply(pixels, edit), target) * len(pixels) for edit, target in undisturbed.items())
-
-        return loss
-
     return pgd(
         picture,
-        make_loss,
-        levels=levels,
-        steps=steps,
+        partial(disruption_loss, [partial(apply, edit=edit) for edit in names]),
+        settings,
         step_levels=step_levels,
         decay=False,
         random_start=True,
-        mask=mask,
-        seeds=seeds,
-        callback=callback,
         together=together,
     )

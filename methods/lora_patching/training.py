@@ -15,7 +15,7 @@ was interrupted goes on to the very patch it would have reached.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -26,9 +26,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..architecture import fingerprint, network_of
-from ..attacks.pgd import Loss, pgd
+from ..attacks.pgd import pgd
+from ..attacks.settings import AttackSettings
 from ..errors import AntiPureError
 from ..pictures import check_picture, random_stream, to_picture, to_pixels
+from ..progress import Progress, silent
+from .disrupting import disruption_loss
 from .low_rank import PatchConfig
 from .mmfa import MMFA
 from .patch import AppliedPatch, LoraPatch, new_patch
@@ -38,9 +41,6 @@ from .warning import text_warning, warned
 MODES = ("defensive", "evaluation")
 PRECISIONS = ("fp32", "bf16")
 SMALLEST_FACE = 16
-# progress(done, total, picture=None, loss=None): may raise to cancel. picture: 1×3×H×3W in 0..1, now and then: a face,
-# its edit by the patched generator, the same after the attack.
-Progress = Callable[..., None]
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def train_patch(
     warning: Tensor | None = None,
     mmfa: MMFA | None = None,
     edits: tuple[str, ...] | None = None,
-    progress: Progress | None = None,
+    progress: Progress = silent,
     state_file: str | Path | None = None,
 ) -> TrainingResult:
     """Train a patch for a generator on faces; the generator is left as it was, whatever happens.
@@ -121,7 +121,8 @@ def train_patch(
         the generator's size are cropped to the middle and resized.
     warning: 1×3×size×size in [-1, 1] (`warning.text_warning`); None writes FAKE. Only for the defensive mode.
     mmfa: the alignment terms; None trains without, and the patch's metadata says so.
-    edits: those to train on, all by default. progress: called after every step, see `Progress`.
+    edits: those to train on, all by default. progress: its picture, now and then, is 1×3×H×3W: a face, its edit by the
+        patched generator, and the same after the attack.
     state_file: if given, the state is saved there regularly and on cancel, and training goes on from it.
     Raises `AntiPureError` for faces, edits, a warning or a state that cannot be used, and when memory runs out.
     """
@@ -180,17 +181,6 @@ def fit_faces(faces: Tensor, size: int | None) -> Tensor:
     return torch.cat(parts).clamp(0, 1)
 
 
-def disruption_loss(edit: Callable[[Tensor], Tensor], clean: Tensor) -> Loss:
-    """The Disrupting objective for `attack.pgd`: MSE(G(x_adv), G(x)), summed over pictures. clean: B×3×H×W pixels."""
-    with torch.no_grad():
-        reference = edit(clean)
-
-    def loss(pixels: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
-        yield (edit(pixels) - reference).square().flatten(1).mean(1).sum()
-
-    return loss
-
-
 class _Run:
     """One training: what is fixed, how far it is, and a step."""
 
@@ -225,7 +215,7 @@ class _Run:
                     "more epochs or give another file."
                 )
 
-    def train(self, progress: Progress | None) -> None:
+    def train(self, progress: Progress) -> None:
         """All steps that are left."""
         try:
             for step in range(len(self.history), self.total):
@@ -233,11 +223,10 @@ class _Run:
                 index, edit = divmod(rest, len(self.edits))
                 losses, outputs = self._step(step, self._batch(epoch, index), self.edits[edit])
                 self.history.append(losses)
-                if progress is not None:
-                    every = self.config.preview_every
-                    show = every and (step % every == 0 or step + 1 == self.total)
-                    picture = to_picture(torch.cat(outputs, 3)).cpu() if show else None
-                    progress(step + 1, self.total, picture=picture, loss=losses["total"])
+                every = self.config.preview_every
+                show = every and (step % every == 0 or step + 1 == self.total)
+                picture = to_picture(torch.cat(outputs, 3)).cpu() if show else None
+                progress(step + 1, self.total, picture, losses["total"])
                 if self.state_file and (step + 1) % self.config.save_every == 0:
                     self._save()
         finally:
@@ -283,11 +272,9 @@ class _Run:
         with _frozen(self.parameters), self.applied.folded():
             attacked = pgd(
                 to_picture(x),
-                partial(disruption_loss, partial(self._edit, edit=edit)),
-                levels=config.eps * 127.5,
-                steps=config.inner_steps,
+                partial(disruption_loss, [partial(self._edit, edit=edit)]),
+                AttackSettings(levels=config.eps * 127.5, steps=config.inner_steps, seeds=seed),
                 step_levels=config.inner_step * 127.5,
-                seeds=seed,
                 random_start=True,
                 decay=False,
                 rounded=False,

@@ -16,6 +16,7 @@ from ..diffusion.denoiser import add_noise
 from ..diffusion.pixel import PixelDenoiser
 from ..errors import AntiPureError
 from ..pictures import check_picture, pad_reflect, random_stream, round_8bit, round_up, to_pixels
+from ..progress import Progress, silent
 
 ENOUGH = 2048  # pictures, as many as InceptionV3 has features: below it the covariances of FID have not full rank
 
@@ -124,15 +125,14 @@ def extract(
     *,
     device: torch.device | str = "cpu",
     batch: int = 16,
-    callback: Callable[[int, int], None] | None = None,
+    progress: Progress = silent,
 ) -> Tensor:
     """Features N×D on the CPU of pictures N×3×H×W in 0..1, rounded to 8 bits, by an encoder of pixels in [-1, 1]."""
     check_picture(picture)
     found = []
     for part in picture.split(batch):
         found.append(encoder(to_pixels(round_8bit(part)).to(device)).float().cpu())
-        if callback is not None:
-            callback(sum(map(len, found)), len(picture))
+        progress(sum(map(len, found)), len(picture))
     return torch.cat(found)
 
 

@@ -8,7 +8,6 @@ report the two together: where no face is found, there is no ISM. Their detector
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from ..errors import AntiPureError
 from ..pictures import check_picture, round_8bit
+from ..progress import Progress, silent
 
 FACE_SIZE = 112
 # Where ArcFace wants eyes, nose and mouth corners in its 112×112 faces: x, y (insightface's `arcface_dst`).
@@ -138,7 +138,7 @@ def face_scores(
     models: FaceModels,
     *,
     threshold: float = 0.5,
-    callback: Callable[[int, int], None] | None = None,
+    progress: Progress = silent,
 ) -> FaceScores:
     """ISM and FDFR of pictures B×3×H×W against clean pictures N×3×H×W of the same person, both in 0..1.
 
@@ -154,8 +154,7 @@ def face_scores(
         one = round_8bit(one)
         faces = models.detect(one, threshold)
         done += 1
-        if callback is not None:
-            callback(done, total)
+        progress(done, total)
         return models.embed(one, faces[0]) if faces else None
 
     known = [e for e in map(largest, clean.split(1)) if e is not None]

@@ -17,8 +17,9 @@ from ..pictures import (
     to_picture,
     to_pixels,
 )
+from ..progress import Progress, silent
 from .ddpm import denoise
-from .settings import Callback, check_purifier
+from .settings import check_purifier
 
 
 @torch.no_grad()
@@ -30,7 +31,7 @@ def diffpure(
     iterations: int = 1,
     resize: bool = False,
     seed: int = 0,
-    callback: Callback | None = None,
+    progress: Progress = silent,
     substeps: int = 0,
 ) -> Tensor:
     """DiffPure: noise the whole picture to `timestep`, sample back; `iterations` times over.
@@ -50,8 +51,7 @@ def diffpure(
     def on_step() -> None:
         nonlocal done
         done += 1
-        if callback is not None:
-            callback(done, total, None)
+        progress(done, total)
 
     results = []
     for single in picture.float().split(1):
@@ -69,6 +69,5 @@ def diffpure(
         if resize:
             pixels = F.interpolate(pixels, (h, w), mode="bicubic", antialias=True)
         results.append(round_8bit(to_picture(pixels[..., :h, :w])))
-        if callback is not None:
-            callback(done, total, results[-1])
+        progress(done, total, results[-1])
     return torch.cat(results)

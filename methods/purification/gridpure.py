@@ -18,8 +18,9 @@ from ..pictures import (
     to_picture,
     to_pixels,
 )
+from ..progress import Progress, silent
 from .ddpm import denoise
-from .settings import Callback, check_purifier
+from .settings import check_purifier
 
 
 @torch.no_grad()
@@ -31,7 +32,7 @@ def gridpure(
     iterations: int = 20,
     gamma: float = 0.1,
     seed: int = 0,
-    callback: Callback | None = None,
+    progress: Progress = silent,
     substeps: int = 0,
 ) -> Tensor:
     """GrIDPure: purify overlapping tiles at a low timestep, average, blend with the input, repeat.
@@ -60,8 +61,7 @@ def gridpure(
         def on_step() -> None:
             nonlocal done
             done += len(tiles)
-            if callback is not None:
-                callback(done, total, None)
+            progress(done, total)
 
         try:
             z = denoiser.encode(tiles)
@@ -78,8 +78,7 @@ def gridpure(
             in_batches(denoiser, purified, tiles, lambda i: random_stream(seed, iteration, i))  # noqa: B023
             merged = average_tiles(tiles, positions, height, width, corners=True)
             x = to_pixels(round_8bit(to_picture((1 - gamma) * merged + gamma * x)))
-            if callback is not None:
-                callback(done, total, to_picture(x[..., :h, :w]))
+            progress(done, total, to_picture(x[..., :h, :w]))
         results.append(round_8bit(to_picture(x[..., :h, :w])))
     return torch.cat(results)
 

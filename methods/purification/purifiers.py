@@ -19,8 +19,9 @@ from torch import Tensor
 from ..diffusion.denoiser import Denoiser
 from ..errors import AntiPureError
 from ..pictures import check_picture, round_8bit
+from ..progress import Progress, silent
 from .purify import METHODS, purify
-from .settings import Callback, check_purifier
+from .settings import check_purifier
 from .transforms import TRANSFORMS, Transform, parse_transform
 
 GRIDPURE_TIMESTEP = 10
@@ -60,10 +61,10 @@ class Purification:
         if self.method == "diffpure_resized" and denoiser.tile is None:
             raise AntiPureError(f"'{self}' needs a denoiser with a native size; take 'diffpure{self.value}' instead.")
 
-    def run(self, picture: Tensor, denoiser: Denoiser, seed: int, callback: Callback | None) -> Tensor:
+    def run(self, picture: Tensor, denoiser: Denoiser, seed: int, progress: Progress) -> Tensor:
         """B×3×H×W in 0..1 purified, 8-bit rounded, on the device the picture came from."""
         settings = {"timestep": self.timestep, "iterations": self.iterations, "substeps": self.substeps, "seed": seed}
-        pure = purify(self.method, picture.to(denoiser.device), denoiser, callback=callback, **settings)
+        pure = purify(self.method, picture.to(denoiser.device), denoiser, progress=progress, **settings)
         return pure.to(picture.device)
 
 
@@ -77,11 +78,11 @@ class Purifier:
     def __init__(self, steps: list[Purification | Transform], denoisers: Mapping[str, Denoiser], seed: int = 0):
         self.steps, self.denoisers, self.seed = list(steps), denoisers, seed
 
-    def __call__(self, picture: Tensor, callback: Callback | None = None) -> Tensor:
+    def __call__(self, picture: Tensor, progress: Progress = silent) -> Tensor:
         check_picture(picture)
         for step in self.steps:
             if isinstance(step, Purification):
-                picture = step.run(picture, self.denoiser_of(step), self.seed, callback)
+                picture = step.run(picture, self.denoiser_of(step), self.seed, progress)
             else:
                 picture = step(picture)
         return picture
@@ -112,7 +113,7 @@ class Purifier:
         return Purifier([replace(self.steps[0], value=iterations)], self.denoisers, self.seed)
 
     def after_iterations(
-        self, picture: Tensor, iterations: Iterable[int], callback: Callback | None = None
+        self, picture: Tensor, iterations: Iterable[int], progress: Progress = silent
     ) -> dict[int, Tensor]:
         """What one GrIDPure alone makes of the picture (1×3×H×W) after some of its iterations, by their number.
 
@@ -120,14 +121,13 @@ class Purifier:
         """
         wanted, taken, done = frozenset(iterations), {}, 0
 
-        def on_step(step: int, total: int, shown: Tensor | None) -> None:
+        def on_step(step: int, total: int, shown: Tensor | None = None, loss: Tensor | float | None = None, /) -> None:
             nonlocal done
             if shown is not None:
                 done += 1
                 if done in wanted:
                     taken[done] = round_8bit(shown).to(picture.device)
-            if callback is not None:
-                callback(step, total, shown)
+            progress(step, total, shown)
 
         self(picture, on_step)
         return taken

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from ..diffusion.denoiser import Denoiser
 from ..errors import AntiPureError
+from ..progress import Progress, silent
 from .diffpure import diffpure
 from .gridpure import gridpure
-from .settings import Callback
 from .vae import vae_round_trip
 
 METHODS = ("gridpure", "diffpure", "diffpure_resized", "vae")
@@ -28,15 +28,15 @@ def purify(
     iterations: int,
     gamma: float = 0.1,
     seed: int = 0,
-    callback: Callback | None = None,
+    progress: Progress = silent,
     substeps: int = 0,
 ) -> Tensor:
     """One of `METHODS`; settings that a method has no use for (gamma, the VAE's timestep) are ignored."""
     if method not in METHODS:
         raise AntiPureError(f"There is no purifier '{method}'; choose one of {', '.join(METHODS)}.")
     if method == "vae":
-        return vae_round_trip(picture, denoiser, iterations=iterations, callback=callback)
-    settings = {"timestep": timestep, "iterations": iterations, "seed": seed, "callback": callback}
+        return vae_round_trip(picture, denoiser, iterations=iterations, progress=progress)
+    settings = {"timestep": timestep, "iterations": iterations, "seed": seed, "progress": progress}
     if method == "gridpure":
         return gridpure(picture, denoiser, gamma=gamma, substeps=substeps, **settings)
     return diffpure(picture, denoiser, resize=method == "diffpure_resized", substeps=substeps, **settings)

@@ -2,15 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from torch import Tensor
-
 from ..diffusion.denoiser import Denoiser
 from ..errors import AntiPureError
-
-# callback(done, total, picture): may raise to cancel. picture is 1×3×H×W in 0..1, or None between iterations.
-Callback = Callable[[int, int, Tensor | None], None]
 
 
 def check_purifier(denoiser: Denoiser, timestep: int, iterations: int, gamma: float = 0.0, substeps: int = 0) -> None:

@@ -15,13 +15,12 @@ from ..pictures import (
     to_picture,
     to_pixels,
 )
-from .settings import Callback, check_purifier
+from ..progress import Progress, silent
+from .settings import check_purifier
 
 
 @torch.no_grad()
-def vae_round_trip(
-    picture: Tensor, denoiser: Denoiser, *, iterations: int = 1, callback: Callback | None = None
-) -> Tensor:
+def vae_round_trip(picture: Tensor, denoiser: Denoiser, *, iterations: int = 1, progress: Progress = silent) -> Tensor:
     """Through the VAE and back, `iterations` times over: the weakest purifier of a latent model, without noise.
 
     picture: B×3×H×W in 0..1, any size (mirrored up to the VAE's multiple, never cropped). Returns 8-bit-rounded
@@ -39,7 +38,6 @@ def vae_round_trip(
             pixels = pad_reflect(pixels, round_up(h, denoiser.multiple), round_up(w, denoiser.multiple))
             pixels = denoiser.decode(denoiser.encode(pixels))
             single = round_8bit(to_picture(pixels[..., :h, :w]))
-            if callback is not None:
-                callback(i * iterations + iteration + 1, len(picture) * iterations, single)
+            progress(i * iterations + iteration + 1, len(picture) * iterations, single)
         results.append(single)
     return torch.cat(results)

@@ -17,18 +17,19 @@ behind it would do. So transforms alone are measured, and judge nothing while a 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from ..attacks.settings import AttackSettings
 from ..controls import apply_control, spectrum_matched
 from ..errors import AntiPureError
 from ..metrics import image as metrics
 from ..pictures import center_crop, check_picture, round_8bit
+from ..progress import Progress, part, silent
 from ..purification.purifiers import Purifier
-from ..purification.settings import Callback
 from .report import CLEAN, CONTROL_TITLES, MATCHED, PROTECTION, RANDOM, SMOOTH, Cell, Column, Report, Row
 
 CURVE = (1, 2, 5, 10, 20, 30, 40, 60, 80, 100, 150, 200)
@@ -45,7 +46,7 @@ def measure(
     curve_iterations: int = 0,
     made_against: Sequence[str] = (),
     example: int = 0,
-    progress: Callback | None = None,
+    progress: Progress = silent,
 ) -> Report:
     """Measure protections of pictures.
 
@@ -53,9 +54,9 @@ def measure(
     `purifiers.parse_purifiers`; their own seeds are replaced by `seeds`, from which the controls are drawn, too.
     curve_iterations: a curve over 1, 2, 5, 10, ... iterations of the first GrIDPure alone, up to this number; 0, or no
     such purifier: no curve. It costs only the iterations that no listed purifier runs anyway. made_against: texts of
-    purifiers the protections were made against. example: the picture whose middle is kept. progress(done, total,
-    picture) may raise to cancel. Raises `AntiPureError`, before work, for pictures that do not fit each other,
-    repeated seeds, no purifier, and names of `made_against` that are not measured.
+    purifiers the protections were made against. example: the picture whose middle is kept.
+    Raises `AntiPureError`, before work, for pictures that do not fit each other, repeated seeds, no purifier, and names
+    of `made_against` that are not measured.
     """
     _check(picture, protections, purifiers, seeds, curve_iterations, made_against, example)
     clean = round_8bit(picture)
@@ -203,9 +204,9 @@ def _versions(original: Tensor, protected: dict[str, Tensor], seed: int) -> dict
     for name, value in protected.items():
         levels = float(metrics.linf_levels(original, value)[0])
         matched = spectrum_matched(original, value, levels=levels, seed=seed) if levels else original
+        settings = AttackSettings(levels, seeds=seed)
         random, smooth = (
-            apply_control(control, original, levels=levels, seeds=seed) if levels else original
-            for control in ("random", "smooth")
+            apply_control(control, original, settings) if levels else original for control in ("random", "smooth")
         )
         kinds = {PROTECTION: value, MATCHED: matched, RANDOM: random, SMOOTH: smooth}
         versions |= {(kind, name): version for kind, version in kinds.items()}
@@ -239,21 +240,14 @@ def _tapped(purifier: Purifier, run: _Run, picture: Tensor, ledger: _Ledger) -> 
 class _Ledger:
     """One progress over all runs."""
 
-    def __init__(self, progress: Callback | None, total: int):
+    def __init__(self, progress: Progress, total: int):
         self.progress, self.total, self.done = progress, total, 0
 
-    def part(self, cost: int) -> Callable[[int, int, Tensor | None], None]:
-        """A callback for a run of this cost."""
-
-        def report(done: int, total: int, picture: Tensor | None) -> None:
-            if self.progress is not None:
-                # A composition has several parts, each with its own count: never past the run's end.
-                self.progress(self.done + min(cost * done // max(total, 1), cost), self.total, picture)
-
-        return report
+    def part(self, cost: int) -> Progress:
+        """The progress of a run of this cost."""
+        return part(self.progress, self.done, cost, self.total)
 
     def finish(self, cost: int) -> None:
         """A run has ended."""
         self.done += cost
-        if self.progress is not None:
-            self.progress(self.done, self.total, None)
+        self.progress(self.done, self.total)

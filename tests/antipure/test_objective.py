@@ -18,6 +18,7 @@ from antipure.methods.antipure.perceptual import balance_colours
 from antipure.methods.antipure.protect import antipure_loss, protect
 from antipure.methods.antipure.unrolled import halve, high_pass, turn, unrolled_purification, unrolled_term
 from antipure.methods.attacks.pgd import pgd
+from antipure.methods.attacks.settings import AttackSettings
 from antipure.methods.diffusion.denoiser import Denoiser
 from antipure.methods.diffusion.loss import l_ddpm
 from antipure.methods.errors import AntiPureError
@@ -41,7 +42,7 @@ def random_pixels(height: int, width: int, seed: int = 0) -> torch.Tensor:
 
 
 def total(loss, pixels: torch.Tensor, seed: int = 0) -> torch.Tensor:
-    return sum(loss(pixels, random_stream(seed)))
+    return sum(loss.terms(pixels, random_stream(seed)))
 
 
 def slow_high_pass(x: np.ndarray, window: int) -> np.ndarray:
@@ -175,7 +176,7 @@ def test_small_memory_gives_the_same_loss_and_gradient_in_more_batches(make_tiny
         loss = antipure_loss(denoiser, OBJECTIVES[name], clean)
         leaf = pixels.clone().requires_grad_()
         count, value = 0, 0.0
-        for term in loss(leaf, random_stream(0)):
+        for term in loss.terms(leaf, random_stream(0)):
             term.backward()
             count, value = count + 1, value + term.item()
         results.append((count, value, leaf.grad))
@@ -193,7 +194,7 @@ def test_the_number_of_batches_follows_the_measured_activations(make_tiny):
     loss = antipure_loss(denoiser, objective, random_pixels(16, 64))
     generator = random_stream(1)
     tiles = len(random_positions(16, 64, 16, random_stream(1)))
-    assert len(list(loss(random_pixels(16, 64), generator))) == math.ceil(tiles / 2)
+    assert len(list(loss.terms(random_pixels(16, 64), generator))) == math.ceil(tiles / 2)
 
 
 def test_one_forward_per_batch_serves_all_three_terms_of_the_paper(spy):
@@ -319,7 +320,7 @@ def test_less_grey_leaves_a_perturbation_with_less_grey(tiny):
 
     def grey_share(luminance):
         objective = Objective(ddpm=0, pfg=0, etg=0, unrolled=1, unrolled_steps=1, luminance=luminance)
-        delta = protect(x, tiny, objective, levels=8, steps=6) - x
+        delta = protect(x, tiny, objective, AttackSettings(levels=8, steps=6)) - x
         return (delta.mean(1).square().mean() / delta.square().mean()).item()
 
     assert grey_share(0.0) < 0.6 * grey_share(1.0)
@@ -328,12 +329,12 @@ def test_less_grey_leaves_a_perturbation_with_less_grey(tiny):
 def test_protect_is_pgd_on_the_objective(tiny):
     x = round_8bit(torch.rand(1, 3, 20, 24, generator=stream(5)))
     objective = PRESETS["unrolled"]
-    settings = {"levels": 6, "steps": 2, "seeds": 3}
-    expected = pgd(x, partial(antipure_loss, tiny, objective), **settings)
-    assert torch.equal(protect(x, tiny, objective, **settings), expected)
+    settings = AttackSettings(levels=6, steps=2, seeds=3)
+    expected = pgd(x, partial(antipure_loss, tiny, objective), settings)
+    assert torch.equal(protect(x, tiny, objective, settings), expected)
     mask = torch.zeros(1, 1, 20, 24)
     mask[..., 5:15] = 1
-    shaped = protect(x, tiny, PRESETS["strong_shaped"], mask=mask, **settings)
+    shaped = protect(x, tiny, PRESETS["strong_shaped"], replace(settings, mask=mask))
     assert torch.equal(shaped * (1 - mask), x * (1 - mask)), "the user's mask holds, too"
 
 
@@ -359,12 +360,14 @@ def test_presets_say_what_they_are():
 def test_fast_is_strong_from_the_blurred_picture_in_few_steps(tiny, asked, run):
     x = round_8bit(torch.rand(2, 3, 18, 20, generator=stream(5)))
     done = []
-    fast = protect(x, tiny, PRESETS["fast"], levels=6, steps=asked, callback=lambda *args: done.append(args[:2]))
+    fast = protect(
+        x, tiny, PRESETS["fast"], AttackSettings(levels=6, steps=asked, progress=lambda *args: done.append(args[:2]))
+    )
     assert done[-1] == (2 * run, 2 * run)
     blurred = torch.from_numpy(ndimage.gaussian_filter(x.numpy(), 1.0, mode="nearest", axes=(2, 3)))
     start = gaussian_blur(x, 1.0)
     torch.testing.assert_close(start, blurred, rtol=0, atol=2e-6)
-    expected = protect(x, tiny, PRESETS["strong"], levels=6, steps=run)
+    expected = protect(x, tiny, PRESETS["strong"], AttackSettings(levels=6, steps=run))
     assert (fast - x).abs().max() * 255 <= 6 + 1e-3
     assert not torch.equal(fast, expected)
     strong = PRESETS["strong"]
@@ -373,8 +376,7 @@ def test_fast_is_strong_from_the_blurred_picture_in_few_steps(tiny, asked, run):
         pgd(
             x,
             partial(antipure_loss, tiny, strong),
-            levels=6,
-            steps=run,
+            AttackSettings(levels=6, steps=run),
             start=start,
             precondition=partial(balance_colours, luminance=strong.luminance),
         ),
@@ -386,7 +388,7 @@ def test_pgd_raises_the_loss_it_is_given(tiny, name):
     """On noise it has not seen, beyond what random signs of the same size reach."""
     x = round_8bit(torch.rand(1, 3, 20, 24, generator=stream(5)))
     make_loss = partial(antipure_loss, tiny, PRESETS[name])
-    protected = pgd(x, make_loss, levels=8, steps=12)
+    protected = pgd(x, make_loss, AttackSettings(levels=8, steps=12))
     signs = (torch.randint(2, x.shape, generator=stream(1)) * 2 - 1) * 8 / 255
     loss = make_loss(to_pixels(x))
 

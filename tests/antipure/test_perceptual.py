@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from antipure.methods.antipure.perceptual import balance_colours, just_noticeable_difference, shaped_budget
+from antipure.methods.attacks.settings import AttackSettings
 from antipure.methods.metrics import image as metrics
 from PIL import Image
 
@@ -98,9 +99,9 @@ def test_budget_of_a_protection_is_inside_the_shaped_one(tiny):
     from antipure.methods.antipure.protect import protect
 
     picture = photo(PHOTOS[0])[..., 40:72, 40:72]
-    protected = protect(picture, tiny, PRESETS["strong_shaped"], levels=8, steps=3)
+    protected = protect(picture, tiny, PRESETS["strong_shaped"], AttackSettings(levels=8, steps=3))
     allowed = shaped_budget(picture) * 8
     assert ((protected - picture).abs() * 255 <= allowed + 1e-3).all()
     assert metrics.linf_levels(picture, protected) > 3
-    plain = protect(picture, tiny, PRESETS["strong"], levels=8, steps=3)
+    plain = protect(picture, tiny, PRESETS["strong"], AttackSettings(levels=8, steps=3))
     assert metrics.psnr(picture, protected) > metrics.psnr(picture, plain)

@@ -7,7 +7,9 @@ import torch
 from antipure.methods.antipure.objective import PRESETS, Objective
 from antipure.methods.antipure.protect import antipure_loss
 from antipure.methods.attacks.ensemble import CombinedDenoiser, combine, members_of
+from antipure.methods.attacks.loss import Loss
 from antipure.methods.attacks.pgd import pgd
+from antipure.methods.attacks.settings import AttackSettings
 from antipure.methods.errors import AntiPureError
 from antipure.methods.pictures import random_stream
 from antipure.nodes import NODE_CLASS_MAPPINGS
@@ -25,7 +27,7 @@ def picture(size: int = 24) -> torch.Tensor:
 
 
 def values(loss, pixels: torch.Tensor) -> float:
-    return sum(float(term) for term in loss(pixels, torch.Generator().manual_seed(3)))
+    return sum(float(term) for term in loss.terms(pixels, torch.Generator().manual_seed(3)))
 
 
 def test_a_chain_of_one_mode_counts_every_denoiser_once(make_tiny):
@@ -38,14 +40,14 @@ def test_a_chain_of_one_mode_counts_every_denoiser_once(make_tiny):
     assert members_of(a) == [a]
 
 
-class Fixed:
+class Fixed(Loss):
     """A loss of constant value with a known gradient."""
 
     def __init__(self, value: float):
         self.value = value
         self.shrunk = 0
 
-    def __call__(self, pixels, generator):
+    def terms(self, pixels, generator):
         yield self.value + 0 * pixels.sum() + pixels.mean() * self.value
         yield 0 * pixels.sum()
 
@@ -70,7 +72,10 @@ def test_out_of_memory_shrinks_every_member(pair):
 @pytest.mark.parametrize("mode", ["mean", "worst"])
 def test_protects_reproducibly_against_both(pair, mode):
     both = combine(*pair, mode)
-    first, again = (pgd(picture(), lambda clean: antipure_loss(both, DDPM, clean), levels=4, steps=3) for _ in range(2))
+    first, again = (
+        pgd(picture(), lambda clean: antipure_loss(both, DDPM, clean), AttackSettings(levels=4, steps=3))
+        for _ in range(2)
+    )
     assert torch.equal(first, again)
     assert 0 < (first - picture()).abs().max() * 255 <= 4 + 2e-3
 
@@ -83,7 +88,7 @@ def test_the_mean_gradient_is_the_mean_of_the_members(pair):
 
     def gradient(loss, generator) -> torch.Tensor:
         pixels = (clean * 0.9).requires_grad_()
-        for term in loss(pixels, generator):
+        for term in loss.terms(pixels, generator):
             term.backward()
         return pixels.grad
 

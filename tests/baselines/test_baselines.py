@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from functools import partial
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +12,7 @@ import torch
 from antipure.cli.main import build_parser
 from antipure.methods.attacks.ensemble import CombinedDenoiser
 from antipure.methods.attacks.pgd import pgd
+from antipure.methods.attacks.settings import AttackSettings
 from antipure.methods.baselines import BASELINES, apply_baseline, surrogate
 from antipure.methods.baselines.advdm import advdm_loss
 from antipure.methods.baselines.anti_dreambooth import aspl
@@ -100,11 +101,11 @@ def pixels_of(height: int, width: int, seed: int = 0) -> torch.Tensor:
 
 def total(loss, pixels, seed: int = 0) -> float:
     with torch.no_grad():
-        return float(sum(loss(pixels, random_stream(seed))))
+        return float(sum(loss.terms(pixels, random_stream(seed))))
 
 
 def tiles_of(pixels, companion, seed):
-    """(tile, companion's tile, own random stream) of the tiles that `tiled_loss` cuts under this seed."""
+    """(tile, companion's tile, own random stream) of the tiles that `TiledLoss` cuts under this seed."""
     height, width = (max(side, TILE) for side in pixels.shape[-2:])
     generator = random_stream(seed)
     positions = random_positions(height, width, TILE, generator)
@@ -198,7 +199,7 @@ def test_simacs_feature_term_has_a_gradient(toy):
     clean, x = pixels_of(16, 16), pixels_of(16, 16, 1).requires_grad_()
     grads = []
     for blocks in (decoder_blocks(toy.net), decoder_blocks(toy.net)[:1]):
-        loss = sum(SimacLoss(toy, blocks, clean, torch.tensor([50]))(x, random_stream(0)))
+        loss = sum(SimacLoss(toy, blocks, clean, torch.tensor([50])).terms(x, random_stream(0)))
         grads.append(torch.autograd.grad(loss, x)[0])
     assert not torch.allclose(*grads, rtol=1e-2)
 
@@ -232,7 +233,7 @@ def loss_to_judge(name: str, denoiser, clean):
 @pytest.mark.parametrize("name", BASELINES)
 def test_protected_pictures_stay_in_the_budget_and_raise_the_loss_beyond_random_signs(toy, name):
     x, levels = picture(1, 3, 20, 24), BASELINES[name].levels
-    protected = apply_baseline(name, x, toy, steps=20)
+    protected = apply_baseline(name, x, toy, replace(BASELINES[name].settings, steps=20))
     change = ((protected - x) * 255).round().abs()
     assert torch.equal(protected, round_8bit(protected))
     assert int(levels) - 1 <= change.max() <= levels
@@ -250,7 +251,10 @@ def test_seeds_masks_and_neighbours(toy, name):
     x = picture(2, 3, 18, 30)
     mask = torch.zeros(2, 1, 18, 30)
     mask[..., 10:] = 1
-    run = partial(apply_baseline, name, denoiser=toy, levels=4, steps=2)
+
+    def run(x, **settings):
+        return apply_baseline(name, x, toy, AttackSettings(levels=4, steps=2, **settings))
+
     both = run(x, seeds=[7, 8], mask=mask)
     assert torch.equal(both[..., :10], x[..., :10])
     assert ((both - x).abs() * 255).max() <= 4 + 1e-3
@@ -293,10 +297,10 @@ def test_the_network_is_left_as_it_was_also_after_an_exception(name, latent):
             raise Cancelled
 
     with pytest.raises(Cancelled):
-        apply_baseline(name, picture(2, 3, 16, 16), toy, steps=8, callback=cancel)
+        apply_baseline(name, picture(2, 3, 16, 16), toy, replace(BASELINES[name].settings, steps=8, progress=cancel))
     assert all(seen), "the surrogate was on the network, also for the second picture"
     assert_untouched(before, toy.net)
-    apply_baseline(name, picture(1, 3, 16, 16), toy, steps=2)
+    apply_baseline(name, picture(1, 3, 16, 16), toy, replace(BASELINES[name].settings, steps=2))
     assert_untouched(before, toy.net)
 
 
@@ -304,7 +308,12 @@ def test_aspl_of_a_real_unet(make_tiny):
     denoiser = make_tiny()
     before = snapshot(denoiser.unet)
     x = picture(1, 3, 16, 16)
-    assert not torch.equal(apply_baseline("anti_dreambooth_aspl", x, denoiser, steps=1), x)
+    assert not torch.equal(
+        apply_baseline(
+            "anti_dreambooth_aspl", x, denoiser, replace(BASELINES["anti_dreambooth_aspl"].settings, steps=1)
+        ),
+        x,
+    )
     assert_untouched(before, denoiser.unet)
     assert len(decoder_blocks(denoiser.unet)) == 3
 
@@ -321,7 +330,7 @@ def test_aspl_trains_on_clean_before_the_first_and_on_both_before_every_further_
 
     monkeypatch.setattr(surrogate.AlternatingLoss, "_train", logged)
     with aspl(toy) as make_loss:
-        pgd((clean + 1) / 2, make_loss, steps=13, step_levels=1)
+        pgd((clean + 1) / 2, make_loss, AttackSettings(steps=13), step_levels=1)
     assert log == [(0, "clean", True), (6, "perturbed", True), (6, "clean", True)] + [
         (12, "perturbed", True),
         (12, "clean", True),
@@ -334,8 +343,10 @@ def test_aspl_forgets_what_it_learned_on_clean_and_keeps_what_it_learned_on_pert
         loss = make_loss(clean)
         start = loss.applied.tensors()
         for step in range(7):
-            for term in loss(pixels_of(16, 16, 1), random_stream(step)):
+            loss.prepare(pixels_of(16, 16, 1), random_stream(step))
+            for term in loss.terms(pixels_of(16, 16, 1), random_stream(step)):
                 assert term.requires_grad is False, "only the picture is differentiated"
+            loss.stepped()
             if step < 6:
                 assert all(torch.equal(v, start[k]) for k, v in loss.theta.items())
         assert any(not torch.equal(v, start[k]) for k, v in loss.theta.items())
@@ -347,10 +358,13 @@ def test_a_step_that_is_tried_again_does_not_train_again(toy, monkeypatch):
     with aspl(toy) as make_loss:
         loss = make_loss(pixels_of(16, 16))
         for _ in range(2):
-            next(iter(loss(pixels_of(16, 16), random_stream(0))))  # left before its end
+            loss.prepare(pixels_of(16, 16), random_stream(0))
+            next(iter(loss.terms(pixels_of(16, 16), random_stream(0))))  # left before its end
         with torch.no_grad():
-            list(loss(pixels_of(16, 16), random_stream(0)))  # only compared
+            list(loss.terms(pixels_of(16, 16), random_stream(0)))  # only compared
         assert (trained, loss.step) == ([0], 0)
+        loss.stepped()
+        assert loss.step == 1
 
 
 def test_without_training_aspl_is_the_denoising_loss_of_the_denoiser(toy, monkeypatch):
@@ -361,7 +375,7 @@ def test_without_training_aspl_is_the_denoising_loss_of_the_denoiser(toy, monkey
     with aspl(toy) as make_loss:
         value = total(make_loss(clean), x)
     with torch.no_grad():
-        assert value == pytest.approx(float(sum(advdm_loss(toy, clean)(x, generator))), rel=1e-6)
+        assert value == pytest.approx(float(sum(advdm_loss(toy, clean).terms(x, generator))), rel=1e-6)
 
 
 @pytest.mark.parametrize("mode", ["mean", "worst"])
@@ -370,14 +384,16 @@ def test_combined_denoisers_combine_the_losses(name, mode):
     members = (Toy(latent=True), Toy(latent=False))
     before = [snapshot(member.net) for member in members]
     x = picture(1, 3, 16, 16)
-    assert not torch.equal(apply_baseline(name, x, CombinedDenoiser(members, mode), steps=8), x)
+    assert not torch.equal(
+        apply_baseline(name, x, CombinedDenoiser(members, mode), replace(BASELINES[name].settings, steps=8)), x
+    )
     for member, state in zip(members, before, strict=True):
         assert_untouched(state, member.net)
 
 
 def refused(match, name, denoiser):
     with pytest.raises(AntiPureError, match=match) as caught:
-        apply_baseline(name, picture(1, 3, 16, 16), denoiser, steps=1)
+        apply_baseline(name, picture(1, 3, 16, 16), denoiser, replace(BASELINES[name].settings, steps=1))
     assert "\n" not in str(caught.value)
 
 
@@ -387,10 +403,11 @@ def test_wrong_denoisers_are_refused_with_a_sentence(tiny, spy, toy):
     for name in CHANGES_NETWORK:
         refused("this Spy does not show", name, spy)
     refused("decoder blocks of a U-Net, and this Net has none", "simac", Toy(decoder="layers"))
-    refused("no baseline 'glaze'", "glaze", toy)
+    with pytest.raises(AntiPureError, match="no baseline 'glaze'"):
+        apply_baseline("glaze", picture(1, 3, 16, 16), toy)
     refused("finite", "anti_dreambooth_aspl", NotFinite())
     with simac(toy), pytest.raises(AntiPureError, match="levels is 0"):
-        apply_baseline("advdm", picture(1, 3, 16, 16), toy, levels=0)
+        apply_baseline("advdm", picture(1, 3, 16, 16), toy, replace(BASELINES["advdm"].settings, levels=0))
 
 
 class NotFinite(Toy):
@@ -409,7 +426,7 @@ def test_true_budgets_in_8_bit_levels():
         "anti_dreambooth_aspl": pytest.approx(0.05 * 127.5),
         "simac": 8,
     }
-    assert all(b.paper and b.steps >= 100 for b in BASELINES.values())
+    assert all(b.steps >= 100 for b in BASELINES.values())
 
 
 def protect(image, denoiser, preset, **settings):
@@ -436,7 +453,9 @@ def test_the_node_runs_a_baseline_in_inference_mode(toy, name):
     x = picture(1, 3, 18, 20)
     before = snapshot(toy.net)
     image, _, report = protect(x.permute(0, 2, 3, 1), toy, name)
-    assert torch.equal(image.permute(0, 3, 1, 2), apply_baseline(name, x, toy, levels=8, steps=2, seeds=4))
+    assert torch.equal(
+        image.permute(0, 3, 1, 2), apply_baseline(name, x, toy, AttackSettings(levels=8, steps=2, seeds=4))
+    )
     assert report.startswith(f"{name}, 8 levels, 2 steps, seed 4")
     assert_untouched(before, toy.net)
 

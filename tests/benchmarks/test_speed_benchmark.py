@@ -8,6 +8,7 @@ from antipure.benchmarks import plain, speed
 from antipure.benchmarks.speed_report import markdown
 from antipure.methods.antipure.objective import PRESETS
 from antipure.methods.antipure.protect import protect
+from antipure.methods.attacks.settings import AttackSettings
 from antipure.methods.pictures import round_8bit
 from antipure.methods.purification.gridpure import gridpure
 
@@ -21,7 +22,7 @@ def picture(height: int, width: int) -> torch.Tensor:
 def test_plain_protection_is_ours_up_to_rounding(tiny, name):
     x, objective = picture(24, 40), PRESETS[name]
     slow = plain.protect(x, tiny, objective, levels=8, steps=1)
-    fast = protect(x, tiny, objective, levels=8, steps=1)
+    fast = protect(x, tiny, objective, AttackSettings(levels=8, steps=1))
     assert ((slow - fast).abs() * 255 > 0.5).float().mean() < 0.01, "only signs of slopes near 0 may differ"
 
 

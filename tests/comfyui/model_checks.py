@@ -358,7 +358,7 @@ def check_sizes() -> dict:
         for preset in ("strong", "paper"):
             pixels = picture(35, 33).requires_grad_()
             with torch.enable_grad():
-                for term in antipure_loss(denoiser, PRESETS[preset], pixels.detach())(
+                for term in antipure_loss(denoiser, PRESETS[preset], pixels.detach()).terms(
                     pixels * 0.99, torch.Generator().manual_seed(1)
                 ):
                     term.backward()

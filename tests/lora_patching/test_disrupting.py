@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
+from antipure.methods.attacks.loss import FunctionLoss
 from antipure.methods.attacks.pgd import pgd
+from antipure.methods.attacks.settings import AttackSettings
 from antipure.methods.controls import apply_control
 from antipure.methods.errors import AntiPureError
 from antipure.methods.generators import ModuleGenerator, load_generator
@@ -14,7 +17,7 @@ from antipure.methods.generators.loading import BUNDLED, generator_from_state
 from antipure.methods.generators.procedural_faces import draw_faces, random_attributes
 from antipure.methods.generators.stargan import StarGANNetwork
 from antipure.methods.lora_patching.defence_metrics import edit_mask, masked_l2, success_rate
-from antipure.methods.lora_patching.disrupting import LEVELS, disrupt
+from antipure.methods.lora_patching.disrupting import DISRUPTING, LEVELS, disrupt
 from antipure.methods.pictures import random_stream, round_8bit
 from torch import nn
 
@@ -32,7 +35,7 @@ def picture():
 
 def test_disrupt_equals_a_plain_loop(generator, picture):
     edits = ("Male", "Old")
-    result = disrupt(generator, picture, edits, seeds=[3, 8])
+    result = disrupt(generator, picture, edits, replace(DISRUPTING, seeds=[3, 8]))
     for i, seed in enumerate((3, 8)):
         x = picture[i : i + 1] * 2 - 1
         start = torch.rand(x.shape, generator=random_stream(seed, -1)) * 2 - 1
@@ -61,11 +64,13 @@ def test_disrupting_moves_outputs_more_than_random_noise_does(generator, picture
 def test_the_mask_and_the_seed_are_kept(generator, picture):
     mask = torch.zeros(2, 1, 16, 20)
     mask[..., 5:] = 1
-    result = disrupt(generator, picture, ["Male"], steps=2, mask=mask)
+    result = disrupt(generator, picture, ["Male"], replace(DISRUPTING, steps=2, mask=mask))
     assert torch.equal(result[..., :5], picture[..., :5])
     assert not torch.equal(result[..., 5:], picture[..., 5:])
-    assert torch.equal(result, disrupt(generator, picture, ["Male"], steps=2, mask=mask))
-    assert not torch.equal(result, disrupt(generator, picture, ["Male"], steps=2, mask=mask, seeds=1))
+    assert torch.equal(result, disrupt(generator, picture, ["Male"], replace(DISRUPTING, steps=2, mask=mask)))
+    assert not torch.equal(
+        result, disrupt(generator, picture, ["Male"], replace(DISRUPTING, steps=2, mask=mask, seeds=1))
+    )
 
 
 def test_bad_requests_are_refused(generator, picture):
@@ -74,7 +79,7 @@ def test_bad_requests_are_refused(generator, picture):
     with pytest.raises(AntiPureError, match="No edit"):
         disrupt(generator, picture, [])
     with pytest.raises(AntiPureError):
-        disrupt(generator, picture, levels=0)
+        disrupt(generator, picture, settings=replace(DISRUPTING, levels=0))
 
 
 def test_pgd_steps_are_constant_without_decay():
@@ -83,11 +88,18 @@ def test_pgd_steps_are_constant_without_decay():
     x = round_8bit(x)
 
     def up(clean):
-        return lambda pixels, generator: (pixels.sum() for _ in range(1))
+        return FunctionLoss(lambda pixels, _: [pixels.sum()])
 
-    assert torch.allclose((pgd(x, up, levels=20, steps=4, step_levels=2, decay=False) - x) * 255, torch.tensor(8.0))
-    assert torch.allclose((pgd(x, up, levels=20, steps=4, step_levels=2) - x) * 255, torch.tensor(5.0))
-    start = pgd(x, lambda c: lambda p, g: ((0 * p).sum() for _ in range(1)), levels=9, steps=1, random_start=True)
+    assert torch.allclose(
+        (pgd(x, up, AttackSettings(levels=20, steps=4), step_levels=2, decay=False) - x) * 255, torch.tensor(8.0)
+    )
+    assert torch.allclose((pgd(x, up, AttackSettings(levels=20, steps=4), step_levels=2) - x) * 255, torch.tensor(5.0))
+    start = pgd(
+        x,
+        lambda c: FunctionLoss(lambda pixels, _: [(0 * pixels).sum()]),
+        AttackSettings(levels=9, steps=1),
+        random_start=True,
+    )
     offset = ((start - x) * 255).round()
     assert offset.abs().max() <= 9
     assert len(offset.unique()) > 10
@@ -116,7 +128,7 @@ def test_masked_l2_by_hand():
 def test_any_module_can_be_disrupted(picture):
     torch.manual_seed(0)
     module = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Tanh(), nn.Conv2d(4, 3, 3, padding=1), nn.Tanh())
-    result = disrupt(ModuleGenerator(module), picture, steps=2)
+    result = disrupt(ModuleGenerator(module), picture, settings=replace(DISRUPTING, steps=2))
     assert (result - picture).abs().max() > 3 / 255
 
 
@@ -164,4 +176,4 @@ def test_the_toy_is_disrupted_by_the_attack_and_not_by_noise(toy, held_out):
         return success_rate(masked_l2(toy.edit(other * 2 - 1, "blond hair"), plain, pixels))
 
     assert rate(disrupt(toy, picture, ["blond hair"])) >= 0.75
-    assert rate(apply_control("random", picture, levels=LEVELS)) <= 0.25
+    assert rate(apply_control("random", picture, AttackSettings(levels=LEVELS))) <= 0.25

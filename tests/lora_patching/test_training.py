@@ -10,12 +10,14 @@ import torch
 import torch.nn.functional as F
 from antipure.methods.architecture import fingerprint
 from antipure.methods.attacks.pgd import pgd
+from antipure.methods.attacks.settings import AttackSettings
 from antipure.methods.errors import AntiPureError
 from antipure.methods.figures.loss_curve import loss_curve
+from antipure.methods.lora_patching.disrupting import disruption_loss
 from antipure.methods.lora_patching.mmfa import MMFA
 from antipure.methods.lora_patching.patch import is_patched, patched
 from antipure.methods.lora_patching.save_and_load import load_patch, save_patch
-from antipure.methods.lora_patching.training import TrainingConfig, disruption_loss, fit_faces, train_patch
+from antipure.methods.lora_patching.training import TrainingConfig, fit_faces, train_patch
 from antipure.methods.lora_patching.warning import picture_warning, share_visible, text_warning, visibility, warned
 from antipure.methods.metrics.encoders import Encoder
 from antipure.methods.pictures import to_picture, to_pixels
@@ -97,14 +99,12 @@ def disturbed(generator, faces, patch) -> torch.Tensor:
         with patched(generator, patch):
             attacked = pgd(
                 faces,
-                partial(disruption_loss, partial(generator.edit, edit=edit)),
-                levels=0.05 * 127.5,
+                partial(disruption_loss, [partial(generator.edit, edit=edit)]),
+                AttackSettings(levels=0.05 * 127.5, steps=10, seeds=77),
                 step_levels=0.01 * 127.5,
-                steps=10,
                 random_start=True,
                 decay=False,
                 together=True,
-                seeds=77,
             )
             with torch.no_grad():
                 distances.append((generator.edit(to_pixels(attacked), edit) - reference).square().mean())
@@ -452,9 +452,7 @@ def test_loss_curves_of_nothing():
 def test_previews_are_pictures_of_the_generator(generator):
     shown = []
     faces = make_faces(1)
-    train_patch(
-        generator, faces, QUICK, edits=("hair",), progress=lambda *_, picture=None, loss=None: shown.append(picture)
-    )
+    train_patch(generator, faces, QUICK, edits=("hair",), progress=lambda *told: shown.append(told[2]))
     generator.network.eval()
     with torch.no_grad():
         plain = to_picture(generator.edit(to_pixels(faces), "hair"))

@@ -148,10 +148,10 @@ def test_a_gaussian_world_in_closed_form(substeps):
     assert float(result.var()) == pytest.approx(variance, rel=0.03)
 
 
-def test_callbacks_count_the_substeps(tiny):
+def test_progress_counts_the_substeps(tiny):
     for name in PURIFIERS:
         calls = []
-        PURIFIERS[name](picture(16, 16), tiny, substeps=2, callback=lambda done, total, _: calls.append((done, total)))  # noqa: B023
+        PURIFIERS[name](picture(16, 16), tiny, substeps=2, progress=lambda done, total, *_: calls.append((done, total)))  # noqa: B023
         assert calls[-1][0] == calls[-1][1] == 2 * 2 * (2 if name == "gridpure" else 1)
 
 
@@ -357,7 +357,7 @@ def test_out_of_memory_halves_the_batch_and_changes_nothing(make_tiny, monkeypat
         return predict(x_t, t)
 
     monkeypatch.setattr(small, "predict", limited)
-    result = gridpure(x, small, timestep=3, iterations=2, callback=lambda done, total, _: calls.append((done, total)))
+    result = gridpure(x, small, timestep=3, iterations=2, progress=lambda done, total, *_: calls.append((done, total)))
     assert [s for s in sizes if s > 5] == [29, 14, 7]
     assert [sizes.count(s) for s in (3, 2)] == [2 * 3 * 9, 2 * 3], "29 tiles: nine threes and a two"
     difference = np.abs(levels(result) - levels(expected))
@@ -402,13 +402,13 @@ def test_a_learned_variance_is_used(make_tiny, monkeypatch):
 
 @pytest.mark.parametrize("name", PURIFIERS)
 @pytest.mark.parametrize("memory", [1, 2**30])
-def test_callbacks_count_up_to_the_total(make_tiny, name, memory):
+def test_progress_counts_up_to_the_total(make_tiny, name, memory):
     denoiser = make_tiny()
     denoiser.memory_bytes = memory
     x = picture(20, 30, batch=2)
     calls = []
-    result = PURIFIERS[name](x, denoiser, callback=lambda *args: calls.append(args))
-    done, total, pictures = zip(*calls, strict=True)
+    result = PURIFIERS[name](x, denoiser, progress=lambda *args: calls.append(args))
+    done, total, pictures = zip(*((*call, None)[:3] for call in calls), strict=True)
     assert len(set(total)) == 1
     assert done[-1] == total[-1]
     assert done[0] == (2 * 3 + 1 if name == "gridpure" and memory > 1 else 1), "steps of single tiles"
@@ -425,11 +425,11 @@ class Cancelled(BaseException):
 
 @pytest.mark.parametrize("name", PURIFIERS)
 def test_cancelling_passes_through_at_once(spy, name):
-    def cancel(done, total, current):
+    def cancel(*_):
         raise Cancelled
 
     with pytest.raises(Cancelled):
-        PURIFIERS[name](picture(16, 16), spy, callback=cancel)
+        PURIFIERS[name](picture(16, 16), spy, progress=cancel)
     assert len(spy.shapes) == 1
 
 
@@ -485,7 +485,7 @@ class Squeezing(Denoiser):
 def test_vae_round_trip_keeps_shape_and_changes_the_picture():
     original = picture(21, 35, batch=2)
     steps = []
-    pure = vae_round_trip(original, Squeezing(), iterations=2, callback=lambda *args: steps.append(args[:2]))
+    pure = vae_round_trip(original, Squeezing(), iterations=2, progress=lambda *args: steps.append(args[:2]))
     assert pure.shape == original.shape
     assert torch.equal(pure[..., ::2, ::2], original[..., ::2, ::2])
     assert not torch.equal(pure, original)

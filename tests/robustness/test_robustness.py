@@ -8,6 +8,7 @@ import math
 
 import pytest
 import torch
+from antipure.methods.attacks.settings import AttackSettings
 from antipure.methods.controls import apply_control, spectrum_matched
 from antipure.methods.diffusion.checkpoints import load_denoiser
 from antipure.methods.errors import AntiPureError
@@ -41,8 +42,8 @@ def originals():
 @pytest.fixture(scope="module")
 def protections(originals):
     return {
-        "blocks": apply_control("blocks", originals, levels=6),
-        "noise": apply_control("random", originals, levels=4),
+        "blocks": apply_control("blocks", originals, AttackSettings(levels=6)),
+        "noise": apply_control("random", originals, AttackSettings(levels=4)),
     }
 
 
@@ -68,8 +69,8 @@ def test_numbers_are_those_of_the_functions_they_come_from(report, models, origi
             versions = {
                 "protection": protected,
                 "matched": spectrum_matched(original, protected, levels=levels, seed=seed),
-                "random": apply_control("random", original, levels=levels, seeds=seed),
-                "smooth": apply_control("smooth", original, levels=levels),
+                "random": apply_control("random", original, AttackSettings(levels=levels, seeds=seed)),
+                "smooth": apply_control("smooth", original, AttackSettings(levels=levels)),
             }
             for kind, version in versions.items():
                 pure, cell = purifier(version), report.cell(1, kind, protection, column)
@@ -100,7 +101,7 @@ def test_a_picture_is_measured_as_if_alone(report, models, originals, protection
 
 def test_nothing_is_purified_twice(spy, originals):
     original = originals[:1]
-    noise = apply_control("random", original, levels=4, seeds=5)  # the random control itself
+    noise = apply_control("random", original, AttackSettings(levels=4, seeds=5))  # the random control itself
     listed = parse_purifiers("gridpure1, gridpure3, gridpure2", {"d": spy})
     measure(original, {"noise": noise, "none": original}, listed, seeds=(5,), curve_iterations=4)
     together = len(spy.shapes)
@@ -131,7 +132,7 @@ def test_progress_goes_up_to_its_end_and_cancels(models, originals, protections)
 
 def test_noise_is_no_more_than_noise_for_the_bundled_denoiser(face):
     original = face[..., 20:84, 30:94]
-    noise = apply_control("random", original, levels=8, seeds=77)
+    noise = apply_control("random", original, AttackSettings(levels=8, seeds=77))
     models = {"denoiser": load_denoiser()}
     found = measure(original, {"noise": noise}, parse_purifiers("gridpure2, jpeg75+gridpure2", models))
     assert found.worst_of_all("noise").level == "no more than noise"

@@ -1,0 +1,47 @@
+"""What `pgd` maximises."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+
+import torch
+from torch import Tensor
+
+
+class Loss(ABC):
+    """A function of the pixels, as terms whose sum is maximised.
+
+    Terms are differentiated one after another, so that only one term's graph is in memory at a time, and what is in
+    pixels.grad by then may be added to in place (`kernels.tiles.cut`).
+    """
+
+    def prepare(self, pixels: Tensor, generator: torch.Generator) -> None:  # noqa: B027
+        """Before each step, and again where it is tried again for want of memory: what changes with the perturbation.
+
+        pixels: as for `terms`, without gradient. generator: the step's own stream, as `terms` gets it, from its start.
+        """
+
+    @abstractmethod
+    def terms(self, pixels: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
+        """Scalar terms at pixels 1×3×H×W in [-1, 1] (B× where pictures run together), random where the stream is."""
+
+    def stepped(self) -> None:  # noqa: B027
+        """Once after each step that this loss's gradient was taken for."""
+
+    def shrink(self) -> bool:
+        """When memory ran out: True when the next attempt will ask for less of it."""
+        return False
+
+
+MakeLoss = Callable[[Tensor], Loss]  # from the clean pixels, 1×3×H×W in [-1, 1]
+
+
+class FunctionLoss(Loss):
+    """A `Loss` without state. function: from pixels and a random stream to terms, as `Loss.terms`."""
+
+    def __init__(self, function: Callable[[Tensor, torch.Generator], Iterable[Tensor]]):
+        self.function = function
+
+    def terms(self, pixels: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
+        yield from self.function(pixels, generator)

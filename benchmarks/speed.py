@@ -238,7 +238,7 @@ def fast(bench: Bench, steps: int, seeds: int) -> list[dict]:
 
             def measured(objective, count, clean=clean, seed=seed, purify=purify, pure=pure) -> tuple[float, float]:
                 made = []
-                work = partial(protect, clean, bench.denoiser, objective, steps=count, seeds=seed)
+                work = partial(protect, clean, bench.denoiser, objective, AttackSettings(steps=count, seeds=seed))
                 seconds = bench.seconds(lambda: made.append(work()))
                 return seconds, float(metrics.structural_distortion(pure, purify(made[0])))
 

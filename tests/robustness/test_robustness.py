@@ -122,7 +122,7 @@ def test_progress_goes_up_to_its_end_and_cancels(models, originals, protections)
     class Cancelled(BaseException):
         pass
 
-    def cancel(done, total, picture):
+    def cancel(done, total, *_):
         if done > total / 3:
             raise Cancelled
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from antipure.methods.gradients.checkpointing import blocks, bytes_of_blocks, checkpointed
 from antipure.methods.gradients.differentiation import saved_bytes, storages
-from antipure.methods.gradients.malloc import _glibc, freed_memory_kept, return_free_memory
+from antipure.methods.gradients.malloc import _glibc, freed_memory_kept
 from antipure.methods.gradients.memory_plan import Cost, Line, Way, measure, peak, plan
 from torch import nn
 
@@ -173,10 +173,6 @@ def test_the_plan_is_the_quickest_that_fits_else_the_leanest(limit):
         assert chosen.count(limit) == 1
     assert chosen.leaner == (needs[found] > min(needs))
     assert chosen.fixed + chosen.each == pytest.approx(needs[found])
-
-
-def test_free_memory_can_be_returned_at_any_time():
-    return_free_memory()
 
 
 def test_keeping_freed_memory_nests_and_passes_errors_on():

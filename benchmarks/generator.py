@@ -17,7 +17,7 @@ from antipure.methods.generators import load_generator
 from antipure.methods.generators.procedural_faces import HELD_OUT, draw_edited, draw_faces
 from antipure.methods.lora_patching.defence_metrics import masked_l2, success_rate
 from antipure.methods.lora_patching.disrupting import LEVELS, disrupt
-from antipure.methods.pictures import round_8bit
+from antipure.methods.pictures import round_8bit, to_uint8
 from antipure.methods.purification.transforms import jpeg
 from PIL import Image
 from torch import Tensor
@@ -26,7 +26,7 @@ from torch import Tensor
 def sheet(rows: list[Tensor], path: Path, columns: int = 8) -> None:
     """Write pictures (rows of B×3×H×W in 0..1), two pixels for one."""
     grid = torch.cat([torch.cat(list(row[:columns]), -1) for row in rows], -2)
-    picture = Image.fromarray((grid * 255).round().byte().permute(1, 2, 0).numpy())
+    picture = Image.fromarray(to_uint8(grid[None])[0])
     picture.resize((2 * picture.width, 2 * picture.height), Image.Resampling.NEAREST).save(path)
 
 

@@ -37,7 +37,7 @@ from antipure.methods.lora_patching.training import TrainingConfig, train_patch
 from antipure.methods.lora_patching.warning import text_warning
 from antipure.methods.metrics.distribution import DenoiserFeatures
 from antipure.methods.metrics.image import psnr, ssim
-from antipure.methods.pictures import round_8bit, to_picture, to_pixels
+from antipure.methods.pictures import round_8bit, to_picture, to_pixels, to_uint8
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
@@ -167,8 +167,7 @@ def main() -> None:
         )
         table(report, "Defensive")
         if args.sheet:
-            sheet = labelled_sheet(report.examples)[0].permute(1, 2, 0)
-            Image.fromarray((sheet * 255).round().byte().numpy()).save(args.sheet)
+            Image.fromarray(to_uint8(labelled_sheet(report.examples))[0]).save(args.sheet)
 
 
 def ablation(generator, train, train_faces: Tensor, faces: Tensor, seeds: range) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ...kernels import filters
 from ..errors import AntiPureError
-from ..pictures import check_picture, noise, random_stream, round_8bit
+from ..pictures import check_picture, from_uint8, noise, random_stream, round_8bit, to_uint8
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -54,12 +54,12 @@ def _pillow_jpeg(picture: Tensor, quality: int) -> Tensor:
     from PIL import Image
 
     results = []
-    for one in (round_8bit(picture.detach()).cpu() * 255).round().byte().permute(0, 2, 3, 1).numpy():
+    for one in to_uint8(picture):
         file = io.BytesIO()
         Image.fromarray(one).save(file, "JPEG", quality=quality)
         with Image.open(file) as loaded:
-            results.append(torch.from_numpy(np.array(loaded.convert("RGB"))))
-    return (torch.stack(results).permute(0, 3, 1, 2).float() / 255).to(picture)
+            results.append(np.asarray(loaded.convert("RGB")))
+    return from_uint8(np.stack(results)).to(picture)
 
 
 def resize(picture: Tensor, factor: float = 0.5, kernel: str = "lanczos") -> Tensor:

@@ -10,6 +10,7 @@ from typing import ClassVar
 
 from antipure.methods.customization.gap import customization_gap
 from antipure.methods.figures.inspection_sheet import labelled_sheet
+from antipure.methods.figures.text_table import text_table
 from torch import Tensor
 
 from .work import half_width
@@ -72,7 +73,7 @@ def markdown(results: list[Result], base: str) -> str:
     ]
 
     def rows(purified: bool, names: list[str]) -> str:
-        lines = ["| version | PSNR | gap × 1000 | SWD × 1000 | KID × 1000 | spectrum, dB |\n|---|--:|--:|--:|--:|--:|"]
+        lines = []
         for name in names:
             chosen = [r for r in results if r.version == name and (r.purified == purified or name == base)]
             shown = "–" if name == base else f"{fmean(r.psnr for r in chosen):.1f}"
@@ -80,21 +81,22 @@ def markdown(results: list[Result], base: str) -> str:
             cells += [Figure.of(chosen, lambda r, key=key: getattr(r, key)).text(1000) for key in ("swd", "kid")]
             cells.append(Figure.of(chosen, lambda r: r.spectrum).text(digits=2))
             title = "not customized" if name == base else name
-            lines.append(f"| {title} | {shown} | {' | '.join(cells)} |")
-        return "\n".join(lines)
+            lines.append([title, shown, *cells])
+        return text_table(("version", "PSNR", "gap × 1000", "SWD × 1000", "KID × 1000", "spectrum, dB"), lines)
 
     for purified, title in ((False, "Customized on the picture as it is"), (True, "Customized on it purified")):
         parts.append(f"**{title}**\n\n{rows(purified, [base, *versions])}")
     by = {(r.version, r.subject, r.seed): gap[r] for r in results if r.purified}
     best = max(versions, key=lambda v: fmean(value for (name, *_), value in by.items() if name == v))
-    lines = [f"| {best} less | difference of gaps × 1000 | pairs above 0 |\n|---|--:|--:|"]
+    lines = []
     leaders = [r for r in results if r.version == best and r.purified]
     for name in versions:
         if name != best:
             paired = {r: gap[r] - by[name, r.subject, r.seed] for r in leaders}
             above = sum(value > 0 for value in paired.values())
-            lines.append(f"| {name} | {Figure.of(leaders, paired.__getitem__).text(1000)} | {above} of {len(paired)} |")
-    parts.append(f"**Purified, `{best}` has the largest gap**; paired by picture and seed\n\n" + "\n".join(lines))
+            lines.append((name, Figure.of(leaders, paired.__getitem__).text(1000), f"{above} of {len(paired)}"))
+    table = text_table((f"{best} less", "difference of gaps × 1000", "pairs above 0"), lines)
+    parts.append(f"**Purified, `{best}` has the largest gap**; paired by picture and seed\n\n{table}")
     return "\n\n".join(parts)
 
 

@@ -13,6 +13,7 @@ from antipure.cli.core_nodes import LoadImage
 from antipure.methods.attacks.settings import AttackSettings
 from antipure.methods.controls import apply_control
 from antipure.methods.diffusion.checkpoints import load_denoiser
+from antipure.methods.figures.text_table import text_table
 from antipure.methods.metrics import image as metrics
 from antipure.methods.purification.gridpure import gridpure
 from antipure.nodes.convert import from_image
@@ -29,7 +30,7 @@ def main() -> None:
     clean, _ = from_image(LoadImage().load(args.picture)[0])
     parameters = sum(p.numel() for p in denoiser.unet.parameters())
     print(f"{parameters / 1e6:.2f} M parameters, tile {denoiser.tile}, {args.picture} {tuple(clean.shape[-2:])}\n")
-    print("| input | PSNR before | PSNR after | SSIM after |\n|---|--:|--:|--:|")
+    rows = []
     for name in ("clean", "random"):
         before, after, structure = [], [], []
         for seed in range(args.seeds):
@@ -39,9 +40,8 @@ def main() -> None:
             after.append(metrics.psnr(clean, pure))
             structure.append(metrics.ssim(clean, pure))
         b, a, s = (torch.cat(values).mean().item() for values in (before, after, structure))
-        print(
-            f"| {'clean' if name == 'clean' else '±8 levels, random sign'} | {b:.2f} | {a:.2f} | {s:.4f} |", flush=True
-        )
+        rows.append(("clean" if name == "clean" else "±8 levels, random sign", f"{b:.2f}", f"{a:.2f}", f"{s:.4f}"))
+    print(text_table(("input", "PSNR before", "PSNR after", "SSIM after"), rows))
 
 
 if __name__ == "__main__":

@@ -14,11 +14,12 @@ from pathlib import Path
 import torch
 from antipure.methods.attacks.settings import AttackSettings
 from antipure.methods.controls import apply_control
+from antipure.methods.figures.text_table import text_table
 from antipure.methods.generators import load_generator
 from antipure.methods.generators.procedural_faces import HELD_OUT, draw_edited, draw_faces
 from antipure.methods.lora_patching.defence_metrics import masked_l2, success_rate
 from antipure.methods.lora_patching.disrupting import LEVELS, disrupt
-from antipure.methods.pictures import round_8bit
+from antipure.methods.pictures import round_8bit, to_uint8
 from antipure.methods.purification.transforms import jpeg
 from PIL import Image
 from torch import Tensor
@@ -27,7 +28,7 @@ from torch import Tensor
 def sheet(rows: list[Tensor], path: Path, columns: int = 8) -> None:
     """Write pictures (rows of B×3×H×W in 0..1), two pixels for one."""
     grid = torch.cat([torch.cat(list(row[:columns]), -1) for row in rows], -2)
-    picture = Image.fromarray((grid * 255).round().byte().permute(1, 2, 0).numpy())
+    picture = Image.fromarray(to_uint8(grid[None])[0])
     picture.resize((2 * picture.width, 2 * picture.height), Image.Resampling.NEAREST).save(path)
 
 
@@ -48,9 +49,8 @@ def main() -> None:
         return torch.cat([generator.edit(one[None] * 2 - 1, edit) for one in other])
 
     print(f"{generator.parameters / 1e6:.2f} M parameters, {args.faces} held-out faces, {LEVELS:g} levels\n")
-    print("| edit | faces | L1 before | L1 after | Disrupting | + JPEG 75 | random | JPEG 75 alone |")
-    print("|---|--:|--:|--:|--:|--:|--:|--:|")
-    rows, values = [picture], {}
+    head = ("edit", "faces", "L1 before", "L1 after", "Disrupting", "+ JPEG 75", "random", "JPEG 75 alone")
+    rows, lines, values = [picture], [], {}
     for edit in generator.edits:
         truth = draw_edited(seeds, edit)
         plain = output(picture, edit)
@@ -72,13 +72,13 @@ def main() -> None:
             255 * float(((x - truth).abs() * changes)[needed].sum() / (3 * changes[needed].sum()))
             for x in (picture, (plain + 1) / 2)
         ]
-        cells = " | ".join(f"{share:.0%}" for share in shares)
-        print(f"| {edit} | {int(needed.sum())} | {l1[0]:.1f} | {l1[1]:.1f} | {cells} |", flush=True)
+        lines.append([edit, str(int(needed.sum())), *(f"{v:.1f}" for v in l1), *(f"{share:.0%}" for share in shares)])
         rows += [(plain + 1) / 2, truth, (output(protected, edit) + 1) / 2]
     rates = {name: success_rate(torch.cat(v)) for name, v in values.items()}
     means = {name: float(torch.cat(v).nanmean()) for name, v in values.items()}
-    print("| all | | | | " + " | ".join(f"{rate:.1%}" for rate in rates.values()) + " |")
-    print("| mean masked L2 | | | | " + " | ".join(f"{mean:.3f}" for mean in means.values()) + " |")
+    lines.append(["all", "", "", "", *(f"{rate:.1%}" for rate in rates.values())])
+    lines.append(["mean masked L2", "", "", "", *(f"{mean:.3f}" for mean in means.values())])
+    print(text_table(head, lines))
     if args.sheet:
         sheet(rows, args.sheet)
 

@@ -23,6 +23,7 @@ from statistics import median
 import torch
 from antipure.methods.diffusion.checkpoints import load_denoiser
 from antipure.methods.figures.inspection_sheet import labelled_sheet
+from antipure.methods.figures.text_table import text_table
 from antipure.methods.generators.attgan import AttGANNetwork
 from antipure.methods.generators.hisd import HiSDNetwork
 from antipure.methods.generators.loading import load_generator
@@ -37,7 +38,7 @@ from antipure.methods.lora_patching.training import TrainingConfig, train_patch
 from antipure.methods.lora_patching.warning import text_warning
 from antipure.methods.metrics.distribution import DenoiserFeatures
 from antipure.methods.metrics.image import psnr, ssim
-from antipure.methods.pictures import round_8bit, to_picture, to_pixels
+from antipure.methods.pictures import round_8bit, to_picture, to_pixels, to_uint8
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
@@ -86,12 +87,13 @@ def trained(path: Path | None, generator, faces: Tensor, config: TrainingConfig,
 
 
 def overheads() -> None:
-    print("\n| network | parameters | overhead at rank 8, scalar gates |\n|---|--:|--:|")
     with torch.device("meta"):
         networks = {"StarGAN": StarGANNetwork(), "AttGAN": AttGANNetwork(), "HiSD": HiSDNetwork()}
+    rows = []
     for name, network in networks.items():
         count = sum(p.numel() for p in network.parameters()) / 1e6
-        print(f"| {name} | {count:.2f} M | {100 * parameter_overhead(network, PatchConfig(8)):.2f} % |")
+        rows.append((name, f"{count:.2f} M", f"{100 * parameter_overhead(network, PatchConfig(8)):.2f} %"))
+    print("\n" + text_table(("network", "parameters", "overhead at rank 8, scalar gates"), rows))
 
 
 @torch.no_grad()
@@ -109,10 +111,12 @@ def merging(generator, patch: LoraPatch, faces: Tensor, repeats: int = 15) -> No
             if applied:
                 applied.remove()
     base = median(times["original"])
-    print("\n| | time of an edit over the original's | largest difference to the unmerged output |\n|---|--:|--:|")
+    rows = []
     for name in ("patched", "merged"):
         difference = float((outputs[name] - outputs["patched"]).abs().max())
-        print(f"| {name} | {median(times[name]) / base:.3f} | {difference:.1e} |")
+        rows.append((name, f"{median(times[name]) / base:.3f}", f"{difference:.1e}"))
+    head = ("", "time of an edit over the original's", "largest difference to the unmerged output")
+    print("\n" + text_table(head, rows))
 
 
 def table(report: DefenceReport, title: str) -> None:
@@ -152,9 +156,11 @@ def main() -> None:
     if args.only != "defensive":
         evaluation = train("evaluation", mode="evaluation")
         table(defence_report(generator, evaluation, faces, quality=QUALITY, progress=Bar("measuring")), "Evaluation")
-        print("\n| edits of plain faces against the truth | PSNR | SSIM |\n|---|--:|--:|")
+        rows = []
         for name, patch in (("original", None), ("patched", evaluation)):
-            print("| {} | {:.2f} | {:.4f} |".format(name, *against_truth(generator, patch, seeds)), flush=True)
+            psnr, ssim = against_truth(generator, patch, seeds)
+            rows.append((name, f"{psnr:.2f}", f"{ssim:.4f}"))
+        print("\n" + text_table(("edits of plain faces against the truth", "PSNR", "SSIM"), rows), flush=True)
         merging(generator, evaluation, faces)
         overheads()
         if args.ablation_faces:
@@ -167,16 +173,13 @@ def main() -> None:
         )
         table(report, "Defensive")
         if args.sheet:
-            sheet = labelled_sheet(report.examples)[0].permute(1, 2, 0)
-            Image.fromarray((sheet * 255).round().byte().numpy()).save(args.sheet)
+            Image.fromarray(to_uint8(labelled_sheet(report.examples))[0]).save(args.sheet)
 
 
 def ablation(generator, train, train_faces: Tensor, faces: Tensor, seeds: range) -> None:
     """Gates, and feature alignment, all trained on the same few faces."""
     print(f"\n**Ablation**, evaluation patches trained on {len(train_faces)} faces\n")
-    print(
-        "| gate | alignment | disrupted | leaked patch | PSNR to original | PSNR to truth |\n|---|---|--:|--:|--:|--:|"
-    )
+    rows = []
     cases = [(gate, None) for gate in GATES] + [
         ("scalar", MMFA(DenoiserFeatures(load_denoiser(), "bundled denoiser"), None))
     ]
@@ -187,9 +190,10 @@ def ablation(generator, train, train_faces: Tensor, faces: Tensor, seeds: range)
         disrupted, leaked = (100 * report.row(INPUTS[i]).patched for i in (3, 5))
         truth, _ = against_truth(generator, patch, seeds)
         aligned = "denoiser's middle block" if mmfa else "none"
-        print(
-            f"| {gate} | {aligned} | {disrupted:.1f} % | {leaked:.1f} % | {report.psnr:.2f} | {truth:.2f} |", flush=True
-        )
+        shares = [f"{disrupted:.1f} %", f"{leaked:.1f} %"]
+        rows.append((gate, aligned, *shares, f"{report.psnr:.2f}", f"{truth:.2f}"))
+    head = ("gate", "alignment", "disrupted", "leaked patch", "PSNR to original", "PSNR to truth")
+    print(text_table(head, rows, text_columns=2))
 
 
 if __name__ == "__main__":

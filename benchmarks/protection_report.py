@@ -5,6 +5,7 @@ from __future__ import annotations
 from statistics import fmean
 
 import numpy as np
+from antipure.methods.figures.text_table import text_table
 
 from .work import half_width
 
@@ -64,13 +65,12 @@ def table(chosen: dict, purifiers: list[str], figure: str, scale: float, digits:
     """One row per arm, one column per purifier."""
     costs = {"PSNR": ("psnr", 2), "SSIM": ("ssim", 3), "LPIPS": ("lpips", 3)} if cost else {}
     costs = {k: v for k, v in costs.items() if all(v[0] in f for found in chosen.values() for f in found.values())}
-    lines = ["| " + " | ".join(["protection", "n", *costs, *purifiers]) + " |"]
-    lines.append("|---|" + "--:|" * (1 + len(costs) + len(purifiers)))
+    lines = []
     for arm, found in chosen.items():
         row = [cell([f[key] for f in found.values()], digits_of) for key, digits_of in costs.values()]
         row += [cell([f["after"][p][figure] * scale for f in found.values()], digits) for p in purifiers]
-        lines.append(f"| {arm} | {len(found)} | " + " | ".join(row) + " |")
-    return f"**{title}**\n\n" + "\n".join(lines)
+        lines.append([arm, str(len(found)), *row])
+    return f"**{title}**\n\n" + text_table(["protection", "n", *costs, *purifiers], lines)
 
 
 def distortions(found: dict, purifier: str) -> dict:
@@ -79,8 +79,7 @@ def distortions(found: dict, purifier: str) -> dict:
 
 def ratios(results: dict, chosen: dict, purifiers: list[str], matched: str, levels: float) -> str:
     """Distortion over the spectrum-matched control's, and the worst case over the purifiers with a diffusion model."""
-    lines = ["| protection | n | " + " | ".join(purifiers) + " | worst purifier, mean over pictures |"]
-    lines.append("|---|" + "--:|" * (len(purifiers) + 2))
+    lines = []
     judged = [p for p in purifiers if "pure" in p]
     for arm, found in chosen.items():
         control = select(results, arm + matched, levels)
@@ -95,11 +94,11 @@ def ratios(results: dict, chosen: dict, purifiers: list[str], matched: str, leve
         for key in shared:
             pairs = [(found[key]["after"][p]["distortion"], control[key]["after"][p]["distortion"]) for p in judged]
             worst.append(min(value / max(of_control, 1e-6) for value, of_control in pairs))
-        lines.append(f"| {arm} | {len(shared)} | " + " | ".join(row) + f" | {fmean(worst):.2f} |")
+        lines.append([arm, str(len(shared)), *row, f"{fmean(worst):.2f}"])
     return (
         "**Times its spectrum-matched control** (ratio of means, 95 % interval over pictures; the worst case is over "
         "the purifiers with a diffusion model: a transform alone takes as much of noise as of a protection)\n\n"
-        + "\n".join(lines)
+        + text_table(["protection", "n", *purifiers, "worst purifier, mean over pictures"], lines)
     )
 
 
@@ -107,10 +106,10 @@ def aims(results: dict, purifiers: list[str], matched: str, levels: float) -> st
     """What was asked of `strong` and of the shaped budget, and what came out."""
     strong, shaped, first = (select(results, arm, levels) for arm in ("strong", "strong_shaped", "unrolled"))
     control = select(results, "strong" + matched, levels)
-    lines = [f"| asked of `strong` at {levels:g} levels | measured | |\n|---|--:|---|"]
+    lines = []
 
     def line(text: str, value: str, met: bool) -> None:
-        lines.append(f"| {text} | {value} | {'met' if met else '**not met**'} |")
+        lines.append((text, value, "met" if met else "**not met**"))
 
     for text, purifier, least in (
         ("≥ 8 × its spectrum-matched control, the purifier it was made for", OWN, 8),
@@ -145,13 +144,13 @@ def aims(results: dict, purifiers: list[str], matched: str, levels: float) -> st
             best = min(mean, key=mean.get)
             text = f"{mean['strong_shaped']:.3f}; lowest {mean[best]:.3f}, `{best}`"
             line("shaped budget: lowest LPIPS (AlexNet) of all presets", text, best == "strong_shaped")
-    return "\n".join(lines)
+    return text_table((f"asked of `strong` at {levels:g} levels", "measured", ""), lines)
 
 
 def ablation_table(results: dict[Key, dict], names: list[str], purifier: str) -> str:
     """The terms of the loss, one by one, after one purifier."""
     title = {"paper": "paper: L_ddpm + PFG + ETG"}
-    lines = ["| loss | PSNR | distortion × 1000 | detail ratio |\n|---|--:|--:|--:|"]
+    lines = []
     for name in names:
         found = [value for key, value in results.items() if key[2] == name]
         if found:
@@ -161,21 +160,22 @@ def ablation_table(results: dict[Key, dict], names: list[str], purifier: str) ->
                 cell([value["distortion"] * 1000 for value in after], 1),
                 cell([value["detail"] for value in after], 2),
             )
-            lines.append(f"| {title.get(name, name)} | {' | '.join(cells)} |")
+            lines.append((title.get(name, name), *cells))
     n = max((sum(key[2] == name for key in results) for name in names), default=0)
-    return f"## Ablation\n\nAfter `{purifier}`, first budget, first seed, n = {n}.\n\n" + "\n".join(lines)
+    table = text_table(("loss", "PSNR", "distortion × 1000", "detail ratio"), lines)
+    return f"## Ablation\n\nAfter `{purifier}`, first budget, first seed, n = {n}.\n\n{table}"
 
 
 def curve_table(results: dict[Key, dict], arms: tuple[str, ...], points: tuple[int, ...]) -> str:
     """Distortion × 1000 over the number of GrIDPure iterations."""
-    lines = ["| protection | " + " | ".join(map(str, points)) + " |", "|---|" + "--:|" * len(points)]
+    lines = []
     for arm in arms:
         found = [value for key, value in results.items() if key[2] == arm]
         if found:
-            row = [cell([value[str(point)] * 1000 for value in found], 1) for point in points]
-            lines.append(f"| {arm} | " + " | ".join(row) + " |")
+            lines.append([arm, *(cell([value[str(point)] * 1000 for value in found], 1) for point in points)])
     n = max((sum(key[2] == arm for key in results) for arm in arms), default=0)
     return (
         "## Over GrIDPure iterations\n\nStructural distortion × 1000 after that many iterations at timestep 10, "
-        f"bundled denoiser, first budget, first seed, n = {n}.\n\n" + "\n".join(lines)
+        f"bundled denoiser, first budget, first seed, n = {n}.\n\n"
+        + text_table(["protection", *map(str, points)], lines)
     )

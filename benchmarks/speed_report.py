@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from antipure.methods.figures.text_table import text_table
+
 TITLES = {
     "floor": "Over the bare batched network (lower is better, 1 is the floor)",
     "plain": "Plain code over ours (higher is better)",
@@ -23,15 +25,14 @@ def markdown(results: dict) -> str:
         if not parts:
             lines += ["No such device was at hand: nothing measured.", ""]
         for part, rows in parts.items():
-            lines += [f"**{TITLES[part]}**", "", *table(rows), ""]
+            lines += [f"**{TITLES[part]}**", "", table(rows), ""]
     return "\n".join(lines).rstrip() + "\n"
 
 
-def table(rows: list[dict]) -> list[str]:
+def table(rows: list[dict]) -> str:
     """The rows' keys as columns, in the order in which they first appear; what a row lacks stays empty."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    lines = ["| " + " | ".join(columns) + " |", "|---|" + "--:|" * (len(columns) - 1)]
-    return lines + ["| " + " | ".join(_cell(row.get(column)) for column in columns) + " |" for row in rows]
+    return text_table(columns, [[_cell(row.get(column)) for column in columns] for row in rows])
 
 
 def _cell(value: object) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 import time
 from collections import Counter, defaultdict
@@ -17,7 +16,8 @@ import numpy as np
 import torch
 from antipure.methods.diffusion.checkpoints import BUNDLED, BUNDLED_HELD_OUT, load_denoiser
 from antipure.methods.diffusion.pixel import PixelDenoiser
-from antipure.methods.pictures import round_8bit
+from antipure.methods.files import replacing
+from antipure.methods.pictures import from_uint8, to_uint8
 from PIL import Image
 from scipy.stats import t as student
 from torch import Tensor
@@ -36,20 +36,16 @@ def load_denoisers(precision: str = "fp32") -> dict[str, PixelDenoiser]:
 
 def read(path: Path) -> Tensor:
     """1×3×H×W in 0..1."""
-    array = np.asarray(Image.open(path).convert("RGB"))
-    return torch.from_numpy(array.copy()).permute(2, 0, 1)[None].float() / 255
+    return from_uint8(np.asarray(Image.open(path).convert("RGB")))
 
 
 def write(path: Path, content: Tensor | dict) -> None:
     """A picture as PNG, or results as JSON: whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial_file = path.with_name(f".{path.name}.{os.getpid()}")
-    if isinstance(content, dict):
-        partial_file.write_text(json.dumps(content, indent=1), encoding="utf-8")
-    else:
-        array = (round_8bit(content)[0].permute(1, 2, 0) * 255).round().byte().numpy()
-        Image.fromarray(array).save(partial_file, format="PNG")
-    os.replace(partial_file, path)
+    with replacing(path) as temporary:
+        if isinstance(content, dict):
+            temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
+        else:
+            Image.fromarray(to_uint8(content)[0]).save(temporary, format="PNG")
 
 
 def kept(path: Path, make: Callable[[], Tensor | dict]) -> Path:

@@ -11,8 +11,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..methods.errors import AntiPureError
-from ..methods.files import BUNDLED_FOLDER
-from .result import write_file
+from ..methods.files import BUNDLED_FOLDER, write_file
 
 ANY = "*"  # ComfyUI's type that takes every other
 

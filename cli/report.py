@@ -7,9 +7,10 @@ import json
 from pathlib import Path
 
 from ..methods.errors import AntiPureError
+from ..methods.files import write_file
 from ..nodes.robustness import HELD_OUT, MORE, PURIFIERS
 from .graph import read_workflow, set_inputs
-from .result import Result, write_file
+from .result import Result
 
 # Node ids of the workflow; test_cli holds them against its classes.
 PICTURE, DENOISER, HELD_OUT_LOADER, FIRST, SECOND, REPORT, SHEET = "1", "2", "3", "4", "5", "6", "7"

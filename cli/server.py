@@ -24,8 +24,9 @@ from urllib.parse import quote, urlencode, urlsplit
 from PIL import Image
 
 from ..methods.errors import AntiPureError
+from ..methods.files import write_file
 from .graph import title
-from .result import Result, write_file
+from .result import Result
 
 TIMEOUT = 30.0  # seconds without an answer, for each call
 PATIENCE = 60.0  # seconds a server may be away while it runs our workflow

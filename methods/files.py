@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import pickle
 import zipfile
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -58,14 +58,28 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Write beside the place, then move: a reader sees the old file or the new one."""
+    """Write a file that appears complete or not at all. Raises `AntiPureError` where it cannot be written."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A name beside `path` to write to, which takes its place at the end: a reader sees the old file or the new one.
+
+    Nothing is left of it when the block is left by an exception. Raises `AntiPureError` where it cannot be written.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content)
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        raise AntiPureError(f"{path} cannot be written: {error.strerror or error}.") from error
+        raise AntiPureError(
+            f"{path} cannot be written ({error.strerror or error}); free space or choose another place."
+        ) from error
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,6 +36,17 @@ def to_picture(pixels: Tensor) -> Tensor:
 def round_8bit(picture: Tensor) -> Tensor:
     """The nearest 8-bit picture, as k/255 in float32: exactly what a saved and reloaded PNG holds."""
     return (picture.float().clamp(0, 1) * 255).round() / 255
+
+
+def to_uint8(picture: Tensor) -> np.ndarray:
+    """Pictures B×3×H×W in 0..1 as 8-bit arrays B×H×W×3, rounded; on the CPU."""
+    return (round_8bit(picture.detach()) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+
+
+def from_uint8(array: np.ndarray) -> Tensor:
+    """8-bit arrays, B×H×W×3 or one H×W×3, as pictures B×3×H×W in 0..1, float32; the array is copied."""
+    pixels = torch.from_numpy(np.array(array, np.uint8))
+    return (pixels if pixels.ndim == 4 else pixels[None]).permute(0, 3, 1, 2).float() / 255
 
 
 def random_stream(seed: int, *path: int) -> torch.Generator:

@@ -22,8 +22,8 @@ from ..methods.files import BUNDLED_FOLDER
 from ..methods.gradients.checkpointing import blocks, checkpointed
 from ..methods.gradients.differentiation import plain_copy, plain_weights, segment
 from ..methods.gradients.malloc import return_free_memory
-from ..methods.gradients.memory_plan import Cost, Plan, Way, measure, plan
-from ..methods.pictures import pad_reflect, round_up, to_pixels
+from ..methods.gradients.memory_plan import CheckpointPlan, CheckpointPolicy, SavedBytes, measure, plan
+from ..methods.pictures import from_uint8, pad_reflect, round_up, to_pixels
 from . import host
 
 TILE = 512
@@ -69,7 +69,7 @@ class ModelDenoiser(Denoiser):
         self.vae_patcher = _without_dynamic_vram(vae.patcher)
         self.conditioning = conditioning
         self.multiple = int(vae.spacial_compression_encode())
-        self.plan = Plan(dict.fromkeys(("encode", "predict", "decode"), Way.HOLD), 0, 0, True)
+        self.plan = CheckpointPlan(dict.fromkeys(("encode", "predict", "decode"), CheckpointPolicy.STORE), 0, 0, True)
         self._in_blocks = False
         with torch.inference_mode(False):
             schedule = read_schedule(model.get_model_object("model_sampling"))
@@ -77,7 +77,7 @@ class ModelDenoiser(Denoiser):
         self.alphas_cumprod = self.schedule.alphas_cumprod
         self._family_checked = False
         self._encoded: dict[tuple[int, ...], list[dict]] = {}
-        self._costs: dict[str, Cost] | None = None
+        self._costs: dict[str, SavedBytes] | None = None
 
     # For host.ready ------------------------------------------------------------------------------------------
 
@@ -199,14 +199,14 @@ class ModelDenoiser(Denoiser):
             return_free_memory()
 
     def _segment(self, name: str, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        way = self.plan.ways[name]
+        policy = self.plan.policies[name]
 
         def run(x: Tensor) -> Tensor:
             self._tidy()
-            self._in_blocks = way.in_blocks
+            self._in_blocks = policy.in_blocks
             return function(x)
 
-        return segment(run, x, keep=way.keep)
+        return segment(run, x, keep=policy.keep)
 
     def _encode(self, pixels: Tensor) -> Tensor:
         vae = self.vae
@@ -258,7 +258,7 @@ class ModelDenoiser(Denoiser):
         log.warning("Out of memory: going on with half as much for activations, which is slower.")
         return True
 
-    def _measured(self) -> dict[str, Cost]:
+    def _measured(self) -> dict[str, SavedBytes]:
         if self._costs is None:
             t = torch.zeros(1, dtype=torch.long, device=self.device)
             self._costs = {
@@ -270,7 +270,7 @@ class ModelDenoiser(Denoiser):
             }
         return self._costs
 
-    def _measure(self, part: Callable[[Tensor], Tensor], channels: int, scale: int, network: nn.Module) -> Cost:
+    def _measure(self, part: Callable[[Tensor], Tensor], channels: int, scale: int, network: nn.Module) -> SavedBytes:
         sides = [factor * self.multiple for factor in (4, 8)]
         inputs = tuple(torch.zeros(1, channels, side // scale, side // scale, device=self.device) for side in sides)
         return measure(part, network, inputs, [side**2 for side in sides])
@@ -318,8 +318,7 @@ def _probe_picture() -> Tensor:
     from PIL import Image
 
     with Image.open(BUNDLED_FOLDER / "astronaut_face.png") as face:
-        pixels = np.asarray(face.convert("RGB").resize((128, 128)))
-    return torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float() / 255
+        return from_uint8(np.asarray(face.convert("RGB").resize((128, 128))))
 
 
 def read_schedule(sampling) -> Schedule:

@@ -7,6 +7,7 @@ import time
 
 from torch import Tensor
 
+from ..methods.pictures import to_uint8
 from . import host
 
 _PREVIEW_SECONDS = 0.5
@@ -86,5 +87,4 @@ def duration(seconds: float) -> str:
 def _to_pil(picture: Tensor):
     from PIL import Image
 
-    array = (picture[0].detach().float().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
-    return Image.fromarray(array)
+    return Image.fromarray(to_uint8(picture[:1])[0])

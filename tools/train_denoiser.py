@@ -19,7 +19,8 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from antipure.methods.files import write_safetensors
+from safetensors.torch import load_file
 from tqdm import tqdm
 
 from tools.training_data import TileSampler
@@ -64,10 +65,8 @@ def excess_noise(shape: tuple[int, ...], generator: torch.Generator) -> torch.Te
 def save(path: Path, network: dict, weights: dict, training: dict) -> None:
     """Write the file the pack loads: fp16 weights, configuration in the safetensors metadata."""
     config = {"unet": network, "scheduler": SCHEDULER, "patch": PATCH, "tile": 64, "training": training}
-    halves = {k: v.detach().half().contiguous().cpu() for k, v in weights.items()}
-    temporary = path.with_suffix(".partial")
-    save_file(halves, temporary, metadata={"format": "antipure-pixel-denoiser", "config": json.dumps(config)})
-    temporary.replace(path)
+    halves = {k: v.half() for k, v in weights.items()}
+    write_safetensors(path, halves, {"format": "antipure-pixel-denoiser", "config": json.dumps(config)})
 
 
 def main() -> None:

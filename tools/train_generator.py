@@ -23,6 +23,7 @@ import time
 from pathlib import Path
 
 import torch
+from antipure.methods.files import write_safetensors
 from antipure.methods.generators.procedural_faces import (
     EDITS,
     HAIR,
@@ -33,7 +34,6 @@ from antipure.methods.generators.procedural_faces import (
 )
 from antipure.methods.generators.stargan import ResidualBlock, StarGANNetwork
 from antipure.methods.lora_patching.defence_metrics import edit_mask
-from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
@@ -139,10 +139,8 @@ def save(path: Path, weights: dict[str, Tensor], training: dict) -> None:
     """Write the file the pack loads: fp16 weights, architecture and edits in the safetensors metadata."""
     labels = dict(zip(EDITS, labels_of(torch.arange(len(EDITS))).tolist(), strict=True))
     config = {"labels": labels, "size": 64, "training": training}
-    halves = {k: v.detach().half().contiguous().cpu() for k, v in weights.items()}
-    temporary = path.with_suffix(".partial")
-    save_file(halves, temporary, metadata={"format": "antipure-stargan", "config": json.dumps(config)})
-    temporary.replace(path)
+    halves = {k: v.half() for k, v in weights.items()}
+    write_safetensors(path, halves, {"format": "antipure-stargan", "config": json.dumps(config)})
 
 
 def main() -> None:

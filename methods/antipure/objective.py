@@ -20,7 +20,7 @@ from ..errors import AntiPureError
 
 @dataclass(frozen=True)
 class Objective:
-    """Weights and settings of the four terms. The defaults are the paper's (unpublished ones: METHODS §1).
+    """Weights and settings of the four terms. The defaults are the paper's (arXiv 2509.13922), where it gives them.
 
     ddpm, pfg, etg: weights of L_ddpm, of exp(abar_t - 1) L_fre (lambda 1) and of exp(L_errt) (lambda 2).
     unrolled: weight of the unrolled objective.

@@ -44,22 +44,42 @@ def unrolled_purification(
     return denoiser.decode(z)
 
 
-def turn(tiles: Tensor, orientations: list[int]) -> Tensor:
-    """N×C×T×T tiles in one of the 8 orientations of a square each, numbered 0..7; 0 leaves a tile as it is."""
-    turned = []
-    for tile, orientation in zip(tiles, orientations, strict=True):
-        tile = tile.rot90(orientation % 4, (-2, -1))
-        turned.append(tile.flip(-1) if orientation >= 4 else tile)
-    return torch.stack(turned)
+def random_orientation(pictures: list[Tensor], share: float, generators: list[torch.Generator]) -> list[Tensor]:
+    """A share of the tiles in one of the 8 orientations of a square, drawn per tile and the same in all `pictures`.
+
+    pictures: N×C×T×T each, the perturbed tiles and their clean companions. generators: one per tile.
+    """
+    orientations = [_orientation(share, generator) for generator in generators]
+    return [torch.stack([_oriented(*pair) for pair in zip(p, orientations, strict=True)]) for p in pictures]
 
 
-def halve(tiles: Tensor, chosen: list[bool]) -> Tensor:
-    """The chosen ones of N×3×T×T pixels resized to half and back, as many a picture is on its way."""
+def _orientation(share: float, generator: torch.Generator) -> int:
+    """0..7; 0 leaves a tile as it is."""
+    drawn = torch.rand((), generator=generator) < share
+    orientation = int(torch.randint(8, (), generator=generator))
+    return orientation if drawn else 0
+
+
+def _oriented(tile: Tensor, orientation: int) -> Tensor:
+    tile = tile.rot90(orientation % 4, (-2, -1))
+    return tile.flip(-1) if orientation >= 4 else tile
+
+
+def random_half(pictures: list[Tensor], share: float, generators: list[torch.Generator]) -> list[Tensor]:
+    """A share of the tiles resized to half and back, as many a picture is on its way; the same in all `pictures`.
+
+    pictures: N×3×T×T pixels each. generators: one per tile.
+    """
+    chosen = [bool(torch.rand((), generator=generator) < share) for generator in generators]
     if not any(chosen):
-        return tiles
-    index = to_device(torch.tensor(chosen).nonzero()[:, 0], tiles.device)
-    halves = to_pixels(resized((tiles[index] + 1) / 2, 0.5))
-    return tiles.clone().index_put((index,), halves.to(tiles))
+        return pictures
+    index = to_device(torch.tensor(chosen).nonzero()[:, 0], pictures[0].device)
+
+    def halved(tiles: Tensor) -> Tensor:
+        halves = to_pixels(resized((tiles[index] + 1) / 2, 0.5))
+        return tiles.clone().index_put((index,), halves.to(tiles))
+
+    return [halved(tiles) for tiles in pictures]
 
 
 def unrolled_term(
@@ -76,16 +96,8 @@ def unrolled_term(
         drawn = [torch.randint(o.unrolled_t_low, o.unrolled_t + 1, (1,), generator=g) for g in generators]
         timestep = to_device(torch.cat(drawn), tiles.device)
     if o.turned:
-        orientations = [_orientation(o.turned, g) for g in generators]
-        tiles, clean = turn(tiles, orientations), turn(clean, orientations)
+        tiles, clean = random_orientation([tiles, clean], o.turned, generators)
     if o.halved:
-        chosen = [bool(torch.rand((), generator=g) < o.halved) for g in generators]
-        tiles, clean = halve(tiles, chosen), halve(clean, chosen)
+        tiles, clean = random_half([tiles, clean], o.halved, generators)
     pure = unrolled_purification(denoiser, tiles, generators, o.unrolled_steps, timestep)
     return high_pass(pure - clean).square().flatten(1).mean(1)
-
-
-def _orientation(share: float, generator: torch.Generator) -> int:
-    drawn = torch.rand((), generator=generator) < share
-    orientation = int(torch.randint(8, (), generator=generator))
-    return orientation if drawn else 0

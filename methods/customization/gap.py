@@ -1,6 +1,6 @@
 """What a customization was worth: the customization gap, and how its samples differ from the clean subject.
 
-The gap (of this project, METHODS: samples of a small model are noisy judges) is the denoising loss on *clean* crops of
+The gap (of this project: samples of a small model are noisy judges) is the denoising loss on *clean* crops of
 the subject, the crops, timesteps and noise being the same for every version, less that of the model customized on the
 clean pictures. 0: as good as learning from the clean pictures. Above the base model's: worse than not customizing.
 """

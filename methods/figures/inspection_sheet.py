@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ..metrics import image as metrics
-from ..pictures import round_8bit
+from ..pictures import from_uint8, to_uint8
 
 CELL = 256
 MARGIN = 12
@@ -40,7 +40,7 @@ def _fit(image: Image.Image) -> Image.Image:
 
 
 def _image(picture: Tensor) -> Image.Image:
-    return _fit(Image.fromarray((round_8bit(picture)[0] * 255).round().byte().permute(1, 2, 0).cpu().numpy()))
+    return _fit(Image.fromarray(to_uint8(picture)[0]))
 
 
 def heat_colours(values: np.ndarray) -> np.ndarray:
@@ -169,4 +169,4 @@ def _compose(rows: list[list[tuple[str, str, Image.Image]]], columns: int) -> Te
             sheet.paste(image, (x, y + CAPTION))
             x += max(CELL, image.width) + MARGIN
         y += height + MARGIN
-    return torch.from_numpy(np.asarray(sheet).copy()).permute(2, 0, 1)[None].float() / 255
+    return from_uint8(np.asarray(sheet))

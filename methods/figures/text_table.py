@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 
-def text_table(head: tuple[str, ...], rows: list[tuple[str, ...]], text_columns: int = 1) -> str:
+
+def text_table(head: Sequence[str], rows: Sequence[Sequence[str]], text_columns: int = 1) -> str:
     """head and rows with columns of equal width; the first `text_columns` are texts, the rest numbers."""
     lines = [head, *rows]
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]

@@ -7,7 +7,6 @@ a style) is the business of its class.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -29,8 +28,7 @@ class Generator(ABC):
     name: str
 
     def __init__(self, network: nn.Module, *, edits: tuple[str, ...], size: int, multiple: int):
-        # Not eval(): exported programs refuse it, though their modules can be set.
-        self.network = nn.Module.train(network, False).requires_grad_(False)
+        self.network = network.eval().requires_grad_(False)
         self.edits = tuple(edits)
         self.size = size
         self.multiple = multiple
@@ -102,54 +100,3 @@ class Generator(ABC):
 
 def _resize(pixels: Tensor, height: int, width: int) -> Tensor:
     return F.interpolate(pixels, (height, width), mode="bicubic", antialias=True, align_corners=False)
-
-
-class ModuleGenerator(Generator):
-    """Any module that maps pixels to pixels of the same shape; its single edit is called "edit".
-
-    network: called as network(pixels), B×3×H×W in [-1, 1] to the same. Put it on a device before.
-    """
-
-    def __init__(self, network: nn.Module, *, name: str = "module", size: int = 256, multiple: int = 1):
-        self.name = name
-        super().__init__(network, edits=("edit",), size=size, multiple=multiple)
-
-    def _call(self, pixels: Tensor, edit: str) -> Tensor:
-        try:
-            output = self.network(pixels)
-        except AssertionError as error:  # an exported program's guards
-            raise AntiPureError(
-                f"{self.name} refuses pixels of shape {tuple(pixels.shape)}: {str(error).splitlines()[0]}"
-            ) from error
-        if not isinstance(output, Tensor) or output.shape != pixels.shape:
-            shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-            raise AntiPureError(
-                f"{self.name} turned pixels of shape {tuple(pixels.shape)} into {shape}; it must keep the shape."
-            )
-        return output
-
-
-def load_exported(path: str | Path, *, trust: bool = False, size: int = 256) -> ModuleGenerator:
-    """A `torch.export` program from a .pt2 file, as a generator with the one edit "edit".
-
-    Reading such a file can run code that lies in it: torch unpickles custom objects, evaluates shape expressions, and
-    compiles the graph as Python. So it is refused unless `trust` is True, which says that you know who made the file.
-    The program has no layers, only parameters: it can be attacked and measured, layer-wise patches find nothing in it.
-    Raises `AntiPureError` for a file that is missing, not trusted, or no such program.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise AntiPureError(f"There is no generator at {path}; give a .pt2 file.")
-    if not trust:
-        raise AntiPureError(
-            f"{path} is an exported program, which can run code when it is read, so it was not loaded; "
-            "load it with trust on if you know who made it, or give a checkpoint of weights."
-        )
-    try:
-        program = torch.export.load(path)
-        network = program.module()
-    except Exception as error:  # torch raises nearly anything here
-        raise AntiPureError(
-            f"{path} is no torch.export program this version of torch reads; export it again."
-        ) from error
-    return ModuleGenerator(network, name=path.stem, size=size)

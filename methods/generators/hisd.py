@@ -224,12 +224,3 @@ class HiSD(Generator):
         noise = torch.randn(1, self.network.noise, generator=random_stream(self.seed)).to(pixels)
         style = self.network.mapped_style(noise, tag, attribute)
         return self.network(pixels, tag, style.expand(len(pixels), -1)).clamp(-1, 1)
-
-    def edit_like(self, pixels: Tensor, tag: str, reference: Tensor) -> Tensor:
-        """The edit of one tag towards the style of a reference, 1×3×H×W or one per picture, in [-1, 1]."""
-        names = list(dict.fromkeys(name.split(":")[0] for name in self.edits))
-        if tag not in names:
-            raise AntiPureError(f"HiSD has no tag '{tag}'; choose one of {', '.join(names)}.")
-        self.check(pixels, self.edits[0])
-        style = self.network.extracted_style(reference, names.index(tag))
-        return self.network(pixels, names.index(tag), style.expand(len(pixels), -1)).clamp(-1, 1)

@@ -1,7 +1,7 @@
 """Loading generators: StarGAN, AttGAN and HiSD checkpoints as their authors publish them, and the bundled toy.
 
 The architecture and its dimensions are read from names and shapes. Files are safetensors, or torch checkpoints read
-with `weights_only`; exported programs (.pt2) can carry code and are loaded only on request (`load_exported`).
+with `weights_only`; exported programs (.pt2) can carry code and are refused.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..errors import AntiPureError
 from ..files import BUNDLED_FOLDER, read_pickle, read_safetensors, reason
 from .attgan import AttGAN, AttGANNetwork
-from .generator import Generator, load_exported
+from .generator import Generator
 from .hisd import HiSD, HiSDNetwork
 from .stargan import StarGAN, StarGANNetwork, default_labels
 
@@ -31,20 +31,20 @@ STATISTICS = ("running_mean", "running_var", *COUNTERS)
 
 
 def load_generator(
-    path: str | Path | None = None, *, device: torch.device | str = "cpu", size: int | None = None, trust: bool = False
+    path: str | Path | None = None, *, device: torch.device | str = "cpu", size: int | None = None
 ) -> Generator:
     """Load a face-editing generator from a file (None: the bundled toy), float32, frozen.
 
     size: side it was trained at; weights do not tell, so published models are taken to be of 256 (StarGAN's CelebA
-        model comes in 128 too). trust: needed for .pt2 programs, see `load_exported`.
+        model comes in 128 too).
     Raises `AntiPureError` naming the path when it is no such generator, is incomplete, or holds code.
     """
     path = Path(path) if path is not None else BUNDLED
     if not path.is_file():
         raise AntiPureError(f"There is no generator at {path}; give {WANTED}.")
+    if path.suffix == ".pt2":
+        raise AntiPureError(f"{path} is an exported program, which can run code when it is read; give {WANTED}.")
     with torch.inference_mode(False), torch.no_grad():
-        if path.suffix == ".pt2":
-            return load_exported(path, trust=trust, size=size or 256).to(device)
         try:
             generator = _load(path, size)
         except AntiPureError as error:

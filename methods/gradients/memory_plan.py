@@ -14,17 +14,18 @@ from .checkpointing import blocks, bytes_of_blocks, checkpointed
 from .differentiation import saved_bytes, storages
 
 
-class Way(Enum):
-    """How a segment gets its activations back in the backward pass. (held until then?, in blocks?)
+class CheckpointPolicy(Enum):
+    """What of a segment is checkpointed (Chen et al., 2016). (held until the backward pass?, block by block?)
 
-    HOLD: it holds them all. BLOCKS: it holds the inputs of its blocks, which run again one by one. AGAIN: it holds
-    its own input and runs again as a whole. AGAIN_IN_BLOCKS: both; its blocks run three times.
+    STORE: nothing, it holds all its activations. BLOCKS: each of its blocks, of which it holds the inputs and which run
+    again one by one. SEGMENT: the segment, which holds its own input and runs again as a whole. SEGMENT_AND_BLOCKS:
+    both; its blocks run three times.
     """
 
-    HOLD = (True, False)
+    STORE = (True, False)
     BLOCKS = (True, True)
-    AGAIN = (False, False)
-    AGAIN_IN_BLOCKS = (False, True)
+    SEGMENT = (False, False)
+    SEGMENT_AND_BLOCKS = (False, True)
 
     @property
     def keep(self) -> bool:
@@ -40,7 +41,7 @@ class Way(Enum):
 
 
 @dataclass(frozen=True)
-class Line:
+class LinearInArea:
     """Bytes as a function of the picture's area: casts of weights are the constant."""
 
     slope: float
@@ -51,27 +52,27 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Cost:
+class SavedBytes:
     """What a segment saves for one picture. held: everything; inputs: of its blocks; block: its hungriest block."""
 
-    held: Line
-    inputs: Line
-    block: Line
+    held: LinearInArea
+    inputs: LinearInArea
+    block: LinearInArea
 
 
 def measure(
     function: Callable[[Tensor], Tensor], network: nn.Module, inputs: tuple[Tensor, Tensor], pixels: tuple
-) -> Cost:
+) -> SavedBytes:
     """The cost of a segment from two calls, with a small and a larger input.
 
     network: what the function runs. pixels: areas of the two pictures the inputs stand for.
     """
     weights, parts = storages(network), blocks(network)
 
-    def line(count: Callable[[Tensor], float]) -> Line:
+    def line(count: Callable[[Tensor], float]) -> LinearInArea:
         small, large = map(count, inputs)
         slope = (large - small) / (pixels[1] - pixels[0])
-        return Line(slope, max(small - slope * pixels[0], 0))
+        return LinearInArea(slope, max(small - slope * pixels[0], 0))
 
     def of_inputs(x: Tensor) -> float:
         with checkpointed(parts, lambda: True):
@@ -82,14 +83,14 @@ def measure(
             function(x.detach().requires_grad_())
         return max(found, default=0)
 
-    return Cost(line(lambda x: saved_bytes(function, x, network)), line(of_inputs), line(of_block))
+    return SavedBytes(line(lambda x: saved_bytes(function, x, network)), line(of_inputs), line(of_block))
 
 
 @dataclass(frozen=True)
-class Plan:
+class CheckpointPlan:
     """Ways for the segments; bytes they take for n pictures: fixed + n * each; whether there are leaner ones."""
 
-    ways: dict[str, Way]
+    policies: dict[str, CheckpointPolicy]
     fixed: float
     each: float
     leaner: bool
@@ -99,45 +100,51 @@ class Plan:
         return max(1, int((limit - self.fixed) / max(self.each, 1)))
 
 
-def plan(costs: dict[str, Cost], calls: dict[str, int], area: int, limit: float, at_once: int = 1) -> Plan:
-    """The quickest ways in which one picture fits `limit` bytes; the leanest where none does.
+def plan(
+    costs: dict[str, SavedBytes], calls: dict[str, int], area: int, limit: float, at_once: int = 1
+) -> CheckpointPlan:
+    """The quickest policies in which one picture fits `limit` bytes; the leanest where none does.
 
     costs: of each segment, in the order in which they run; calls: how often each runs in a row. area: of a picture
     in pixels. at_once: how many of the calls of a segment are really one, of so many timesteps of a picture.
     """
-    options = [dict(zip(costs, ways, strict=True)) for ways in product(Way, repeat=len(costs))]
+    options = [dict(zip(costs, policies, strict=True)) for policies in product(CheckpointPolicy, repeat=len(costs))]
 
-    def need(ways: dict[str, Way], names: Iterable[str] = costs) -> float:
-        return peak({name: costs[name] for name in names}, calls, ways, lambda line: line(area), at_once)
+    def need(policies: dict[str, CheckpointPolicy], names: Iterable[str] = costs) -> float:
+        return peak({name: costs[name] for name in names}, calls, policies, lambda line: line(area), at_once)
 
-    def slowness(ways: dict[str, Way]) -> float:
+    def slowness(policies: dict[str, CheckpointPolicy]) -> float:
         # What a network saves for its backward stands for its time.
-        return sum(calls[name] * way.extra_forwards * costs[name].held(area) for name, way in ways.items())
+        return sum(calls[name] * policy.extra_forwards * costs[name].held(area) for name, policy in policies.items())
 
-    def spread(ways: dict[str, Way]) -> float:
+    def spread(policies: dict[str, CheckpointPolicy]) -> float:
         # Among equal peaks the one with the lower hills: what a segment saves leaves gaps behind it.
-        return sum(need(ways, [name]) for name in costs)
+        return sum(need(policies, [name]) for name in costs)
 
     leanest = min(map(need, options))
-    fitting = [ways for ways in options if need(ways) <= limit]
+    fitting = [policies for policies in options if need(policies) <= limit]
     if fitting:
-        best = min(fitting, key=lambda ways: (slowness(ways), need(ways)))
+        best = min(fitting, key=lambda policies: (slowness(policies), need(policies)))
     else:
-        best = min(options, key=lambda ways: (need(ways), spread(ways), slowness(ways)))
+        best = min(options, key=lambda policies: (need(policies), spread(policies), slowness(policies)))
     fixed = peak(costs, calls, best, lambda line: line.constant, at_once)
-    return Plan(best, fixed, need(best) - fixed, need(best) > leanest)
+    return CheckpointPlan(best, fixed, need(best) - fixed, need(best) > leanest)
 
 
 def peak(
-    costs: dict[str, Cost], calls: dict[str, int], ways: dict[str, Way], at: Callable[[Line], float], at_once: int
+    costs: dict[str, SavedBytes],
+    calls: dict[str, int],
+    policies: dict[str, CheckpointPolicy],
+    at: Callable[[LinearInArea], float],
+    at_once: int,
 ) -> float:
     """The most that is held at once: the backward pass frees the last segment first."""
     before, most = 0.0, 0.0
     for name, cost in costs.items():
         whole, inputs, block = at(cost.held), at(cost.inputs), at(cost.block)
-        saved = inputs if ways[name].in_blocks else whole
-        held = saved if ways[name].keep else 0.0
-        transient = (block if ways[name].in_blocks else 0.0) + (0.0 if ways[name].keep else saved)
+        saved = inputs if policies[name].in_blocks else whole
+        held = saved if policies[name].keep else 0.0
+        transient = (block if policies[name].in_blocks else 0.0) + (0.0 if policies[name].keep else saved)
         most = max(most, before + calls[name] * held + min(calls[name], at_once) * transient)
         before += calls[name] * held
     return most

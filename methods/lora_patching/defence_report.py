@@ -17,6 +17,7 @@ from torch import Tensor
 from ..attacks.settings import AttackSettings
 from ..controls import apply_control
 from ..errors import AntiPureError
+from ..figures.text_table import text_table
 from ..generators.generator import Generator
 from ..metrics.image import psnr, ssim
 from ..pictures import check_picture, round_8bit, to_picture, to_pixels
@@ -76,16 +77,16 @@ class DefenceReport:
         warns = any(not math.isnan(row.visible) for row in self.rows)
         head = ["input", "disrupted, original", "disrupted, patched"]
         head += ["warning visible", f"after JPEG {self.quality}"] if warns else []
-        lines = ["| " + " | ".join(head) + " |", "|---" + "|--:" * (len(head) - 1) + "|"]
+        rows = []
         for row in self.rows:
             values = [row.original, row.patched] + ([row.visible, row.visible_jpeg] if warns else [])
             name = row.input.replace("JPEG", f"JPEG {self.quality}")
-            lines.append("| " + " | ".join([name, *map(_percent, values)]) + " |")
-        lines.append(
-            f"\n{self.faces} faces, edits {', '.join(self.edits)}; patched against original edits of plain pictures: "
+            rows.append([name, *map(_percent, values)])
+        return (
+            f"{text_table(head, rows)}\n\n"
+            f"{self.faces} faces, edits {', '.join(self.edits)}; patched against original edits of plain pictures: "
             f"{self.psnr:.2f} dB, SSIM {self.ssim:.4f}."
         )
-        return "\n".join(lines)
 
     def row(self, name: str) -> Row:
         """The row of an input."""

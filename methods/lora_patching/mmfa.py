@@ -16,8 +16,6 @@ from torch import Tensor
 
 from ..errors import AntiPureError
 
-CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-
 
 class MMFA:
     """The two alignment terms, either of which can be left out by giving None for its encoder.
@@ -78,13 +76,3 @@ def _embed(encoder: Callable[[Tensor], Tensor], pixels: Tensor) -> Tensor:
         name = getattr(encoder, "name", type(encoder).__name__)
         raise AntiPureError(f"The encoder {name} gave {tuple(vectors.shape)}; one vector per picture is needed.")
     return vectors.float()
-
-
-def check_gradient(encoder: Callable[[Tensor], Tensor], size: int, device: torch.device | str = "cpu") -> None:
-    """Raise `AntiPureError` when no gradient reaches the pixels through an encoder (one that runs under no_grad)."""
-    with torch.inference_mode(False), torch.enable_grad():
-        pixels = torch.zeros(1, 3, size, size, device=device).requires_grad_()
-        vectors = encoder(pixels)
-    if not vectors.requires_grad:
-        name = getattr(encoder, "name", type(encoder).__name__)
-        raise AntiPureError(f"The encoder {name} passes no gradient to the picture; alignment needs one that does.")

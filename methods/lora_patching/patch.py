@@ -15,7 +15,7 @@ import copy
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -317,11 +317,6 @@ def patched_copy(generator: object, patch: LoraPatch, strength: float = 1.0) -> 
     other.network = copy.deepcopy(network, shared)
     (merge_patch if patch.config.mergeable else apply_patch)(other, patch, strength)
     return other
-
-
-def with_metadata(patch: LoraPatch, **metadata: object) -> LoraPatch:
-    """The same patch with entries added to its metadata."""
-    return replace(patch, metadata={**patch.metadata, **metadata})
 
 
 def _checked_strength(value: float) -> float:

@@ -3,7 +3,6 @@
 * A transformers folder (BLIP, CLIP, SigLIP, DINOv2, ...): `config.json` and `model.safetensors`.
 * A ResNet-50 state dict (torchvision's names): safetensors, or a .pth file read with `weights_only`.
 * The InceptionV3 of FID (`pt_inception-2015-12-05`, pytorch-fid's names) and torchvision's AlexNet: the same.
-* Any timm architecture with a local state dict.
 """
 
 from __future__ import annotations
@@ -133,28 +132,6 @@ def file_encoder(path: str | Path) -> Encoder:
             _load_state(network, known, path, "AlexNet")
         return Encoder(f"AlexNet ({Path(path).name})", network, RESNET_FEATURE_SIZE, module=network)
     return resnet50_encoder(path)
-
-
-def timm_encoder(architecture: str, path: str | Path) -> Encoder:
-    """The pooled features of a timm architecture, from a local state dict; size and normalisation are timm's.
-
-    Raises `AntiPureError` when timm, the architecture or the file is missing, or they do not belong together.
-    """
-    state = _state_dict(path)
-    try:
-        import timm
-    except ImportError as error:
-        raise AntiPureError("A timm encoder needs the package 'timm'; install it.") from error
-    with torch.inference_mode(False):
-        try:
-            network = timm.create_model(architecture, pretrained=False, num_classes=0)
-        except Exception as error:  # timm raises its own errors for names and options
-            raise AntiPureError(f"timm has no architecture '{architecture}'; see timm.list_models().") from error
-        known = network.state_dict().keys()
-        _load_state(network, {k: v for k, v in state.items() if k in known}, path, architecture)
-    settings = timm.data.resolve_model_data_config(network)
-    name = f"{architecture} ({Path(path).name})"
-    return Encoder(name, network, settings["input_size"][-1], settings["mean"], settings["std"], network)
 
 
 def _state_dict(path: str | Path) -> dict[str, Tensor]:

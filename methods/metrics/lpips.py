@@ -1,17 +1,15 @@
 """LPIPS (Zhang et al., CVPR 2018), version 0.1, over AlexNet: torchvision's weights from a local file.
 
-The linear heads are the ones inside the torchmetrics package. Nothing is downloaded.
+The linear heads are the authors' and bundled (BSD-2-Clause, `bundled/LICENSE.lpips`). Nothing is downloaded.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import AntiPureError
+from ..files import BUNDLED_FOLDER, read_safetensors
 
 SMALLEST = 32  # pixels: below it AlexNet's last pooling has nothing left
 _SHIFT, _SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
@@ -53,18 +51,9 @@ class AlexNet(nn.Module):
 
 
 def linear_heads() -> list[Tensor]:
-    """LPIPS' weights per channel and stage for AlexNet, 1×C×1×1 each, from the torchmetrics package.
-
-    Raises `AntiPureError` when the installed torchmetrics does not carry them.
-    """
-    from importlib.util import find_spec
-
-    package = Path(find_spec("torchmetrics").origin).parent
-    path = package / "functional" / "image" / "lpips_models" / "alex.pth"
-    if not path.is_file():
-        raise AntiPureError("The installed torchmetrics has no LPIPS weights for AlexNet; install torchmetrics 1.4.")
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    return [state[f"lin{i}.model.1.weight"].float() for i in range(5)]
+    """LPIPS' weights per channel and stage for AlexNet, 1×C×1×1 each."""
+    state, _ = read_safetensors(BUNDLED_FOLDER / "lpips_alexnet.safetensors")
+    return [state[f"lin{stage}"] for stage in range(len(_TAPS))]
 
 
 class Lpips:

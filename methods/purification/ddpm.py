@@ -8,9 +8,7 @@ import torch
 from torch import Tensor
 
 from ..diffusion.denoiser import Denoiser, add_noise, predict_x0
-from ..pictures import (
-    noise,
-)
+from ..pictures import noise
 
 
 def ddpm_step(
@@ -49,7 +47,7 @@ def ddpm_step(
     return mean + (0.5 * log_variance).exp() * step_noise
 
 
-def denoise(
+def sdedit(
     denoiser: Denoiser,
     z: Tensor,
     timestep: int,
@@ -57,14 +55,14 @@ def denoise(
     on_step: Callable[[], None] = lambda: None,
     substeps: int = 0,
 ) -> Tensor:
-    """Noise z to `timestep`, then sample back with `timestep` ancestral steps (SDEdit / DiffPure).
+    """Noise z to `timestep`, then sample back with `timestep` ancestral steps (SDEdit, Meng et al., ICLR 2022, alg. 1).
 
     z: N×C×H×W in model space, one generator per sample. Returns N×C×H×W. on_step runs after every forward.
-    substeps: as in `visited`.
+    substeps: as in `respaced_timesteps`.
     """
     shape = tuple(z.shape[1:])
     x = add_noise(z, noise(shape, generators, z.device), denoiser.alphas_cumprod[timestep - 1])
-    timesteps = visited(timestep, substeps)
+    timesteps = respaced_timesteps(timestep, substeps)
     for t, before in zip(timesteps, [*timesteps[1:], -1], strict=True):
         eps, variance = denoiser.predict(x, torch.full((len(x),), t, device=x.device))
         step_noise = noise(shape, generators, x.device) if before >= 0 else None
@@ -73,8 +71,9 @@ def denoise(
     return x
 
 
-def visited(timestep: int, substeps: int = 0) -> list[int]:
-    """The timesteps (0-based) at which `denoise` runs the network: `substeps` of them, evenly spaced, highest first.
+def respaced_timesteps(timestep: int, substeps: int = 0) -> list[int]:
+    """The timesteps (0-based) at which `sdedit` runs the network: `substeps` of them, evenly spaced, highest first
+    (the respaced process of Nichol and Dhariwal, ICML 2021, sec. 4).
 
     0: all, timestep - 1 down to 0. The first is always timestep - 1, where the noised picture is.
     """

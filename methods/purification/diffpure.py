@@ -18,7 +18,7 @@ from ..pictures import (
     to_pixels,
 )
 from ..progress import Progress, silent
-from .ddpm import denoise
+from .ddpm import sdedit
 from .settings import check_purifier
 
 
@@ -39,7 +39,7 @@ def diffpure(
     picture: B×3×H×W in 0..1. timestep: 1..T (150 in the paper's ImageNet setting, 100 usual against protections).
     resize: bring the picture to the model's native square and back, as published; otherwise the fully
     convolutional network takes it at its own size.
-    substeps: at how many of the timesteps the network runs, 0: at all; see `visited`.
+    substeps: at how many of the timesteps the network runs, 0: at all; see `respaced_timesteps`.
     Returns 8-bit-rounded B×3×H×W in 0..1. Raises `AntiPureError` for bad pictures and settings.
     """
     check_picture(picture)
@@ -64,7 +64,7 @@ def diffpure(
             pixels = pad_reflect(pixels, round_up(h, denoiser.multiple), round_up(w, denoiser.multiple))
         z = denoiser.encode(pixels)
         for iteration in range(iterations):
-            z = denoise(denoiser, z, timestep, [random_stream(seed, iteration)], on_step, substeps)
+            z = sdedit(denoiser, z, timestep, [random_stream(seed, iteration)], on_step, substeps)
         pixels = denoiser.decode(z)
         if resize:
             pixels = F.interpolate(pixels, (h, w), mode="bicubic", antialias=True)

@@ -19,7 +19,7 @@ from ..pictures import (
     to_pixels,
 )
 from ..progress import Progress, silent
-from .ddpm import denoise
+from .ddpm import sdedit
 from .settings import check_purifier
 
 
@@ -42,7 +42,8 @@ def gridpure(
     (1 - gamma) · pure + gamma · input, rounded to 8 bits.
 
     picture: B×3×H×W in 0..1, any size (smaller ones are mirrored up to one tile). substeps: at how many of the
-    timesteps the network runs in each iteration, 0: at all; see `visited`. Returns the same shape, 8-bit rounded.
+    timesteps the network runs in each iteration, 0: at all; see `respaced_timesteps`. Returns the same shape, rounded
+    to 8 bits.
     Raises `AntiPureError` for bad pictures and settings.
     """
     check_picture(picture)
@@ -65,7 +66,7 @@ def gridpure(
 
         try:
             z = denoiser.encode(tiles)
-            return denoiser.decode(denoise(denoiser, z, timestep, generators, on_step, substeps))
+            return denoiser.decode(sdedit(denoiser, z, timestep, generators, on_step, substeps))
         except BaseException:
             done = before
             raise

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ...kernels import filters
 from ..errors import AntiPureError
-from ..pictures import check_picture, noise, pad_reflect, random_stream, round_8bit, round_up
+from ..pictures import check_picture, from_uint8, noise, random_stream, round_8bit, to_uint8
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -54,32 +54,12 @@ def _pillow_jpeg(picture: Tensor, quality: int) -> Tensor:
     from PIL import Image
 
     results = []
-    for one in (round_8bit(picture.detach()).cpu() * 255).round().byte().permute(0, 2, 3, 1).numpy():
+    for one in to_uint8(picture):
         file = io.BytesIO()
         Image.fromarray(one).save(file, "JPEG", quality=quality)
         with Image.open(file) as loaded:
-            results.append(torch.from_numpy(np.array(loaded.convert("RGB"))))
-    return (torch.stack(results).permute(0, 3, 1, 2).float() / 255).to(picture)
-
-
-def smooth_jpeg(picture: Tensor, quality: int = 75) -> Tensor:
-    """A JPEG whose gradient knows what the codec removes, for optimising: kornia's, where kornia is installed.
-
-    Not the exact codec (other tables and a smoothed rounding, Reich et al. 2024) and not rounded to 8 bits; measure
-    with `jpeg`. Without kornia: `jpeg` itself with its straight-through gradient. B×3×H×W in 0..1, any size.
-    Raises `AntiPureError` for a quality outside 1..95.
-    """
-    try:
-        from kornia.enhance import jpeg_codec_differentiable
-    except ImportError:
-        return jpeg(picture, quality)
-    check_picture(picture)
-    if not 1 <= quality <= 95:
-        raise AntiPureError(f"The JPEG quality is {quality}; it must lie in 1..95.")
-    qualities = picture.new_full((len(picture),), float(quality), dtype=torch.float32)
-    h, w = picture.shape[-2:]
-    whole = pad_reflect(picture.float(), round_up(h, 16), round_up(w, 16))  # older versions ask for whole blocks
-    return jpeg_codec_differentiable(whole, qualities)[..., :h, :w].clamp(0, 1).to(picture)
+            results.append(np.asarray(loaded.convert("RGB")))
+    return from_uint8(np.stack(results)).to(picture)
 
 
 def resize(picture: Tensor, factor: float = 0.5, kernel: str = "lanczos") -> Tensor:

@@ -8,10 +8,10 @@ import textwrap
 from statistics import fmean as mean
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ..figures.inspection_sheet import AMPLIFICATION, BACKGROUND, INK, SOFT, heat_colours
+from ..pictures import from_uint8
 from .report import CLEAN, CONTROL_TITLES, MATCHED, PARTLY, PROTECTION, RANDOM, SMOOTH, SURVIVES, Column, Report
 from .text import verdict
 
@@ -59,8 +59,7 @@ def robustness_sheet(report: Report, purifiers: tuple[str, ...] = ()) -> Tensor:
         _strip(page, report, shown, top, side)
         top += strip
     canvas.draw()
-    pixels = np.asarray(canvas.buffer_rgba())[..., :3].copy()
-    return torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
+    return from_uint8(np.asarray(canvas.buffer_rgba())[..., :3])
 
 
 class _Page:

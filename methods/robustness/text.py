@@ -7,7 +7,6 @@ import math
 from collections.abc import Iterable
 from statistics import fmean as mean
 
-from ..errors import AntiPureError
 from ..figures.text_table import text_table
 from .report import (
     CLEAN,
@@ -19,10 +18,8 @@ from .report import (
     RANDOM,
     SMOOTH,
     SURVIVES,
-    Cell,
     Column,
     Report,
-    Row,
     level_of,
 )
 
@@ -274,35 +271,6 @@ def to_dict(report: Report) -> dict:
 def to_json(report: Report) -> str:
     """`to_dict` as text."""
     return json.dumps(to_dict(report), indent=1, ensure_ascii=False, allow_nan=False)
-
-
-def from_json(text: str) -> Report:
-    """The report of a text `to_json` wrote, without its pictures. Raises `AntiPureError` for any other text."""
-    try:
-        read = json.loads(text)
-        if read["format"] != FORMAT or read["version"] != VERSION:
-            raise AntiPureError(f"This is no robustness report of version {VERSION}; make it again.")
-        columns = tuple(Column(**purifier) for purifier in read["purifiers"])
-        rows = tuple(_row(row, columns) for row in read["rows"])
-        return Report(
-            tuple(read["protections"]), columns, tuple(read["seeds"]), tuple(read["size"]), rows,
-            read["curve"]["of"], tuple(read["curve"]["iterations"]), read["example"],
-        )  # fmt: skip
-    except (ValueError, KeyError, TypeError) as error:
-        if isinstance(error, AntiPureError):
-            raise
-        raise AntiPureError("This is no robustness report; give a report.json that antipure wrote.") from error
-
-
-def _row(row: dict, columns: tuple[Column, ...]) -> Row:
-    def cell(values: dict) -> Cell:
-        psnr = tuple(math.inf if value is None else value for value in values["psnr"])
-        return Cell(tuple(values["distortion"]), tuple(values["detail"]), psnr)
-
-    psnr = math.inf if row["psnr"] is None else row["psnr"]
-    cells = tuple(cell(row["cells"][column.name]) for column in columns)
-    start = (row["picture"], row["kind"], row["protection"])
-    return Row(*start, psnr, row["ssim"], row["levels"], cells, tuple(row["curve"]))
 
 
 def _finite(value: float) -> float | None:

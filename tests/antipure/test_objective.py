@@ -16,7 +16,13 @@ from antipure.methods.antipure.guidance import l_errt, l_fre, paper_terms
 from antipure.methods.antipure.objective import PRESETS, Objective
 from antipure.methods.antipure.perceptual import balance_colours
 from antipure.methods.antipure.protect import antipure_loss, protect
-from antipure.methods.antipure.unrolled import halve, high_pass, turn, unrolled_purification, unrolled_term
+from antipure.methods.antipure.unrolled import (
+    high_pass,
+    random_half,
+    random_orientation,
+    unrolled_purification,
+    unrolled_term,
+)
 from antipure.methods.attacks.pgd import pgd
 from antipure.methods.attacks.settings import AttackSettings
 from antipure.methods.diffusion.denoiser import Denoiser
@@ -296,22 +302,32 @@ def test_each_tile_draws_its_own_timestep_from_the_range(spy):
     assert max(first.count(t) for t in range(8, 12)) < 110
 
 
-def test_the_eight_orientations_are_those_of_a_square():
+def test_the_eight_orientations_are_those_of_a_square_and_the_same_for_the_clean_tile():
     tile = random_pixels(6, 6)
-    turned = turn(tile.expand(8, 3, 6, 6), list(range(8)))
-    assert len({t.numpy().tobytes() for t in turned}) == 8
-    assert torch.equal(turned[0], tile[0])
-    assert torch.equal(turned[1], torch.from_numpy(np.rot90(tile[0].numpy(), axes=(-2, -1)).copy()))
-    corners = {tuple(t[0, 0, 0].reshape(-1).tolist()) for t in turned}
-    assert len(corners) == 4, "each of the tile's corners comes to the top left"
+    tiles, generators = tile.expand(200, 3, 6, 6), [random_stream(i) for i in range(200)]
+    turned, clean = random_orientation([tiles, tiles + 1], 1.0, generators)
+    assert torch.equal(clean, turned + 1)
+    found = {t.numpy().tobytes() for t in turned}
+    sides = [tile[0].numpy(), tile[0].numpy()[..., ::-1]]
+    assert found == {np.rot90(side, k, (-2, -1)).copy().tobytes() for side in sides for k in range(4)}
+
+
+def test_a_share_of_the_tiles_is_turned():
+    tiles = random_pixels(6, 6).expand(400, 3, 6, 6)
+    assert torch.equal(random_orientation([tiles], 0.0, [random_stream(i) for i in range(400)])[0], tiles)
+    (turned,) = random_orientation([tiles], 0.5, [random_stream(i) for i in range(400)])
+    share = (turned != tiles).flatten(1).any(1).float().mean()
+    assert abs(share - 0.5 * 7 / 8) < 0.08, "one of the eight orientations is the tile's own"
 
 
 def test_half_size_is_the_transform_and_only_for_the_chosen():
-    tiles = (random_pixels(16, 16).expand(3, 3, 16, 16) * 0.8).contiguous()
-    halved = halve(tiles, [False, True, False])
-    expected = resize((tiles[1:2] + 1) / 2, 0.5) * 2 - 1
-    torch.testing.assert_close(halved[1:2], expected)
-    assert torch.equal(halved[[0, 2]], tiles[[0, 2]])
+    tiles = (random_pixels(16, 16).expand(60, 3, 16, 16) * 0.8).contiguous()
+    halved, clean = random_half([tiles, -tiles], 0.3, [random_stream(i) for i in range(60)])
+    chosen = (halved != tiles).flatten(1).any(1)
+    assert 8 <= chosen.sum() <= 28
+    assert torch.equal((clean != -tiles).flatten(1).any(1), chosen)
+    expected = resize((tiles[:1] + 1) / 2, 0.5) * 2 - 1
+    torch.testing.assert_close(halved[chosen], expected.expand(int(chosen.sum()), -1, -1, -1))
 
 
 def test_less_grey_leaves_a_perturbation_with_less_grey(tiny):

@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from antipure.cli import result as result_module
 from antipure.cli.core_nodes import LoadImage
 from antipure.cli.executor import NODES, Executor, execution_order
 from antipure.cli.graph import WORKFLOWS, read_workflow, set_inputs
 from antipure.cli.main import main
+from antipure.methods import files
 from antipure.methods.errors import AntiPureError
 from PIL import Image
 
@@ -166,7 +166,7 @@ def test_a_full_disk_leaves_nothing_behind(photo, tmp_path, capsys, monkeypatch)
     def full(_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(result_module.os, "fsync", full)
+    monkeypatch.setattr(files.os, "fsync", full)
     arguments = ["protect", str(photo), "--preset", "shift", "--out", str(tmp_path / "out")]
     assert main(arguments) == 2
     assert "No space left" in capsys.readouterr().err
@@ -224,7 +224,7 @@ def test_the_wheel_carries_the_bundled_data(tmp_path):
     (wheel,) = tmp_path.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
     for needed in ("bundled/denoiser.safetensors", "workflows/api/protect.json", "web/docs/AntiPureProtect.md",
-                   "bundled/astronaut_face.png", "bundled/toy_stargan.safetensors",
+                   "bundled/astronaut_face.png", "bundled/toy_stargan.safetensors", "bundled/LICENSE.lpips",
                    "methods/generators/loading.py", "nodes/host.py", "__init__.py"):  # fmt: skip
         assert f"antipure/{needed}" in names
     assert not [name for name in names if "tests" in name]

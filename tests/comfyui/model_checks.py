@@ -42,7 +42,7 @@ from antipure.methods.antipure.protect import antipure_loss  # noqa: E402
 from antipure.methods.diffusion.denoiser import add_noise  # noqa: E402
 from antipure.methods.errors import AntiPureError  # noqa: E402
 from antipure.methods.gradients.differentiation import counting, storages  # noqa: E402
-from antipure.methods.gradients.memory_plan import Plan, Way  # noqa: E402
+from antipure.methods.gradients.memory_plan import CheckpointPlan, CheckpointPolicy  # noqa: E402
 from antipure.nodes import host  # noqa: E402
 from antipure.nodes.latent_denoiser import ModelDenoiser  # noqa: E402
 
@@ -179,23 +179,23 @@ def check_gradient() -> dict:
             up, down = (score(reference, pixels.double() + s * h * direction, weights) for s in (1, -1))
         result["finite_differences"] = float(abs((up - down) / (2 * h) / (expected * direction).sum() - 1))
     with denoiser.session():
-        for way in Way:
-            denoiser.plan = Plan(dict.fromkeys(denoiser.plan.ways, way), 0, 0, True)
+        for policy in CheckpointPolicy:
+            denoiser.plan = CheckpointPlan(dict.fromkeys(denoiser.plan.policies, policy), 0, 0, True)
             ours = gradient_of(denoiser, pixels.clone(), weights)
-            result[way.name] = error(ours, expected)
+            result[policy.name] = error(ours, expected)
         result["saved"] = saved_by(denoiser, pixels)
     result["alphas_cumprod"] = float((denoiser.alphas_cumprod.double() - reference.alphas_cumprod).abs().max())
     return result
 
 
 def saved_by(denoiser: ModelDenoiser, pixels: torch.Tensor) -> dict[str, int]:
-    """Bytes that each way really holds between encoding and the backward pass."""
+    """Bytes that each policy really holds between encoding and the backward pass."""
     found = {}
-    for way in Way:
-        denoiser.plan = Plan(dict.fromkeys(denoiser.plan.ways, way), 0, 0, True)
+    for policy in CheckpointPolicy:
+        denoiser.plan = CheckpointPlan(dict.fromkeys(denoiser.plan.policies, policy), 0, 0, True)
         with torch.enable_grad(), counting(storages(denoiser.vae_patcher.model)) as saved:
             denoiser.encode(pixels.clone().requires_grad_())
-        found[way.name] = sum(saved.values())
+        found[policy.name] = sum(saved.values())
     return found
 
 
@@ -223,10 +223,10 @@ def check_precision() -> dict:
                 result[f"{name}_bare"] = error(gradient_of(reference, picture(32, 32).double(), weights), expected)
         denoiser = opened(patcher, vae, text)
         with denoiser.session():
-            for way in (Way.HOLD, Way.BLOCKS):
-                denoiser.plan = Plan(dict.fromkeys(denoiser.plan.ways, way), 0, 0, True)
+            for policy in (CheckpointPolicy.STORE, CheckpointPolicy.BLOCKS):
+                denoiser.plan = CheckpointPlan(dict.fromkeys(denoiser.plan.policies, policy), 0, 0, True)
                 found = gradient_of(denoiser, picture(32, 32), weights)
-                result[f"{name}_{way.name}"] = error(found, expected) if types == {dtype} else None
+                result[f"{name}_{policy.name}"] = error(found, expected) if types == {dtype} else None
     return result
 
 
@@ -245,12 +245,12 @@ def check_block_numbers() -> dict:
         noise = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(2))
         weights = {"noise": noise, "pixels": torch.ones(1, 3, 32, 32)}
         with denoiser.session():
-            for way in (Way.HOLD, Way.BLOCKS):
-                denoiser.plan = Plan(dict.fromkeys(denoiser.plan.ways, way), 0, 0, True)
-                result[name, way.name] = gradient_of(denoiser, picture(32, 32), weights)
+            for policy in (CheckpointPolicy.STORE, CheckpointPolicy.BLOCKS):
+                denoiser.plan = CheckpointPlan(dict.fromkeys(denoiser.plan.policies, policy), 0, 0, True)
+                result[name, policy.name] = gradient_of(denoiser, picture(32, 32), weights)
     return {
-        "acts": error(result["patched", "HOLD"], result["plain", "HOLD"]),
-        "in_blocks": error(result["patched", "BLOCKS"], result["patched", "HOLD"]),
+        "acts": error(result["patched", "STORE"], result["plain", "STORE"]),
+        "in_blocks": error(result["patched", "BLOCKS"], result["patched", "STORE"]),
     }
 
 
@@ -294,7 +294,7 @@ def check_restored() -> dict:
     handle.remove()
 
     check = host.check_interrupted
-    for way in Way:
+    for policy in CheckpointPolicy:
         denoiser, calls, allowed = opened(patcher, vae, text), [], [10**9]
 
         def cancelled(calls=calls, allowed=allowed):
@@ -304,7 +304,7 @@ def check_restored() -> dict:
 
         try:
             with denoiser.session():
-                denoiser.plan = Plan(dict.fromkeys(denoiser.plan.ways, way), 0, 0, True)
+                denoiser.plan = CheckpointPlan(dict.fromkeys(denoiser.plan.policies, policy), 0, 0, True)
                 host.check_interrupted = cancelled
                 with torch.enable_grad():
                     out = denoiser.decode(denoiser.encode(picture(32, 32).requires_grad_())).mean()
@@ -314,8 +314,8 @@ def check_restored() -> dict:
             pass
         finally:
             host.check_interrupted = check
-        if way is not Way.HOLD:
-            result[f"after_cancel_in_backward_{way.name}"] = whole() and len(calls) == allowed[0] + 1
+        if policy is not CheckpointPolicy.STORE:
+            result[f"after_cancel_in_backward_{policy.name}"] = whole() and len(calls) == allowed[0] + 1
     return result
 
 

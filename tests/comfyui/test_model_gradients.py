@@ -16,28 +16,28 @@ def checks(run_in_checkout) -> dict:
 def test_gradient_equals_a_float64_copy_outside_comfyui(checks):
     found = checks["gradient"]
     assert found["finite_differences"] < 1e-6  # of the reference itself
-    for way in ("HOLD", "BLOCKS", "AGAIN", "AGAIN_IN_BLOCKS"):
-        assert found[way] < 1e-3
+    for policy in ("STORE", "BLOCKS", "SEGMENT", "SEGMENT_AND_BLOCKS"):
+        assert found[policy] < 1e-3
     assert found["alphas_cumprod"] < 1e-6
 
 
 @pytest.mark.parametrize("name", ["bfloat16", "float16"])
 def test_half_precision_costs_no_more_than_in_the_bare_network(checks, name):
     found = checks["precision"]
-    for way in ("HOLD", "BLOCKS"):
-        assert 0 < found[f"{name}_{way}"] < 1.2 * found[f"{name}_bare"]
+    for policy in ("STORE", "BLOCKS"):
+        assert 0 < found[f"{name}_{policy}"] < 1.2 * found[f"{name}_bare"]
 
 
 @pytest.mark.parametrize("name", ["float16_cast", "float8_cast"])
 def test_small_weights_that_the_host_casts_carry_the_full_gradient(checks, name):
-    for way in ("HOLD", "BLOCKS"):
-        assert 0 < checks["precision"][f"{name}_{way}"] < 1e-3
+    for policy in ("STORE", "BLOCKS"):
+        assert 0 < checks["precision"][f"{name}_{policy}"] < 1e-3
 
 
 def test_less_is_held_the_more_is_computed_again(checks):
     saved = checks["gradient"]["saved"]
-    assert 0 < saved["BLOCKS"] < saved["HOLD"] / 2
-    assert saved["AGAIN"] == saved["AGAIN_IN_BLOCKS"] < saved["BLOCKS"]
+    assert 0 < saved["BLOCKS"] < saved["STORE"] / 2
+    assert saved["SEGMENT"] == saved["SEGMENT_AND_BLOCKS"] < saved["BLOCKS"]
 
 
 def test_blocks_that_run_again_see_their_own_number(checks):

@@ -9,8 +9,8 @@ import pytest
 import torch
 from antipure.methods.gradients.checkpointing import blocks, bytes_of_blocks, checkpointed
 from antipure.methods.gradients.differentiation import saved_bytes, storages
-from antipure.methods.gradients.malloc import _glibc, freed_memory_kept, return_free_memory
-from antipure.methods.gradients.memory_plan import Cost, Line, Way, measure, peak, plan
+from antipure.methods.gradients.malloc import _glibc, freed_memory_kept
+from antipure.methods.gradients.memory_plan import CheckpointPolicy, LinearInArea, SavedBytes, measure, peak, plan
 from torch import nn
 
 
@@ -123,20 +123,25 @@ def test_costs_are_what_autograd_saves(net):
 
 
 COSTS = {
-    "encode": Cost(Line(10, 0), Line(3, 0), Line(2, 0)),
-    "predict": Cost(Line(5, 40), Line(1, 0), Line(1, 40)),
-    "decode": Cost(Line(20, 0), Line(5, 0), Line(4, 0)),
+    "encode": SavedBytes(LinearInArea(10, 0), LinearInArea(3, 0), LinearInArea(2, 0)),
+    "predict": SavedBytes(LinearInArea(5, 40), LinearInArea(1, 0), LinearInArea(1, 40)),
+    "decode": SavedBytes(LinearInArea(20, 0), LinearInArea(5, 0), LinearInArea(4, 0)),
 }
 
 
-def simulated(ways: dict[str, Way], calls: dict[str, int], area: int, at_once: int) -> float:
+def simulated(policies: dict[str, CheckpointPolicy], calls: dict[str, int], area: int, at_once: int) -> float:
     """What is held, event by event, on the way there and back."""
     now, most, freed = 0.0, 0.0, []
     for name, cost in COSTS.items():
         held, inputs, block = (line(area) for line in (cost.held, cost.inputs, cost.block))
-        way = ways[name]
-        kept = (inputs if way.in_blocks else held) if way.keep else 0.0
-        passing = {Way.HOLD: 0.0, Way.BLOCKS: block, Way.AGAIN: held, Way.AGAIN_IN_BLOCKS: inputs + block}[way]
+        policy = policies[name]
+        kept = (inputs if policy.in_blocks else held) if policy.keep else 0.0
+        passing = {
+            CheckpointPolicy.STORE: 0.0,
+            CheckpointPolicy.BLOCKS: block,
+            CheckpointPolicy.SEGMENT: held,
+            CheckpointPolicy.SEGMENT_AND_BLOCKS: inputs + block,
+        }[policy]
         together = min(at_once, calls[name])
         for _ in range(calls[name] // together):
             now += together * kept
@@ -150,19 +155,19 @@ def simulated(ways: dict[str, Way], calls: dict[str, int], area: int, at_once: i
 @pytest.mark.parametrize(("predicts", "at_once"), [(4, 1), (2, 2)])
 def test_peak_is_that_of_a_simulation(predicts, at_once):
     calls = {"encode": 1, "predict": predicts, "decode": 1}
-    for ways in product(Way, repeat=3):
-        chosen = dict(zip(COSTS, ways, strict=True))
+    for policies in product(CheckpointPolicy, repeat=3):
+        chosen = dict(zip(COSTS, policies, strict=True))
         assert peak(COSTS, calls, chosen, lambda line: line(7), at_once) == simulated(chosen, calls, 7, at_once)
 
 
 @pytest.mark.parametrize("limit", [0, 150, 200, 260, 300, 400, 10**6])
 def test_the_plan_is_the_quickest_that_fits_else_the_leanest(limit):
     calls, area = {"encode": 1, "predict": 4, "decode": 1}, 7
-    options = [dict(zip(COSTS, ways, strict=True)) for ways in product(Way, repeat=3)]
-    needs = [simulated(ways, calls, area, 1) for ways in options]
-    times = [sum(calls[n] * ways[n].extra_forwards * COSTS[n].held(area) for n in COSTS) for ways in options]
+    options = [dict(zip(COSTS, policies, strict=True)) for policies in product(CheckpointPolicy, repeat=3)]
+    needs = [simulated(policies, calls, area, 1) for policies in options]
+    times = [sum(calls[n] * policies[n].extra_forwards * COSTS[n].held(area) for n in COSTS) for policies in options]
     chosen = plan(COSTS, calls, area, limit)
-    found = options.index(chosen.ways)
+    found = options.index(chosen.policies)
     fitting = [time for time, need in zip(times, needs, strict=True) if need <= limit]
     if fitting:
         assert needs[found] <= limit
@@ -173,10 +178,6 @@ def test_the_plan_is_the_quickest_that_fits_else_the_leanest(limit):
         assert chosen.count(limit) == 1
     assert chosen.leaner == (needs[found] > min(needs))
     assert chosen.fixed + chosen.each == pytest.approx(needs[found])
-
-
-def test_free_memory_can_be_returned_at_any_time():
-    return_free_memory()
 
 
 def test_keeping_freed_memory_nests_and_passes_errors_on():

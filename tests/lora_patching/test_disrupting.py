@@ -12,7 +12,7 @@ from antipure.methods.attacks.pgd import pgd
 from antipure.methods.attacks.settings import AttackSettings
 from antipure.methods.controls import apply_control
 from antipure.methods.errors import AntiPureError
-from antipure.methods.generators import ModuleGenerator, load_generator
+from antipure.methods.generators import Generator, load_generator
 from antipure.methods.generators.loading import BUNDLED, generator_from_state
 from antipure.methods.generators.procedural_faces import draw_faces, random_attributes
 from antipure.methods.generators.stargan import StarGANNetwork
@@ -125,10 +125,22 @@ def test_masked_l2_by_hand():
         masked_l2(output, plain[:2], x)
 
 
+class OneEdit(Generator):
+    """A module that maps pixels to pixels, as a generator with one edit."""
+
+    name = "module"
+
+    def __init__(self, network: nn.Module):
+        super().__init__(network, edits=("edit",), size=64, multiple=1)
+
+    def _call(self, pixels, edit):
+        return self.network(pixels)
+
+
 def test_any_module_can_be_disrupted(picture):
     torch.manual_seed(0)
     module = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Tanh(), nn.Conv2d(4, 3, 3, padding=1), nn.Tanh())
-    result = disrupt(ModuleGenerator(module), picture, settings=replace(DISRUPTING, steps=2))
+    result = disrupt(OneEdit(module), picture, settings=replace(DISRUPTING, steps=2))
     assert (result - picture).abs().max() > 3 / 255
 
 

@@ -10,17 +10,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 from antipure.methods.errors import AntiPureError
-from antipure.methods.lora_patching.mmfa import CLIP_MEAN, CLIP_STD, MMFA, check_gradient
+from antipure.methods.lora_patching.mmfa import MMFA
 from antipure.methods.metrics.encoders import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     Encoder,
     resnet50_encoder,
-    timm_encoder,
     transformers_encoder,
 )
 from safetensors.torch import save_file
 from torch import nn
+
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
 def encoder(seed: int = 0, size: int | None = 12, width: int = 7) -> Encoder:
@@ -33,6 +34,12 @@ def encoder(seed: int = 0, size: int | None = 12, width: int = 7) -> Encoder:
 
 def pixels(seed: int, side: int = 16, batch: int = 2) -> torch.Tensor:
     return torch.rand(batch, 3, side, side, generator=torch.Generator().manual_seed(seed)).double() * 2 - 1
+
+
+def assert_differentiable(e: Encoder, side: int) -> None:
+    x = pixels(5, side, 1).float().requires_grad_()
+    e(x).square().sum().backward()
+    assert x.grad.abs().max() > 0
 
 
 class Double(Encoder):
@@ -131,14 +138,8 @@ def test_any_callable_will_do_if_it_passes_gradients():
     def foreign(x):
         return x.mean((2, 3))
 
-    check_gradient(foreign, 8)
-    check_gradient(encoder(1, 12).to("cpu").module.float(), 8)
-    with torch.inference_mode():
-        check_gradient(foreign, 8)
     mmfa = MMFA(foreign, None).to("cpu")
     assert mmfa(pixels(0), mmfa.features(pixels(1))) > 0
-    with pytest.raises(AntiPureError, match="passes no gradient"):
-        check_gradient(lambda x: x.detach().mean((2, 3)), 8)
     with pytest.raises(AntiPureError, match="one vector per picture"):
         MMFA(lambda x: x, None).features(pixels(0))
     with pytest.raises(AntiPureError, match="without an encoder"):
@@ -168,7 +169,7 @@ def test_a_transformers_folder(clip_folder):
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (CLIP_MEAN, CLIP_STD))
     expected = model(pixel_values=((x + 1) / 2 - mean) / std).pooler_output
     torch.testing.assert_close(e(x), expected)
-    check_gradient(e, 24)
+    assert_differentiable(e, 24)
     y = pixels(1, 20).float().requires_grad_()
     mmfa = MMFA(None, e)
     mmfa(y, mmfa.features(pixels(2, 20).float())).backward()
@@ -187,7 +188,7 @@ def test_the_projected_embedding_of_a_vision_language_model(tmp_path):
     e = transformers_encoder(tmp_path / "clip")
     assert e(pixels(0).float()).shape == (2, 6)
     assert e.size == 16
-    check_gradient(e, 16)
+    assert_differentiable(e, 16)
 
 
 def test_blips_image_embedding(tmp_path):
@@ -203,7 +204,7 @@ def test_blips_image_embedding(tmp_path):
     vectors = e(pixels(0).float())
     assert vectors.ndim == 2
     assert len(vectors) == 2
-    check_gradient(e, 16)
+    assert_differentiable(e, 16)
 
 
 def test_transformers_folders_that_cannot_be_used(clip_folder, tmp_path):
@@ -232,22 +233,21 @@ def test_transformers_folders_that_cannot_be_used(clip_folder, tmp_path):
     refuse(clip_folder, "no safetensors weights")
 
 
-@pytest.mark.parametrize("load", [resnet50_encoder, lambda path: timm_encoder("resnet10t", path)])
-def test_state_dicts_that_cannot_be_used(load, tmp_path, monkeypatch):
+def test_state_dicts_that_cannot_be_used(tmp_path, monkeypatch):
     with pytest.raises(AntiPureError, match="There is no encoder at"):
-        load(tmp_path / "missing.pth")
+        resnet50_encoder(tmp_path / "missing.pth")
     evil = tmp_path / "evil.pth"
     torch.save({"a": print}, evil)
     with pytest.raises(AntiPureError, match="could run code|read safely"):
-        load(evil)
+        resnet50_encoder(evil)
     torch.save({"epoch": 3}, tmp_path / "epoch.pth")
     with pytest.raises(AntiPureError, match="no plain state dict"):
-        load(tmp_path / "epoch.pth")
+        resnet50_encoder(tmp_path / "epoch.pth")
     save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors")
-    for name in ("torchvision", "torchvision.models", "timm"):
+    for name in ("torchvision", "torchvision.models"):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(AntiPureError, match="needs the package"):
-        load(tmp_path / "a.safetensors")
+        resnet50_encoder(tmp_path / "a.safetensors")
 
 
 def test_resnet50_from_a_state_dict(tmp_path, monkeypatch):
@@ -272,7 +272,7 @@ def test_resnet50_from_a_state_dict(tmp_path, monkeypatch):
     assert (e.size, e.mean) == (224, IMAGENET_MEAN)
     assert e(pixels(0).float()).shape == (2, 4)
     assert torch.equal(e.module.conv.weight, original.conv.weight)
-    check_gradient(e, 32)
+    assert_differentiable(e, 32)
     save_file({"other": torch.zeros(1)}, tmp_path / "other.safetensors")
     with pytest.raises(AntiPureError, match="weights of a ResNet-50"):
         resnet50_encoder(tmp_path / "other.safetensors")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import pickle
@@ -20,7 +21,6 @@ from antipure.methods.lora_patching.patch import (
     new_patch,
     parameter_overhead,
     patched,
-    with_metadata,
 )
 from antipure.methods.lora_patching.save_and_load import load_patch, save_patch, standard_lora
 from safetensors.torch import load_file, save_file
@@ -418,7 +418,8 @@ def test_overhead_counts_what_is_added(net, rank, gate):
 @pytest.mark.parametrize("form", ["patch.safetensors", "folder"])
 @each_gate
 def test_files(net, x, tmp_path, form, gate):
-    patch = with_metadata(trained(net, gate, mode="evaluation"), epochs=1)
+    patch = trained(net, gate, mode="evaluation")
+    patch = dataclasses.replace(patch, metadata={**patch.metadata, "epochs": 1})
     path = save_patch(patch, tmp_path / "deep" / form)
     loaded = load_patch(path)
     assert loaded.config == patch.config

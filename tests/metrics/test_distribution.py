@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -234,6 +235,15 @@ def test_lpips_is_its_formula(alexnet):
                 expected[i] += ((a - b) ** 2 * head[:, None, None]).sum(0).mean()
         np.testing.assert_allclose(Lpips(alexnet)(x, y).numpy(), expected, rtol=1e-4)
         assert Lpips(alexnet)(x, x).tolist() == [0, 0]
+
+
+def test_the_bundled_heads_are_those_torchmetrics_carries():
+    import torchmetrics
+
+    path = Path(torchmetrics.__file__).parent / "functional" / "image" / "lpips_models" / "alex.pth"
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    for stage, head in enumerate(linear_heads()):
+        assert torch.equal(head, state[f"lin{stage}.model.1.weight"])
 
 
 def test_lpips_is_torchmetrics(alexnet, face):

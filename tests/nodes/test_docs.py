@@ -76,6 +76,7 @@ def test_outputs(node_id):
 def test_tooltips(node_id):
     node = NODE_CLASS_MAPPINGS[node_id]
     assert node.DESCRIPTION
+    assert node.CATEGORY.startswith("AntiPure")
     assert len(node.OUTPUT_TOOLTIPS) == len(node.RETURN_NAMES) == len(node.RETURN_TYPES)
     assert all(node.OUTPUT_TOOLTIPS)
     for name, (_, _, options) in inputs_of(node_id).items():

@@ -12,7 +12,7 @@ import torch
 from antipure.methods.diffusion.denoiser import add_noise
 from antipure.methods.diffusion.schedules import flow, thousand_levels, variance_exploding
 from antipure.methods.errors import AntiPureError
-from antipure.methods.gradients.memory_plan import Cost, Line, Way
+from antipure.methods.gradients.memory_plan import CheckpointPolicy, LinearInArea, SavedBytes
 from antipure.nodes import latent_denoiser as host_model
 from antipure.nodes.latent_denoiser import ModelDenoiser, check_fit, read_schedule
 
@@ -130,8 +130,8 @@ def sized(memory: float, costs: dict | None = None) -> ModelDenoiser:
 
 
 def test_out_of_memory_first_computes_more_twice_then_halves_then_gives_up():
-    line = Line(100.0, 0.0)
-    cost = Cost(held=line, inputs=Line(10.0, 0.0), block=Line(10.0, 0.0))
+    line = LinearInArea(100.0, 0.0)
+    cost = SavedBytes(held=line, inputs=LinearInArea(10.0, 0.0), block=LinearInArea(10.0, 0.0))
     denoiser = sized(1e9, {"encode": cost, "predict": cost, "decode": cost})
     sizes, needs = [], []
     while True:
@@ -142,15 +142,15 @@ def test_out_of_memory_first_computes_more_twice_then_halves_then_gives_up():
     assert sizes[0] == 4
     assert sizes[-1] == 1
     assert all(after <= before / 2 for before, after in pairwise(needs[:-1]))
-    assert all(way is Way.HOLD for way in sized_plan(1e9, cost).values())
-    assert all(way.in_blocks and not way.keep for way in list(denoiser.plan.ways.values())[:2])
+    assert all(policy is CheckpointPolicy.STORE for policy in sized_plan(1e9, cost).values())
+    assert all(policy.in_blocks and not policy.keep for policy in list(denoiser.plan.policies.values())[:2])
     assert not denoiser.plan.leaner
 
 
-def sized_plan(memory: float, cost: Cost) -> dict[str, Way]:
+def sized_plan(memory: float, cost: SavedBytes) -> dict[str, CheckpointPolicy]:
     denoiser = sized(memory, {"encode": cost, "predict": cost, "decode": cost})
     denoiser.batch_size(8, 8, 3)
-    return denoiser.plan.ways
+    return denoiser.plan.policies
 
 
 def test_pictures_are_one_tile_up_to_512():

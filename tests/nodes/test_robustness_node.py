@@ -16,7 +16,6 @@ from antipure.cli.main import main
 from antipure.cli.report import report_prompt
 from antipure.methods.errors import AntiPureError
 from antipure.methods.purification.purifiers import parse_purifiers
-from antipure.methods.robustness.text import from_json, verdict
 from antipure.nodes.robustness import PURIFIERS
 from PIL import Image
 
@@ -36,35 +35,40 @@ def run(original, image, **changes) -> dict:
         return NODE().measure(original.clone(), image.clone(), **settings)
 
 
+def rows_of(report: dict, kind: str, protection: str) -> list[dict]:
+    return [row for row in report["rows"] if (row["kind"], row["protection"]) == (kind, protection)]
+
+
 def test_every_output_tells_of_the_same_report(tiny):
     original, image = eight_bit(2, 20, 24, 3), eight_bit(2, 20, 24, 4, seed=1)
     purifiers = "gridpure1@2, held_out:gridpure2@2, jpeg60"
     returned = run(original, image, purifiers=purifiers, denoiser=tiny, held_out=tiny, image_3=original, names="a, b",
                    made_against="gridpure1@2", curve_iterations=2, seed=2**64 - 1, seeds=2, shown=2)  # fmt: skip
     sheet, markdown, text, found, worst = returned["result"]
-    report = from_json(text)
+    report = json.loads(text)
     assert sheet.shape[0] == 1
     assert sheet.shape[2:] == (1480, 3)
-    assert report.protections == ("a", "b")
-    assert [column.name for column in report.columns] == purifiers.split(", ")
-    assert [column.made_against for column in report.columns] == [True, False, False]
-    assert report.seeds == (2**64 - 1, 0)
-    assert report.pictures == 2
-    assert report.example == 1
-    assert report.iterations == (1, 2)
-    assert found == verdict(report)
+    assert report["protections"] == ["a", "b"]
+    assert [column["name"] for column in report["purifiers"]] == purifiers.split(", ")
+    assert [column["made_against"] for column in report["purifiers"]] == [True, False, False]
+    assert report["seeds"] == [2**64 - 1, 0]
+    assert {row["picture"] for row in report["rows"]} == {0, 1}
+    assert report["example"] == 1
+    assert report["curve"]["iterations"] == [1, 2]
+    assert found == report["verdict"]
     assert found.split("\n")[0] in markdown
-    assert worst == report.worst_of_all("a").ratio
-    assert report.worst_of_all("b").ratio == 1
+    assert worst == min(case["ratio"] for case in report["worst"] if case["protection"] == "a")
+    assert all(case["ratio"] == 1 for case in report["worst"] if case["protection"] == "b")
     assert returned["ui"] == {"text": [found], "markdown": [markdown], "report": [json.loads(text)]}
 
 
 def test_one_original_for_a_batch_and_names_by_number():
     image = eight_bit(3, 16, 16, 3)
-    report = from_json(run(image[:1], image, image_2=image)["result"][2])
-    assert report.pictures == 3
-    assert report.protections == ("protected", "protected 2")
-    assert report.row(0, "protection", "protected").levels == 0 < report.row(1, "protection", "protected").levels
+    report = json.loads(run(image[:1], image, image_2=image)["result"][2])
+    assert report["protections"] == ["protected", "protected 2"]
+    levels = [row["levels"] for row in rows_of(report, "protection", "protected")]
+    assert len(levels) == 3
+    assert levels[0] == 0 < levels[1]
 
 
 @pytest.mark.parametrize(
@@ -172,10 +176,11 @@ def test_report_protects_measures_and_writes(photo, tmp_path, capsys):
     out = tmp_path / "out"
     assert main(["report", str(photo), *FAST, "--levels", "5", "--preset", "random", "--out", str(out)]) == 0
     printed = capsys.readouterr().out
-    report = from_json((out / "report.json").read_text(encoding="utf-8"))
-    assert report.protections == ("random",)
-    assert report.row(0, "protection", "random").levels == 5
-    assert report.ratio(0, "random", report.columns[0], "random") == 1  # it is its own random control
+    report = json.loads((out / "report.json").read_text(encoding="utf-8"))
+    assert report["protections"] == ["random"]
+    (row,), (control,) = (rows_of(report, kind, "random") for kind in ("protection", "random"))
+    assert row["levels"] == 5
+    assert row["cells"] == control["cells"]  # it is its own random control
     assert (out / "report.md").read_text(encoding="utf-8") in printed
     (sheet,) = out.glob("photo_robustness_*.png")
     assert str(sheet) in printed
@@ -191,9 +196,9 @@ def test_report_measures_pictures_protected_elsewhere(photo, tmp_path, capsys):
         Image.fromarray((pixels + noise).clip(0, 255).astype(np.uint8)).save(names[-1])
     command = ["report", str(photo), *names, *FAST, "--seeds", "2", "--json", "--out", str(tmp_path / "out")]
     assert main(command) == 0
-    report = from_json(capsys.readouterr().out)
-    assert [report.row(0, "protection", name).levels for name in ("mine3", "mine6")] == [3, 6]
-    assert report.seeds == (0, 1)
+    report = json.loads(capsys.readouterr().out)
+    assert [rows_of(report, "protection", name)[0]["levels"] for name in ("mine3", "mine6")] == [3, 6]
+    assert report["seeds"] == [0, 1]
 
 
 @pytest.mark.parametrize(

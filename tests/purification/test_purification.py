@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from antipure.methods.diffusion.denoiser import Denoiser
 from antipure.methods.errors import AntiPureError
 from antipure.methods.pictures import random_stream, round_8bit, to_picture, to_pixels
-from antipure.methods.purification.ddpm import ddpm_step, denoise, visited
+from antipure.methods.purification.ddpm import ddpm_step, respaced_timesteps, sdedit
 from antipure.methods.purification.diffpure import diffpure
 from antipure.methods.purification.gridpure import gridpure
 from antipure.methods.purification.vae import vae_round_trip
@@ -57,7 +57,7 @@ def test_denoising_visits_every_timestep_down_to_0_once(spy, timestep):
     steps = []
     z = torch.zeros(2, 3, 4, 4)
     with torch.no_grad():
-        denoise(spy, z, timestep, [random_stream(0), random_stream(1)], lambda: steps.append(1))
+        sdedit(spy, z, timestep, [random_stream(0), random_stream(1)], lambda: steps.append(1))
     assert spy.timesteps_seen == [[t, t] for t in reversed(range(timestep))]
     assert len(steps) == timestep
 
@@ -65,15 +65,15 @@ def test_denoising_visits_every_timestep_down_to_0_once(spy, timestep):
 @pytest.mark.parametrize(("timestep", "substeps"), [(10, 5), (10, 10), (10, 1), (10, 3), (100, 7), (7, 6)])
 def test_substeps_are_evenly_spaced_from_the_highest_down(spy, timestep, substeps):
     with torch.no_grad():
-        denoise(spy, torch.zeros(1, 3, 4, 4), timestep, [random_stream(0)], substeps=substeps)
+        sdedit(spy, torch.zeros(1, 3, 4, 4), timestep, [random_stream(0)], substeps=substeps)
     seen = [t for (t,) in spy.timesteps_seen]
-    assert seen == visited(timestep, substeps)
+    assert seen == respaced_timesteps(timestep, substeps)
     assert len(seen) == substeps
     assert seen[0] == timestep - 1
     gaps = -np.diff([*seen, -1])
     assert gaps.min() >= 1
     assert gaps.max() - gaps.min() <= 1
-    assert visited(10, 5) == [9, 7, 5, 3, 1]
+    assert respaced_timesteps(10, 5) == [9, 7, 5, 3, 1]
 
 
 @pytest.mark.parametrize("name", ["gridpure", "diffpure"])
@@ -114,7 +114,7 @@ class Gaussian(Denoiser):
 def test_whatever_the_spacing_the_marginals_are_those_of_the_forward_process(substeps):
     """With a denoiser that knows the picture, x_t is N(sqrt(abar_t) x0, 1 - abar_t) at every timestep visited."""
     denoiser = Gaussian(0.3, 0.0)
-    result = denoise(denoiser, torch.full((1, 3, 200, 200), 0.3), 150, [random_stream(1)], substeps=substeps)
+    result = sdedit(denoiser, torch.full((1, 3, 200, 200), 0.3), 150, [random_stream(1)], substeps=substeps)
     torch.testing.assert_close(result, torch.full_like(result, 0.3), rtol=0, atol=1e-4)
     for t, x_t in denoiser.states:
         abar = float(denoiser.alphas_cumprod[t])
@@ -127,7 +127,7 @@ def test_a_gaussian_world_in_closed_form(substeps):
     """Every step is linear in x_t there: mean and variance follow from DDIM's own equation, in float64."""
     mean, deviation, x0, timestep = 0.2, 0.15, 0.6, 100
     denoiser = Gaussian(mean, deviation)
-    result = denoise(denoiser, torch.full((1, 3, 200, 200), x0), timestep, [random_stream(2)], substeps=substeps)
+    result = sdedit(denoiser, torch.full((1, 3, 200, 200), x0), timestep, [random_stream(2)], substeps=substeps)
     count = substeps or timestep
     abar = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
     expected, variance = np.sqrt(abar[timestep - 1]) * x0, 1 - abar[timestep - 1]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from antipure.methods.errors import AntiPureError
 from antipure.methods.pictures import round_8bit
-from antipure.methods.purification.transforms import TRANSFORMS, jpeg, parse_transform, resize, smooth_jpeg
+from antipure.methods.purification.transforms import TRANSFORMS, jpeg, parse_transform, resize
 from PIL import Image, ImageFilter
 from scipy.ndimage import gaussian_filter
 
@@ -172,22 +172,3 @@ def test_texts_that_name_no_transform_are_refused_in_one_sentence(text, sentence
         parse_transform(text)
     assert sentence in str(caught.value)
     assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("size", [(32, 32), (21, 35)])
-def test_smooth_jpeg_is_near_the_real_one_and_its_gradient_sees_what_is_removed(size):
-    pytest.importorskip("kornia")
-    x = picture(*size).requires_grad_()
-    found = smooth_jpeg(x, 75)
-    assert found.shape == x.shape
-    assert float((found - jpeg(x, 75)).detach().square().mean().sqrt()) * 255 < 8
-    (found * torch.randn(found.shape, generator=torch.Generator().manual_seed(0))).sum().backward()
-    assert torch.isfinite(x.grad).all()
-
-
-def test_without_kornia_smooth_jpeg_is_the_exact_one(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "kornia.enhance", None)
-    x = picture(16, 16)
-    assert torch.equal(smooth_jpeg(x, 60), jpeg(x, 60))
-    with pytest.raises(AntiPureError, match="1..95"):
-        smooth_jpeg(x, 100)

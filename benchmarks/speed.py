@@ -114,7 +114,7 @@ class Bench:
         def work() -> None:
             with freed_memory_kept(self.device):
                 for count in counts:
-                    for part in denoiser.batches(count, tile, tile, at_once * chain, at_once):
+                    for part in denoiser.batching.batches(count, tile, tile, at_once * chain, at_once):
                         n = (part.stop - part.start) * at_once
                         for _ in range(chain):
                             x = torch.zeros(n, 3, tile, tile, device=self.device, requires_grad=True)
@@ -129,7 +129,7 @@ class Bench:
         @torch.no_grad()
         def work() -> None:
             for t in range(timesteps):
-                for part in denoiser.batches(count, tile, tile):
+                for part in denoiser.batching.batches(count, tile, tile):
                     x = tiles[part]
                     denoiser.predict_noise(x, torch.full((len(x),), t, device=self.device))
 

@@ -21,8 +21,8 @@ class TiledLoss(Loss):
     """The mean of `terms` over random tiles.
 
     companion: 1×3×H×W pixels as large as the picture (the clean one, or a target), cut at the same places.
-    forwards, at_once: as in `Denoiser.batch_size`. Every step draws a new tile offset; tiles run in batches that fit
-    `denoiser.memory_bytes`, each yielding its share of the mean.
+    forwards, at_once: as in `Batching.size`. Every step draws a new tile offset; tiles run in batches that fit
+    the session's memory, each yielding its share of the mean.
     """
 
     def __init__(self, denoiser: Denoiser, companion: Tensor, terms: TileTerms, *, forwards: int = 1, at_once: int = 1):
@@ -35,7 +35,7 @@ class TiledLoss(Loss):
         tile = self.tile
         positions = random_positions(self.height, self.width, tile, generator)
         root = int(torch.randint(2**62, (), generator=generator))
-        for part in self.denoiser.batches(len(positions), tile, tile, self.forwards, self.at_once):
+        for part in self.denoiser.batching.batches(len(positions), tile, tile, self.forwards, self.at_once):
             generators = [random_stream(root, i) for i in range(part.start, part.stop)]
             # Padded anew in every batch: the batches are differentiated one by one and must not share a graph.
             padded = pad_reflect(pixels, self.height, self.width)
@@ -44,7 +44,7 @@ class TiledLoss(Loss):
             yield self.of_tiles(tiles, companions, generators).sum() / len(positions)
 
     def shrink(self) -> bool:
-        return self.denoiser.shrink()
+        return self.denoiser.batching.shrink()
 
 
 def random_tile(denoiser: Denoiser, pixels: Tensor, generator: torch.Generator) -> Tensor:

@@ -145,7 +145,7 @@ class SimacLoss(Loss):
         yield from TiledLoss(self.denoiser, self.clean, of_tiles).terms(pixels, generator)
 
     def shrink(self) -> bool:
-        return self.denoiser.shrink()
+        return self.denoiser.batching.shrink()
 
 
 @contextmanager

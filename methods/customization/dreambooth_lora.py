@@ -233,7 +233,7 @@ def _train(
     for step in range(settings.steps):
         optimizer.zero_grad(set_to_none=True)
         total = 0.0
-        for part in denoiser.batches(settings.batch, tile, tile):
+        for part in denoiser.batching.batches(settings.batch, tile, tile):
             generators = [random_stream(seed, 1, step, i) for i in range(part.start, part.stop)]
             loss = _loss(denoiser, source, tile, settings, generators).sum() / settings.batch
             loss.backward()

@@ -68,7 +68,7 @@ def make_probe(
 def probe_loss(denoiser: Denoiser, probe: Probe) -> float:
     """L_ddpm (mean square error of the predicted noise) on the probe, as the denoiser is now, customized or not."""
     values = []
-    for part in denoiser.batches(len(probe.crops), *probe.crops.shape[-2:]):
+    for part in denoiser.batching.batches(len(probe.crops), *probe.crops.shape[-2:]):
         z = denoiser.encode(probe.crops[part].to(denoiser.device))
         t = probe.t[part].to(denoiser.device)
         streams = [random_stream(probe.stream, 3, i) for i in range(part.start, part.stop)]

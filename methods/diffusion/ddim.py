@@ -52,7 +52,7 @@ def generate(
     abar = denoiser.alphas_cumprod
     times = torch.linspace(total - 1, 0, steps, dtype=torch.float64).round().long().tolist()
     results, done = [], 0
-    for part in denoiser.batches(count, size, size):
+    for part in denoiser.batching.batches(count, size, size):
         numbers = range(part.start, part.stop)
         source = blank.expand(len(numbers), -1, -1, -1) if start is None else start[[i % len(start) for i in numbers]]
         x = denoiser.encode(to_pixels(source.float()).to(denoiser.device))

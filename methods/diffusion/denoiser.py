@@ -6,10 +6,9 @@ Conventions, here and everywhere: pixels are B×3×H×W in [-1, 1]; timesteps ar
 
 from __future__ import annotations
 
-import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +16,7 @@ from torch import Tensor, nn
 from ...kernels.noising import add_noise as add_noise  # half of the noise process; predict_x0 is the other
 from ..errors import AntiPureError
 from ..pictures import round_up
-
-DEFAULT_MEMORY_BYTES = 768 * 2**20
-log = logging.getLogger(__name__)
+from .batching import DEFAULT_MEMORY_BYTES, Batching
 
 
 class Denoiser(ABC):
@@ -30,8 +27,8 @@ class Denoiser(ABC):
     multiple: sides of a tile must be multiples of this many pixels.
     clip_x0: whether clean predictions are clamped to [-1, 1] (pixel models).
     latent: whether `encode` goes through a VAE.
-    memory_bytes: bound for the activations of one batch of tiles (see `batch_size`).
-    max_batch: bound for the number of tiles in one batch, None without one (see `shrink`).
+    memory_bytes: for the activations of one batch of tiles, where nobody knows better (see `memory_allowance`).
+    allowance: tells how many bytes a session may take, given by whoever manages the device's memory.
     name: what reports call it, "" where nobody named it.
     """
 
@@ -41,13 +38,41 @@ class Denoiser(ABC):
     clip_x0: bool = True
     latent: bool = False
     memory_bytes: float = DEFAULT_MEMORY_BYTES
-    max_batch: int | None = None
+    allowance: Callable[[Denoiser], float] | None = None
     name: str = ""
-    _last_batch: int = 1
+    _batching: Batching | None = None
 
-    def session(self) -> AbstractContextManager:
-        """To be entered once around a piece of work; a denoiser over borrowed weights prepares and returns them."""
+    @contextmanager
+    def session(self) -> Iterator[Batching]:
+        """To be entered once around a piece of work: how its tiles are batched is decided anew, and can be read after.
+
+        A denoiser over borrowed weights prepares and returns them (`prepared`).
+        """
+        before, self._batching = self._batching, self.new_batching()
+        try:
+            with self.prepared():
+                yield self._batching
+        finally:
+            self._batching = before
+
+    def prepared(self) -> AbstractContextManager:
+        """What has to be made ready for a session, and is given back after it."""
         return nullcontext()
+
+    @property
+    def batching(self) -> Batching:
+        """The session's; outside of any one that lasts."""
+        if self._batching is None:
+            self._batching = self.new_batching()
+        return self._batching
+
+    def new_batching(self) -> Batching:
+        """How a session's tiles are batched, to begin with."""
+        return Batching(self.bytes_per_pixel, self.memory_allowance())
+
+    def memory_allowance(self) -> float:
+        """Bytes that a session may take for activations: what `allowance` says, else `memory_bytes`."""
+        return self.memory_bytes if self.allowance is None else self.allowance(self)
 
     @property
     def device(self) -> torch.device:
@@ -96,28 +121,6 @@ class Denoiser(ABC):
     @abstractmethod
     def bytes_per_pixel(self) -> float:
         """Activation bytes that one forward keeps for its backward, per input pixel."""
-
-    def batch_size(self, height: int, width: int, forwards: int = 1, at_once: int = 1) -> int:
-        """How many tiles fit `memory_bytes` when each keeps the activations of `forwards` forwards.
-
-        at_once: how many of these run as one batch.
-        """
-        need = self.bytes_per_pixel() * height * width * forwards
-        return max(1, int(self.memory_bytes / max(need, 1)))
-
-    def batches(self, count: int, height: int, width: int, forwards: int = 1, at_once: int = 1) -> Iterator[slice]:
-        """Slices that walk over `count` tiles of height×width in memory-bounded batches."""
-        size = min(self.batch_size(height, width, forwards, at_once), self.max_batch or count, max(count, 1))
-        self._last_batch = size
-        return (slice(i, min(i + size, count)) for i in range(0, count, size))
-
-    def shrink(self) -> bool:
-        """After running out of memory: halve the batches from now on. False when one tile is already the batch."""
-        if self._last_batch == 1:
-            return False
-        self.max_batch = self._last_batch // 2
-        log.warning("Out of memory: going on with at most %d tiles at a time.", self.max_batch)
-        return True
 
 
 def predict_x0(x_t: Tensor, eps: Tensor, abar_t: Tensor) -> Tensor:

@@ -97,14 +97,14 @@ def in_batches(
     """
     start = 0
     while start < len(tiles):
-        size = next(denoiser.batches(len(tiles) - start, *tiles.shape[-2:])).stop
+        size = next(denoiser.batching.batches(len(tiles) - start, *tiles.shape[-2:])).stop
         part = range(start, start + size)
         try:
             tiles[part.start : part.stop] = work(tiles[part.start : part.stop], [stream(i) for i in part])
             start = part.stop
             continue
         except torch.cuda.OutOfMemoryError:
-            if not denoiser.shrink():
+            if not denoiser.batching.shrink():
                 raise
         # Outside the handler: only here the failed attempt's tensors are gone.
         torch.cuda.empty_cache()

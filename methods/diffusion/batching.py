@@ -1,0 +1,75 @@
+"""How many tiles run at a time: the memory side of a piece of work, which a denoiser's session holds.
+
+A `Denoiser` says what a tile costs; how much memory there is, and what running out of it has taught, belongs to the
+work and is forgotten with it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+
+from ..gradients.memory_plan import CheckpointPlan, SavedBytes, plan
+
+DEFAULT_MEMORY_BYTES = 768 * 2**20
+log = logging.getLogger(__name__)
+
+
+class Batching:
+    """Batches of tiles within a bound of memory, smaller after running out of it.
+
+    bytes_per_pixel: activation bytes that one forward keeps for its backward, per pixel of a tile; asked when needed.
+    memory_bytes: for the activations of one batch. limit: most tiles at a time, None where memory alone decides.
+    """
+
+    def __init__(self, bytes_per_pixel: Callable[[], float], memory_bytes: float = DEFAULT_MEMORY_BYTES):
+        self.bytes_per_pixel, self.memory_bytes = bytes_per_pixel, memory_bytes
+        self.limit: int | None = None
+        self.latest = 1
+
+    def size(self, height: int, width: int, forwards: int = 1, at_once: int = 1) -> int:
+        """How many tiles fit `memory_bytes` when each keeps the activations of `forwards` forwards.
+
+        at_once: how many of these run as one batch.
+        """
+        need = self.bytes_per_pixel() * height * width * forwards
+        return max(1, int(self.memory_bytes / max(need, 1)))
+
+    def batches(self, count: int, height: int, width: int, forwards: int = 1, at_once: int = 1) -> Iterator[slice]:
+        """Slices that walk over `count` tiles of height×width in memory-bounded batches."""
+        size = min(self.size(height, width, forwards, at_once), self.limit or count, max(count, 1))
+        self.latest = size
+        return (slice(i, min(i + size, count)) for i in range(0, count, size))
+
+    def shrink(self) -> bool:
+        """After running out of memory: halve the batches from now on. False when one tile is already the batch."""
+        if self.latest == 1:
+            return False
+        self.limit = self.latest // 2
+        log.warning("Out of memory: going on with at most %d tiles at a time.", self.limit)
+        return True
+
+
+class PlannedBatching(Batching):
+    """Batches of a denoiser whose encoder, network and decoder can run again in the backward pass instead of being held.
+
+    costs: of these three segments, asked when needed. plan: which of them hold what, by the latest `size`.
+    """
+
+    def __init__(self, costs: Callable[[], dict[str, SavedBytes]], memory_bytes: float):
+        super().__init__(lambda: sum(cost.held.slope for cost in costs().values()), memory_bytes)
+        self.costs = costs
+        self.plan: CheckpointPlan | None = None
+
+    def size(self, height: int, width: int, forwards: int = 1, at_once: int = 1) -> int:
+        """As many tiles as fit; the more of a single tile's activations fit, the fewer are computed again."""
+        calls = {"encode": 1, "predict": forwards, "decode": 1}
+        self.plan = plan(self.costs(), calls, height * width, self.memory_bytes, at_once)
+        return self.plan.count(self.memory_bytes)
+
+    def shrink(self) -> bool:
+        if self.plan is None or (self.latest == 1 and not self.plan.leaner):
+            return False
+        self.memory_bytes = (self.plan.fixed + self.latest * self.plan.each) / 2
+        log.warning("Out of memory: going on with half as much for activations, which is slower.")
+        return True

@@ -1,4 +1,4 @@
-"""Checks of nodes/host_model.py over ComfyUI's own classes; test_model_gradients.py runs it in each checkout.
+"""Checks of nodes/latent_denoiser.py over ComfyUI's own classes; test_model_gradients.py runs it in each checkout.
 
 Usage, in a checkout and with its interpreter: python model_checks.py PACK_FOLDER --cpu
 Builds a tiny random SD 1.5-like model and VAE in inference mode, as loader nodes do, and prints one JSON object.

@@ -1,4 +1,4 @@
-"""nodes/host_model.py as far as it goes without ComfyUI; tests/comfyui/ has the rest, over its own classes."""
+"""nodes/latent_denoiser.py as far as it goes without ComfyUI; tests/comfyui/ has the rest, over its own classes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from antipure.methods.diffusion.denoiser import add_noise
 from antipure.methods.diffusion.schedules import flow, thousand_levels, variance_exploding
 from antipure.methods.errors import AntiPureError
 from antipure.methods.gradients.memory_plan import Cost, Line, Way
-from antipure.nodes import latent_denoiser as host_model
+from antipure.nodes import latent_denoiser
 from antipure.nodes.latent_denoiser import ModelDenoiser, check_fit, read_schedule
 
 
@@ -160,7 +160,7 @@ def test_pictures_are_one_tile_up_to_512():
 
 def test_a_plain_patcher_stays_and_a_dynamic_one_is_replaced():
     plain = types.SimpleNamespace()
-    assert host_model._without_dynamic_vram(plain) is plain
+    assert latent_denoiser._without_dynamic_vram(plain) is plain
     seen = []
 
     class Dynamic:
@@ -172,7 +172,7 @@ def test_a_plain_patcher_stays_and_a_dynamic_one_is_replaced():
             return plain
 
     with torch.inference_mode():
-        assert host_model._without_dynamic_vram(Dynamic()) is plain
+        assert latent_denoiser._without_dynamic_vram(Dynamic()) is plain
     assert seen == [(True, False)]
 
     class ThirdParty(Dynamic):
@@ -180,7 +180,7 @@ def test_a_plain_patcher_stays_and_a_dynamic_one_is_replaced():
             raise RuntimeError("no delegate")
 
     with pytest.raises(AntiPureError, match="disable-dynamic-vram"):
-        host_model._without_dynamic_vram(ThirdParty())
+        latent_denoiser._without_dynamic_vram(ThirdParty())
 
 
 def test_denoisers_without_borrowed_weights_have_an_empty_session(tiny):

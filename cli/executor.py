@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 
 from ..methods.errors import AntiPureError
-from ..nodes import NODE_CLASS_MAPPINGS, host
+from ..nodes import NODE_CLASS_MAPPINGS
+from ..nodes.outputs import output_folder
 from .core_nodes import ANY, LoadImage, PreviewAny, PreviewImage, SaveImage
 from .graph import is_link, title
 from .result import Result
@@ -120,7 +121,7 @@ class Executor:
         result = Result()
         signatures: dict[str, tuple] = {}
         outputs: dict[str, tuple] = {}
-        with torch.inference_mode(), host.output_folder(self.folder):  # inference mode: as in ComfyUI
+        with torch.inference_mode(), output_folder(self.folder):  # inference mode: as in ComfyUI
             for node_id in order:
                 signatures[node_id] = _signature(prompt[node_id], signatures)
                 if signatures[node_id] not in self._cache:

@@ -29,7 +29,7 @@ Report = Callable[[int, int], None]
 def run_fetch_models(names: list[str], models: Path | None, *, accept_licence: bool = False) -> None:
     """The command: download the named models, or list all of them. models: ComfyUI's models folder; None: found."""
     if models is None:
-        from ..nodes.host import models_folder
+        from ..nodes.model_folders import models_folder
 
         models = models_folder()
     elif not models.is_dir():

@@ -1,9 +1,9 @@
 """The ComfyUI surface: thin V1 classes. Ids, input names and outputs are a public contract."""
 
-from . import host
+from . import model_folders
 from .denoisers import LoadDenoiser
 from .encoders import LoadVisualEncoder
-from .evidence import FaceMetrics, SetMetrics
+from .face_metrics import FaceMetrics
 from .generators import DisruptProtect, EditFace, LoadGenerator, ProceduralFaces
 from .lora_patch import DefenceReport, LoadLoraPatch, LoraPatchApply, SaveLoraPatch, TrainLoraPatch, TrainModelPatch
 from .metrics import Inspect, Metrics
@@ -12,6 +12,7 @@ from .protect import ObjectiveSettings, Protect
 from .purify import DiffusionPurify
 from .quality import QualityMetrics
 from .robustness import RobustnessReport
+from .set_metrics import SetMetrics
 from .transform import TransformPictures
 
 NODE_CLASS_MAPPINGS = {
@@ -72,4 +73,4 @@ NODE_DISPLAY_NAME_MAPPINGS = {
     "AntiPureLoadVisualEncoder": "Load Visual Encoder",
 }
 
-host.register_model_folders()
+model_folders.register_model_folders()

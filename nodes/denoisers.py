@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..methods.diffusion.checkpoints import DTYPES, load_denoiser
 from ..methods.gradients.compilation import MODES, OFF
-from . import host
+from . import host, model_folders
 
 
 class LoadDenoiser:
@@ -24,9 +24,9 @@ class LoadDenoiser:
         return {
             "required": {
                 "denoiser": (
-                    host.list_models("denoisers"),
+                    model_folders.list_models("denoisers"),
                     {
-                        "default": host.BUNDLED,
+                        "default": model_folders.BUNDLED,
                         "tooltip": "'bundled' is the 64-px model shipped with the pack, 'bundled_held_out' a second "
                         "one of another kind, to measure with. Put others into models/antipure: an ADM checkpoint "
                         "(.pt, .safetensors) or a diffusers folder.",
@@ -56,12 +56,12 @@ class LoadDenoiser:
 
     @classmethod
     def IS_CHANGED(cls, denoiser: str, precision: str, compile: str = OFF) -> str:
-        path = host.find_model("denoisers", denoiser)
+        path = model_folders.find_model("denoisers", denoiser)
         if path is None or not path.exists():
             return denoiser
         stat = path.stat()
         return f"{path}:{stat.st_mtime_ns}:{stat.st_size}"
 
     def load(self, denoiser: str, precision: str, compile: str = OFF) -> tuple:
-        path = host.find_model("denoisers", denoiser)
+        path = model_folders.find_model("denoisers", denoiser)
         return (host.manage(load_denoiser(path, precision=precision, compile=compile)),)

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..methods.errors import AntiPureError
 from ..methods.gradients.differentiation import plain_weights
 from ..methods.metrics.encoders import Encoder, file_encoder, transformers_encoder
-from . import host
+from . import host, model_folders
 
 
 class LoadVisualEncoder:
@@ -31,10 +31,10 @@ class LoadVisualEncoder:
     @classmethod
     def INPUT_TYPES(cls) -> dict:
         tooltip = "A folder or file in models/antipure_encoders; nothing is downloaded."
-        return {"required": {"encoder": (host.list_models("encoders"), {"tooltip": tooltip})}}
+        return {"required": {"encoder": (model_folders.list_models("encoders"), {"tooltip": tooltip})}}
 
     def load(self, encoder) -> tuple:
-        path: Path = host.find_model("encoders", encoder)
+        path: Path = model_folders.find_model("encoders", encoder)
         return (transformers_encoder(path) if path.is_dir() else file_encoder(path),)
 
 

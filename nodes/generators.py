@@ -10,7 +10,7 @@ from ..methods.generators.loading import load_generator
 from ..methods.generators.procedural_faces import HELD_OUT, SIDE, draw_faces
 from ..methods.lora_patching.disrupting import LEVELS, STEP_LEVELS, STEPS, disrupt
 from ..methods.metrics import image as metrics
-from . import host
+from . import host, model_folders
 from .convert import difference_view, from_image, from_mask, to_image
 from .progress import Progress
 
@@ -48,12 +48,12 @@ class LoadGenerator:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict:
-        names = host.list_models("generators")
+        names = model_folders.list_models("generators")
         tooltip = "'bundled', or a file in models/antipure_generators (.safetensors, .ckpt, .pth, .pt)."
-        return {"required": {"generator": (names, {"default": host.BUNDLED, "tooltip": tooltip})}}
+        return {"required": {"generator": (names, {"default": model_folders.BUNDLED, "tooltip": tooltip})}}
 
     def load(self, generator) -> tuple:
-        return (host.manage(load_generator(host.find_model("generators", generator))),)
+        return (host.manage(load_generator(model_folders.find_model("generators", generator))),)
 
 
 class EditFace:

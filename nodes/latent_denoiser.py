@@ -6,14 +6,15 @@ cropping) are the same in ComfyUI 0.3.64, 0.8 and 0.33.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..methods.diffusion.batching import PlannedBatching
 from ..methods.diffusion.denoiser import Denoiser
 from ..methods.diffusion.latent_family import better_family, colour_agreement
 from ..methods.diffusion.schedules import Schedule, flow, thousand_levels, variance_exploding
@@ -22,7 +23,7 @@ from ..methods.files import BUNDLED_FOLDER
 from ..methods.gradients.checkpointing import blocks, checkpointed
 from ..methods.gradients.differentiation import plain_copy, plain_weights, segment
 from ..methods.gradients.malloc import return_free_memory
-from ..methods.gradients.memory_plan import CheckpointPlan, CheckpointPolicy, SavedBytes, measure, plan
+from ..methods.gradients.memory_plan import CheckpointPolicy, SavedBytes, measure
 from ..methods.pictures import from_uint8, pad_reflect, round_up, to_pixels
 from . import host
 
@@ -30,7 +31,6 @@ TILE = 512
 # Families whose VAEs have the same shapes, by ComfyUI's names of their latents, and how people call them.
 _FAMILIES = {"SD15": "SD 1.x or 2.x", "SDXL": "SDXL", "SD3": "SD 3", "Flux": "Flux"}
 _ALIKE = (("SD15", "SDXL"), ("SD3", "Flux"))
-log = logging.getLogger(__name__)
 # What a CONDITIONING may carry beside text that would act on places, times or other networks.
 _NOT_PLAIN = {
     "control": "a ControlNet",
@@ -69,7 +69,6 @@ class ModelDenoiser(Denoiser):
         self.vae_patcher = _without_dynamic_vram(vae.patcher)
         self.conditioning = conditioning
         self.multiple = int(vae.spacial_compression_encode())
-        self.plan = CheckpointPlan(dict.fromkeys(("encode", "predict", "decode"), CheckpointPolicy.STORE), 0, 0, True)
         self._in_blocks = False
         with torch.inference_mode(False):
             schedule = read_schedule(model.get_model_object("model_sampling"))
@@ -104,7 +103,7 @@ class ModelDenoiser(Denoiser):
     # Session -------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def session(self) -> Iterator[None]:
+    def prepared(self) -> Iterator[None]:
         """Borrow the weights as ordinary tensors; they are returned however the block is left.
 
         Raises `AntiPureError` when a first small step fails: the inputs do not fit together.
@@ -170,7 +169,7 @@ class ModelDenoiser(Denoiser):
 
     def tile_for(self, height: int, width: int) -> int:
         """512-px tiles; a smaller picture is one tile of its own size."""
-        return min(round_up(TILE, self.multiple), round_up(max(height, width), self.multiple))
+        return tile_side(self.multiple, height, width)
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Pixels, mirrored up to the VAE's multiple and never cropped, to latents: float32, on the model's device."""
@@ -199,7 +198,8 @@ class ModelDenoiser(Denoiser):
             return_free_memory()
 
     def _segment(self, name: str, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        policy = self.plan.policies[name]
+        plan = self.batching.plan
+        policy = CheckpointPolicy.STORE if plan is None else plan.policies[name]
 
         def run(x: Tensor) -> Tensor:
             self._tidy()
@@ -245,18 +245,15 @@ class ModelDenoiser(Denoiser):
     def bytes_per_pixel(self) -> float:
         return sum(cost.held.slope for cost in self._measured().values())
 
-    def batch_size(self, height: int, width: int, forwards: int = 1, at_once: int = 1) -> int:
-        """As many tiles as fit; the more of a single tile's activations fit, the fewer are computed again."""
-        calls = {"encode": 1, "predict": forwards, "decode": 1}
-        self.plan = plan(self._measured(), calls, height * width, self.memory_bytes, at_once)
-        return self.plan.count(self.memory_bytes)
+    @property
+    def batching(self) -> PlannedBatching:
+        return cast(PlannedBatching, super().batching)
 
-    def shrink(self) -> bool:
-        if self._last_batch == 1 and not self.plan.leaner:
-            return False
-        self.memory_bytes = (self.plan.fixed + self._last_batch * self.plan.each) / 2
-        log.warning("Out of memory: going on with half as much for activations, which is slower.")
-        return True
+    def new_batching(self) -> PlannedBatching:
+        return PlannedBatching(self._measured, self.memory_allowance())
+
+    def memory_allowance(self) -> float:
+        return host.memory_allowance(self)
 
     def _measured(self) -> dict[str, SavedBytes]:
         if self._costs is None:
@@ -274,6 +271,11 @@ class ModelDenoiser(Denoiser):
         sides = [factor * self.multiple for factor in (4, 8)]
         inputs = tuple(torch.zeros(1, channels, side // scale, side // scale, device=self.device) for side in sides)
         return measure(part, network, inputs, [side**2 for side in sides])
+
+
+def tile_side(multiple: int, height: int, width: int) -> int:
+    """Side of the tiles for a height×width picture under a VAE that shrinks by `multiple`."""
+    return min(round_up(TILE, multiple), round_up(max(height, width), multiple))
 
 
 def check_fit(model, vae, conditioning) -> None:

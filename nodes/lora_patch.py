@@ -19,7 +19,7 @@ from ..methods.lora_patching.patch import patched_copy
 from ..methods.lora_patching.save_and_load import load_patch, save_patch, standard_lora
 from ..methods.lora_patching.training import MODES, PRECISIONS, TrainingConfig, train_patch
 from ..methods.lora_patching.warning import DEFAULT_TEXT, picture_warning, text_warning
-from . import host
+from . import host, model_folders, outputs
 from .convert import from_image, to_image
 from .encoders import borrowed_encoder
 from .generators import ALL_EDITS, EDITS_TOOLTIP, chosen_edits
@@ -114,7 +114,7 @@ class TrainLoraPatch:
         )  # fmt: skip
         size = generator.size
         warning = _warning(warning_text, warning_picture, size, size) if mode == "defensive" else None
-        state_file = host.saved_path(state, ".state") if state else None
+        state_file = outputs.saved_path(state, ".state") if state else None
         with ExitStack() as borrowed:
             encoders = [
                 None if encoder is None else borrowed.enter_context(borrowed_encoder(encoder))
@@ -256,7 +256,7 @@ class SaveLoraPatch:
         }  # fmt: skip
 
     def save(self, patch, filename_prefix, format, model=None, node_id=None) -> dict:  # noqa: A002
-        path = host.new_output_path(filename_prefix, ".safetensors")
+        path = outputs.new_output_path(filename_prefix, ".safetensors")
         if format == FORMATS[0]:
             save_patch(patch, path)
         elif model is None:
@@ -279,11 +279,11 @@ class LoadLoraPatch:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict:
-        names = host.list_models("patches")
+        names = model_folders.list_models("patches")
         return {"required": {"patch": (names, {"tooltip": "A patch that Save LoRA Patch wrote."})}}
 
     def load(self, patch) -> tuple:
-        loaded = load_patch(host.find_model("patches", patch))
+        loaded = load_patch(model_folders.find_model("patches", patch))
         notes = ", ".join(f"{key} {value}" for key, value in loaded.metadata.items() if not isinstance(value, dict))
         config = loaded.config
         return loaded, f"rank {config.rank}, {config.gate} gates, {len(loaded.layers)} layers\n{notes}"

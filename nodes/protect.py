@@ -100,24 +100,24 @@ class Protect:
         settings = AttackSettings(levels, steps, mask, seed)
         protection = preset if objective is None else objective
         objective = PRESETS.get(preset) if objective is None else objective  # None: no objective of ours
-        limits = []
+        limit = None
         if needs_denoiser(protection):
             for member in members_of(denoiser) if objective else ():
                 objective.check(member)
             host.ready(denoiser)
             device = denoiser.device
-            with denoiser.session(), Progress("protecting", node_id) as progress:
+            with denoiser.session() as batching, Progress("protecting", node_id) as progress:
                 settings = replace(settings, mask=None if mask is None else mask.to(device), progress=progress)
                 protected = apply_protection(protection, picture.to(device), denoiser, settings).cpu()
-            limits = [member.max_batch for member in members_of(denoiser) if member.max_batch]
+            limit = batching.limit
         else:
             protected = apply_protection(protection, picture, None, settings)
         name = "own objective" if isinstance(protection, Objective) else preset
         run = steps if objective is None else objective.steps(steps)
         count = f"{steps}" if run == steps else f"{run} of {steps}"
         report = _report(picture, protected, name, levels, count, seed)
-        if limits:
-            report += f"\nran out of memory once,\nwent on with at most {min(limits)} tiles at a time"
+        if limit is not None:
+            report += f"\nran out of memory once,\nwent on with at most {limit} tiles at a time"
         host.show_text(report, node_id)
         return to_image(protected, alpha), to_image(difference_view(picture, protected, levels)), report
 

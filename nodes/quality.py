@@ -10,7 +10,7 @@ from torch import Tensor
 from ..methods.errors import AntiPureError
 from ..methods.metrics.brisque import load_brisque
 from ..methods.metrics.clip_iqa import ClipIqa
-from . import host
+from . import host, model_folders
 from .convert import from_image
 from .progress import Progress
 
@@ -45,7 +45,7 @@ class QualityMetrics:
             "required": {
                 "image": ("IMAGE", {"tooltip": "The pictures to measure, such as samples after customization."}),
                 "clip": (
-                    [NONE, *host.list_models("encoders")],
+                    [NONE, *model_folders.list_models("encoders")],
                     {
                         "default": NONE,
                         "tooltip": "The folder of a CLIP in models/antipure_encoders for CLIP-IQA; none: only BRISQUE.",
@@ -86,7 +86,7 @@ class QualityMetrics:
 def _clip(name: str) -> ClipIqa:
     if name == NONE:
         raise AntiPureError(_NO_CLIP)
-    return ClipIqa(host.find_model("encoders", name), device=host.device())
+    return ClipIqa(model_folders.find_model("encoders", name), device=host.device())
 
 
 def _scores(metric: Callable[[Tensor], Tensor], pictures: list[Tensor], step: Callable[[int], None]) -> Tensor:

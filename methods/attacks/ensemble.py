@@ -9,12 +9,25 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..diffusion.batching import Batching
 from ..diffusion.denoiser import Denoiser
 from ..errors import AntiPureError
 from ..pictures import random_stream
 from .loss import Loss
 
 MODES = ("mean", "worst")
+
+
+@dataclass(frozen=True)
+class CombinedBatching:
+    """How the members' tiles are batched in a session of all of them."""
+
+    members: list[Batching]
+
+    @property
+    def limit(self) -> int | None:
+        """The smallest of the members' limits, None where no member has one."""
+        return min((member.limit for member in self.members if member.limit is not None), default=None)
 
 
 @dataclass(frozen=True)
@@ -32,12 +45,10 @@ class CombinedDenoiser:
         return self.members[0].device
 
     @contextmanager
-    def session(self) -> Iterator[None]:
+    def session(self) -> Iterator[CombinedBatching]:
         """All members' sessions at once."""
         with ExitStack() as stack:
-            for member in members_of(self):
-                stack.enter_context(member.session())
-            yield
+            yield CombinedBatching([stack.enter_context(member.session()) for member in members_of(self)])
 
     def combine(self, losses: list[Loss]) -> Loss:
         """One `Loss` from the members' losses, each with its own random stream."""

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from ..gradients.memory_plan import CheckpointPlan, SavedBytes, plan
 
 DEFAULT_MEMORY_BYTES = 768 * 2**20
+SEGMENTS = ("encode", "predict", "decode")  # of a latent denoiser, in the order in which they run
 log = logging.getLogger(__name__)
 
 
@@ -51,7 +52,7 @@ class Batching:
 
 
 class PlannedBatching(Batching):
-    """Batches of a denoiser whose encoder, network and decoder can run again in the backward pass instead of being held.
+    """Batches of a denoiser whose encoder, network and decoder can run again in the backward pass and be held no longer.
 
     costs: of these three segments, asked when needed. plan: which of them hold what, by the latest `size`.
     """
@@ -63,7 +64,7 @@ class PlannedBatching(Batching):
 
     def size(self, height: int, width: int, forwards: int = 1, at_once: int = 1) -> int:
         """As many tiles as fit; the more of a single tile's activations fit, the fewer are computed again."""
-        calls = {"encode": 1, "predict": forwards, "decode": 1}
+        calls = dict(zip(SEGMENTS, (1, forwards, 1), strict=True))
         self.plan = plan(self.costs(), calls, height * width, self.memory_bytes, at_once)
         return self.plan.count(self.memory_bytes)
 

@@ -22,7 +22,7 @@ from antipure.methods.errors import AntiPureError
 from antipure.methods.metrics.encoders import file_encoder
 from antipure.methods.metrics.faces import DETECTORS, RECOGNISERS
 from antipure.methods.metrics.lpips import AlexNet
-from antipure.nodes import host
+from antipure.nodes import model_folders
 
 CONTENT = bytes(range(256)) * 12_000  # three blocks
 PACK = {"buffalo_l/det_10g.onnx": b"detector" * 1000, "buffalo_l/w600k_r50.onnx": b"faces", "1k3d68.onnx": b"unused"}
@@ -232,10 +232,10 @@ def test_the_registry_fits_the_loaders():
             assert model.restricted, "insightface's models are not free"
             for patterns in (DETECTORS, RECOGNISERS):
                 assert any(file.match(pattern) for file in files for pattern in patterns)
-            assert model.folder == f"{host._KINDS['faces'].folder}/models/{name}"
+            assert model.folder == f"{model_folders.KINDS['faces'].folder}/models/{name}"
         else:
-            assert model.folder == host._KINDS["encoders"].folder
-            assert Path(model.file_name).suffix in host._KINDS["encoders"].suffixes
+            assert model.folder == model_folders.KINDS["encoders"].folder
+            assert Path(model.file_name).suffix in model_folders.KINDS["encoders"].suffixes
 
 
 def test_a_fetched_file_is_found_by_name_and_loaded(server, registry, tmp_path, monkeypatch):
@@ -246,12 +246,12 @@ def test_a_fetched_file_is_found_by_name_and_loaded(server, registry, tmp_path, 
     server.content["/m/tiny.pth"] = written.getvalue()
     registry["tiny"] = replace(registry["tiny"], sha256=sha256(written.getvalue()))
     monkeypatch.chdir(tmp_path)
-    assert host.models_folder() == Path("models")
-    fetch("tiny", host.models_folder(), registry=registry)
-    assert host.list_models("encoders") == ["tiny.pth"]
-    assert "AlexNet (tiny.pth)" in file_encoder(host.find_model("encoders", "tiny.pth")).name
+    assert model_folders.models_folder() == Path("models")
+    fetch("tiny", model_folders.models_folder(), registry=registry)
+    assert model_folders.list_models("encoders") == ["tiny.pth"]
+    assert "AlexNet (tiny.pth)" in file_encoder(model_folders.find_model("encoders", "tiny.pth")).name
 
 
 def test_the_models_folder_is_that_of_the_comfyui_around_the_pack(monkeypatch, tmp_path):
-    monkeypatch.setattr(host, "__file__", str(tmp_path / "custom_nodes" / "antipure" / "nodes" / "host.py"))
-    assert host.models_folder() == tmp_path / "models"
+    monkeypatch.setattr(model_folders, "__file__", str(tmp_path / "custom_nodes/antipure/nodes/model_folders.py"))
+    assert model_folders.models_folder() == tmp_path / "models"

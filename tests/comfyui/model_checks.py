@@ -1,4 +1,4 @@
-"""Checks of nodes/host_model.py over ComfyUI's own classes; test_model_gradients.py runs it in each checkout.
+"""Checks of nodes/latent_denoiser.py over ComfyUI's own classes; test_model_gradients.py runs it in each checkout.
 
 Usage, in a checkout and with its interpreter: python model_checks.py PACK_FOLDER --cpu
 Builds a tiny random SD 1.5-like model and VAE in inference mode, as loader nodes do, and prints one JSON object.
@@ -39,6 +39,7 @@ spec.loader.exec_module(antipure)
 
 from antipure.methods.antipure.objective import PRESETS  # noqa: E402
 from antipure.methods.antipure.protect import antipure_loss  # noqa: E402
+from antipure.methods.diffusion.batching import SEGMENTS  # noqa: E402
 from antipure.methods.diffusion.denoiser import add_noise  # noqa: E402
 from antipure.methods.errors import AntiPureError  # noqa: E402
 from antipure.methods.gradients.differentiation import counting, storages  # noqa: E402
@@ -180,7 +181,7 @@ def check_gradient() -> dict:
         result["finite_differences"] = float(abs((up - down) / (2 * h) / (expected * direction).sum() - 1))
     with denoiser.session():
         for policy in CheckpointPolicy:
-            denoiser.plan = CheckpointPlan(dict.fromkeys(denoiser.plan.policies, policy), 0, 0, True)
+            denoiser.batching.plan = CheckpointPlan(dict.fromkeys(SEGMENTS, policy), 0, 0, True)
             ours = gradient_of(denoiser, pixels.clone(), weights)
             result[policy.name] = error(ours, expected)
         result["saved"] = saved_by(denoiser, pixels)
@@ -192,7 +193,7 @@ def saved_by(denoiser: ModelDenoiser, pixels: torch.Tensor) -> dict[str, int]:
     """Bytes that each policy really holds between encoding and the backward pass."""
     found = {}
     for policy in CheckpointPolicy:
-        denoiser.plan = CheckpointPlan(dict.fromkeys(denoiser.plan.policies, policy), 0, 0, True)
+        denoiser.batching.plan = CheckpointPlan(dict.fromkeys(SEGMENTS, policy), 0, 0, True)
         with torch.enable_grad(), counting(storages(denoiser.vae_patcher.model)) as saved:
             denoiser.encode(pixels.clone().requires_grad_())
         found[policy.name] = sum(saved.values())
@@ -224,7 +225,7 @@ def check_precision() -> dict:
         denoiser = opened(patcher, vae, text)
         with denoiser.session():
             for policy in (CheckpointPolicy.STORE, CheckpointPolicy.BLOCKS):
-                denoiser.plan = CheckpointPlan(dict.fromkeys(denoiser.plan.policies, policy), 0, 0, True)
+                denoiser.batching.plan = CheckpointPlan(dict.fromkeys(SEGMENTS, policy), 0, 0, True)
                 found = gradient_of(denoiser, picture(32, 32), weights)
                 result[f"{name}_{policy.name}"] = error(found, expected) if types == {dtype} else None
     return result
@@ -246,7 +247,7 @@ def check_block_numbers() -> dict:
         weights = {"noise": noise, "pixels": torch.ones(1, 3, 32, 32)}
         with denoiser.session():
             for policy in (CheckpointPolicy.STORE, CheckpointPolicy.BLOCKS):
-                denoiser.plan = CheckpointPlan(dict.fromkeys(denoiser.plan.policies, policy), 0, 0, True)
+                denoiser.batching.plan = CheckpointPlan(dict.fromkeys(SEGMENTS, policy), 0, 0, True)
                 result[name, policy.name] = gradient_of(denoiser, picture(32, 32), weights)
     return {
         "acts": error(result["patched", "STORE"], result["plain", "STORE"]),
@@ -304,7 +305,7 @@ def check_restored() -> dict:
 
         try:
             with denoiser.session():
-                denoiser.plan = CheckpointPlan(dict.fromkeys(denoiser.plan.policies, policy), 0, 0, True)
+                denoiser.batching.plan = CheckpointPlan(dict.fromkeys(SEGMENTS, policy), 0, 0, True)
                 host.check_interrupted = cancelled
                 with torch.enable_grad():
                     out = denoiser.decode(denoiser.encode(picture(32, 32).requires_grad_())).mean()

@@ -25,7 +25,7 @@ from antipure.methods.lora_patching.low_rank import PatchConfig, make_factors, m
 from antipure.methods.lora_patching.diffusion_training import ModelTrainingConfig, train_model_patch  # noqa: E402
 from antipure.methods.lora_patching.save_and_load import load_patch  # noqa: E402
 from antipure.nodes import NODE_CLASS_MAPPINGS as NODES  # noqa: E402
-from antipure.nodes import host  # noqa: E402
+from antipure.nodes import outputs  # noqa: E402
 
 
 def random_patch(network, gate: str) -> LoraPatch:
@@ -68,7 +68,8 @@ def check_core_loader() -> dict:
         before = sampled(patcher, text)
         ours = sampled(apply(patch, 0.7, patcher), text)
         with tempfile.TemporaryDirectory() as folder:
-            saved_path, host.saved_path = host.saved_path, lambda name, suffix, to=folder: Path(to) / (name + suffix)
+            saved_path = outputs.saved_path
+            outputs.saved_path = lambda name, suffix, to=folder: Path(to) / (name + suffix)
             try:
                 with torch.inference_mode():
                     save = NODES["AntiPureSaveLoraPatch"]().save
@@ -78,7 +79,7 @@ def check_core_loader() -> dict:
                     theirs = comfy.sd.load_lora_for_models(patcher, None, lora, 0.7, 0)[0]
                 again = apply(load_patch(own), 0.7, patcher)
             finally:
-                host.saved_path = saved_path
+                outputs.saved_path = saved_path
         result[gate] = {
             "acts": error(ours, before),
             "core": error(sampled(theirs, text), ours),

@@ -173,7 +173,7 @@ def test_same_seed_same_bits_and_another_seed_others(denoiser):
 def test_batches_bounded_by_memory_sum_to_the_same_gradient(denoiser):
     with customized(denoiser, pictures(1, 24), QUICK) as c:
         whole = c.losses
-    denoiser.max_batch = 1
+    denoiser.batching.limit = 1
     with customized(denoiser, pictures(1, 24), QUICK) as c:
         assert c.losses == pytest.approx(whole, rel=1e-4)
 
@@ -227,7 +227,7 @@ def test_probe_loss_is_the_mean_square_error_of_the_noise(denoiser):
             found = denoiser.network(x_t, torch.tensor([t])).sample[0].numpy()
         expected.append(np.mean((found - eps) ** 2))
     assert probe_loss(denoiser, probe) == pytest.approx(np.mean(expected), rel=1e-5)
-    denoiser.max_batch = 1
+    denoiser.batching.limit = 1
     assert probe_loss(denoiser, probe) == pytest.approx(np.mean(expected), rel=1e-5)
 
 

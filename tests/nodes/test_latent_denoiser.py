@@ -1,4 +1,4 @@
-"""nodes/host_model.py as far as it goes without ComfyUI; tests/comfyui/ has the rest, over its own classes."""
+"""nodes/latent_denoiser.py as far as it goes without ComfyUI; tests/comfyui/ has the rest, over its own classes."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from itertools import pairwise
 
 import pytest
 import torch
+from antipure.methods.diffusion.batching import PlannedBatching
 from antipure.methods.diffusion.denoiser import add_noise
 from antipure.methods.diffusion.schedules import flow, thousand_levels, variance_exploding
 from antipure.methods.errors import AntiPureError
 from antipure.methods.gradients.memory_plan import CheckpointPolicy, LinearInArea, SavedBytes
-from antipure.nodes import latent_denoiser as host_model
-from antipure.nodes.latent_denoiser import ModelDenoiser, check_fit, read_schedule
+from antipure.nodes import latent_denoiser
+from antipure.nodes.latent_denoiser import check_fit, read_schedule, tile_side
 
 
 @pytest.fixture
@@ -123,44 +124,37 @@ def test_conditioning_beyond_text_is_refused(key):
         check_fit(model, vae, [[text, {key: object()}]])
 
 
-def sized(memory: float, costs: dict | None = None) -> ModelDenoiser:
-    denoiser = object.__new__(ModelDenoiser)
-    denoiser.memory_bytes, denoiser._costs, denoiser.multiple = memory, costs, 8
-    return denoiser
-
-
 def test_out_of_memory_first_computes_more_twice_then_halves_then_gives_up():
     line = LinearInArea(100.0, 0.0)
     cost = SavedBytes(held=line, inputs=LinearInArea(10.0, 0.0), block=LinearInArea(10.0, 0.0))
-    denoiser = sized(1e9, {"encode": cost, "predict": cost, "decode": cost})
+    batching = PlannedBatching(lambda: {"encode": cost, "predict": cost, "decode": cost}, 1e9)
     sizes, needs = [], []
     while True:
-        sizes.append(max(part.stop - part.start for part in denoiser.batches(4, 8, 8, 3)))
-        needs.append(denoiser.plan.fixed + sizes[-1] * denoiser.plan.each)
-        if not denoiser.shrink():
+        sizes.append(max(part.stop - part.start for part in batching.batches(4, 8, 8, 3)))
+        needs.append(batching.plan.fixed + sizes[-1] * batching.plan.each)
+        if not batching.shrink():
             break
     assert sizes[0] == 4
     assert sizes[-1] == 1
     assert all(after <= before / 2 for before, after in pairwise(needs[:-1]))
     assert all(policy is CheckpointPolicy.STORE for policy in sized_plan(1e9, cost).values())
-    assert all(policy.in_blocks and not policy.keep for policy in list(denoiser.plan.policies.values())[:2])
-    assert not denoiser.plan.leaner
+    assert all(policy.in_blocks and not policy.keep for policy in list(batching.plan.policies.values())[:2])
+    assert not batching.plan.leaner
 
 
 def sized_plan(memory: float, cost: SavedBytes) -> dict[str, CheckpointPolicy]:
-    denoiser = sized(memory, {"encode": cost, "predict": cost, "decode": cost})
-    denoiser.batch_size(8, 8, 3)
-    return denoiser.plan.policies
+    batching = PlannedBatching(lambda: {"encode": cost, "predict": cost, "decode": cost}, memory)
+    batching.size(8, 8, 3)
+    return batching.plan.policies
 
 
 def test_pictures_are_one_tile_up_to_512():
-    denoiser = sized(1)
-    assert [denoiser.tile_for(*s) for s in ((1, 1), (35, 33), (512, 100), (513, 100))] == [8, 40, 512, 512]
+    assert [tile_side(8, *s) for s in ((1, 1), (35, 33), (512, 100), (513, 100))] == [8, 40, 512, 512]
 
 
 def test_a_plain_patcher_stays_and_a_dynamic_one_is_replaced():
     plain = types.SimpleNamespace()
-    assert host_model._without_dynamic_vram(plain) is plain
+    assert latent_denoiser._without_dynamic_vram(plain) is plain
     seen = []
 
     class Dynamic:
@@ -172,7 +166,7 @@ def test_a_plain_patcher_stays_and_a_dynamic_one_is_replaced():
             return plain
 
     with torch.inference_mode():
-        assert host_model._without_dynamic_vram(Dynamic()) is plain
+        assert latent_denoiser._without_dynamic_vram(Dynamic()) is plain
     assert seen == [(True, False)]
 
     class ThirdParty(Dynamic):
@@ -180,8 +174,8 @@ def test_a_plain_patcher_stays_and_a_dynamic_one_is_replaced():
             raise RuntimeError("no delegate")
 
     with pytest.raises(AntiPureError, match="disable-dynamic-vram"):
-        host_model._without_dynamic_vram(ThirdParty())
+        latent_denoiser._without_dynamic_vram(ThirdParty())
 
 
-def test_denoisers_without_borrowed_weights_have_an_empty_session(tiny):
-    assert isinstance(tiny.session(), nullcontext)
+def test_denoisers_without_borrowed_weights_prepare_nothing(tiny):
+    assert isinstance(tiny.prepared(), nullcontext)

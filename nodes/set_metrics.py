@@ -1,4 +1,4 @@
-"""Set Metrics and Face Metrics: what a table over many pictures is made of."""
+"""Set Metrics: how two sets of pictures differ (FID, KID), and how much one of them varies."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import torch
 
 from ..methods.diffusion.checkpoints import load_denoiser
 from ..methods.errors import AntiPureError
-from ..methods.metrics import distribution as set_metrics
-from ..methods.metrics.faces import FaceModels, face_scores
+from ..methods.metrics import distribution
 from ..methods.metrics.lpips import AlexNet, Lpips
 from ..methods.progress import part
 from . import host
@@ -82,7 +81,7 @@ class SetMetrics:
             found = []
             for x in sets:
                 found.append(
-                    set_metrics.extract(
+                    distribution.extract(
                         x,
                         space,
                         device=host.device(),
@@ -91,12 +90,12 @@ class SetMetrics:
                 )
                 done += len(x)
             name = space.name
-            fid = set_metrics.frechet_distance(*found)
-            kid, deviation = set_metrics.kernel_distance(*found, seed=seed)
+            fid = distribution.frechet_distance(*found)
+            kid, deviation = distribution.kernel_distance(*found, seed=seed)
             if distance is None:
-                diversity, what = set_metrics.feature_diversity(found[1]), "cosine distance of features"
+                diversity, what = distribution.feature_diversity(found[1]), "cosine distance of features"
             else:
-                diversity, pairs = set_metrics.pairwise_diversity(sets[1], distance, seed=seed)
+                diversity, pairs = distribution.pairwise_diversity(sets[1], distance, seed=seed)
                 what = f"{distance.name}, {pairs} pairs"
         lines = [
             f"features: {name}",
@@ -106,7 +105,7 @@ class SetMetrics:
             f"diversity {diversity:.4f}",
             f"({what})",
         ]
-        warning = set_metrics.size_warning(*counts)
+        warning = distribution.size_warning(*counts)
         report = "\n".join([*lines, *([warning] if warning else [])])
         host.show_text(report, node_id)
         return {"ui": {"text": [report]}, "result": (fid, kid, diversity, report)}
@@ -128,68 +127,7 @@ def _space(encoder) -> Iterator:
     if encoder is None:
         denoiser = host.manage(load_denoiser(None))
         host.ready(denoiser)
-        yield set_metrics.DenoiserFeatures(denoiser, "bundled denoiser")
+        yield distribution.DenoiserFeatures(denoiser, "bundled denoiser")
         return
     with borrowed_encoder(encoder) as found:
         yield found
-
-
-class FaceMetrics:
-    DESCRIPTION = (
-        "ISM and FDFR: how much the faces still resemble the person of the clean pictures, and in how many pictures "
-        "no face is found. Needs onnxruntime and an insightface pack of yours; nothing is downloaded."
-    )
-    CATEGORY = "AntiPure"
-    FUNCTION = "measure"
-    OUTPUT_NODE = True
-    RETURN_TYPES = ("FLOAT", "FLOAT", "STRING")
-    RETURN_NAMES = ("ism", "fdfr", "report")
-    OUTPUT_TOOLTIPS = (
-        "Mean cosine between each picture's face and the clean mean; NaN when no picture has a face.",
-        "Share of pictures without a face.",
-        "Both, and each picture's similarity, as text.",
-    )
-    SEARCH_ALIASES = ["ism", "fdfr", "arcface", "insightface", "identity", "face detection"]
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict:
-        return {
-            "required": {
-                "image": ("IMAGE", {"tooltip": "The pictures to measure, such as samples after customization."}),
-                "clean": ("IMAGE", {"tooltip": "Clean pictures of the same person, of any number and size."}),
-                "pack": (
-                    host.list_models("faces"),
-                    {"tooltip": "A folder in models/insightface with det_*.onnx and w600k_*.onnx, such as buffalo_l."},
-                ),
-                "threshold": (
-                    "FLOAT",
-                    {
-                        "default": 0.5,
-                        "min": 0.05,
-                        "max": 0.95,
-                        "step": 0.05,
-                        "tooltip": "Score from which the detector's finding counts as a face.",
-                    },
-                ),
-            },
-            "hidden": {"node_id": "UNIQUE_ID"},
-        }
-
-    def measure(self, image, clean, pack, threshold, node_id=None) -> dict:
-        picture, _ = from_image(image)
-        known, _ = from_image(clean, "clean picture")
-        with torch.inference_mode(False), torch.no_grad():
-            models = FaceModels(host.find_model("faces", pack))
-            with Progress("looking for faces", node_id) as progress:
-                scores = face_scores(picture, known, models, threshold=threshold, progress=progress)
-        seen = sum(s == s for s in scores.similarities)
-        lines = [
-            f"models: {models.name} (insightface)",
-            f"ISM {scores.ism:.4f} over {seen} of {len(picture)} pictures",
-            f"FDFR {scores.fdfr:.4f}",
-            f"reference: {scores.clean_faces} of {len(known)} clean pictures",
-            *(f"picture {i + 1}: " + (f"{s:.4f}" if s == s else "no face") for i, s in enumerate(scores.similarities)),
-        ]
-        report = "\n".join(lines)
-        host.show_text(report, node_id)
-        return {"ui": {"text": [report]}, "result": (scores.ism, scores.fdfr, report)}

@@ -1,0 +1,71 @@
+"""Face Metrics: whether pictures still show the person of the clean ones (ISM), and a face at all (FDFR)."""
+
+from __future__ import annotations
+
+import torch
+
+from ..methods.metrics.faces import FaceModels, face_scores
+from . import host, model_folders
+from .convert import from_image
+from .progress import Progress
+
+
+class FaceMetrics:
+    DESCRIPTION = (
+        "ISM and FDFR: how much the faces still resemble the person of the clean pictures, and in how many pictures "
+        "no face is found. Needs onnxruntime and an insightface pack of yours; nothing is downloaded."
+    )
+    CATEGORY = "AntiPure"
+    FUNCTION = "measure"
+    OUTPUT_NODE = True
+    RETURN_TYPES = ("FLOAT", "FLOAT", "STRING")
+    RETURN_NAMES = ("ism", "fdfr", "report")
+    OUTPUT_TOOLTIPS = (
+        "Mean cosine between each picture's face and the clean mean; NaN when no picture has a face.",
+        "Share of pictures without a face.",
+        "Both, and each picture's similarity, as text.",
+    )
+    SEARCH_ALIASES = ["ism", "fdfr", "arcface", "insightface", "identity", "face detection"]
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict:
+        return {
+            "required": {
+                "image": ("IMAGE", {"tooltip": "The pictures to measure, such as samples after customization."}),
+                "clean": ("IMAGE", {"tooltip": "Clean pictures of the same person, of any number and size."}),
+                "pack": (
+                    model_folders.list_models("faces"),
+                    {"tooltip": "A folder in models/insightface with det_*.onnx and w600k_*.onnx, such as buffalo_l."},
+                ),
+                "threshold": (
+                    "FLOAT",
+                    {
+                        "default": 0.5,
+                        "min": 0.05,
+                        "max": 0.95,
+                        "step": 0.05,
+                        "tooltip": "Score from which the detector's finding counts as a face.",
+                    },
+                ),
+            },
+            "hidden": {"node_id": "UNIQUE_ID"},
+        }
+
+    def measure(self, image, clean, pack, threshold, node_id=None) -> dict:
+        picture, _ = from_image(image)
+        known, _ = from_image(clean, "clean picture")
+        with torch.inference_mode(False), torch.no_grad():
+            models = FaceModels(model_folders.find_model("faces", pack))
+            with Progress("looking for faces", node_id) as progress:
+                scores = face_scores(picture, known, models, threshold=threshold, progress=progress)
+        seen = sum(s == s for s in scores.similarities)
+        lines = [
+            f"models: {models.name} (insightface)",
+            f"ISM {scores.ism:.4f} over {seen} of {len(picture)} pictures",
+            f"FDFR {scores.fdfr:.4f}",
+            f"reference: {scores.clean_faces} of {len(known)} clean pictures",
+            *(f"picture {i + 1}: " + (f"{s:.4f}" if s == s else "no face") for i, s in enumerate(scores.similarities)),
+        ]
+        report = "\n".join(lines)
+        host.show_text(report, node_id)
+        return {"ui": {"text": [report]}, "result": (scores.ism, scores.fdfr, report)}

@@ -1,0 +1,107 @@
+"""Where the pack's models lie: kinds of models, their folders, and the paths behind the names that nodes show.
+
+Inside ComfyUI its model folders; outside of it plain paths.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from ..methods.diffusion.checkpoints import BUNDLED_HELD_OUT
+from ..methods.errors import AntiPureError
+from . import host
+from .outputs import SAVED_PATCHES
+
+BUNDLED = "bundled"
+
+
+class Kind(NamedTuple):
+    """Models of one kind: their folder, the endings of files, what is in a folder that is one, bundled ones by name.
+
+    A bundled model of None is the one its loader takes by itself.
+    """
+
+    folder: str
+    suffixes: tuple[str, ...]
+    folder_parts: tuple[str, ...] = ()
+    bundled: dict[str, Path | None] = {}
+
+
+_BUNDLED_DENOISERS = {BUNDLED: None, "bundled_held_out": BUNDLED_HELD_OUT}
+KINDS = {
+    "denoisers": Kind("antipure", (".safetensors", ".pt", ".pth"), ("unet", "config.json"), _BUNDLED_DENOISERS),
+    "generators": Kind("antipure_generators", (".safetensors", ".ckpt", ".pth", ".pt"), (), {BUNDLED: None}),
+    "patches": Kind("antipure_patches", (".safetensors",), ("adapter_config.json",)),
+    "encoders": Kind("antipure_encoders", (".safetensors", ".pth"), ("config.json",)),
+    "faces": Kind("insightface", (), ("det_*.onnx", "scrfd_*.onnx")),  # packs lie in models/insightface/models
+}
+_SINGULAR = {"patches": "patch", "faces": "face model"}
+
+
+def register_model_folders() -> None:
+    """Add our folders in models/ to ComfyUI's, keeping what extra_model_paths.yaml says."""
+    if not host.inside_comfyui():
+        return
+    import folder_paths
+
+    for kind in KINDS.values():
+        folder_paths.add_model_folder_path(kind.folder, str(models_folder() / kind.folder))
+    # As ComfyUI does with LoRAs: what was saved can be loaded.
+    saved = Path(folder_paths.get_output_directory()) / SAVED_PATCHES
+    folder_paths.add_model_folder_path(KINDS["patches"].folder, str(saved))
+
+
+def models_folder() -> Path:
+    """ComfyUI's models folder; outside of it that of the ComfyUI this pack lies in, else `models` right here."""
+    if host.inside_comfyui():
+        import folder_paths
+
+        return Path(folder_paths.models_dir)
+    pack = Path(__file__).parent.parent
+    return pack.parent.parent / "models" if pack.parent.name == "custom_nodes" else Path("models")
+
+
+def _model_roots(folder: str) -> list[Path]:
+    if not host.inside_comfyui():
+        return [models_folder() / folder]
+    import folder_paths
+
+    return [Path(root) for root in folder_paths.get_folder_paths(folder)]
+
+
+def _models(kind: Kind) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for root in _model_roots(kind.folder):
+        if not root.is_dir():
+            continue
+        for path in sorted(root.rglob("*")):
+            name = path.relative_to(root).as_posix()
+            inside_folder = any(parent.as_posix() in found for parent in Path(name).parents)
+            is_folder = path.is_dir() and any(any(path.glob(part)) for part in kind.folder_parts)
+            is_file = path.is_file() and path.suffix.lower() in kind.suffixes
+            if (is_folder or is_file) and not inside_folder:
+                found.setdefault(name, path)
+    return found
+
+
+def list_models(kind: str) -> list[str]:
+    """Names for an input, of a kind in `KINDS` such as "denoisers": the bundled ones first, if there are any."""
+    return list(dict.fromkeys([*KINDS[kind].bundled, *_models(KINDS[kind])]))
+
+
+def find_model(kind: str, name: str) -> Path | None:
+    """The path behind a name of `list_models`; None for `BUNDLED`.
+
+    Inside ComfyUI only listed names are accepted (workflows come from strangers); the command line takes any path, too.
+    """
+    if name in KINDS[kind].bundled:
+        return KINDS[kind].bundled[name]
+    known = _models(KINDS[kind])
+    if name in known:
+        return known[name]
+    if host.inside_comfyui():
+        what, folder = _SINGULAR.get(kind, kind.removesuffix("s")), KINDS[kind].folder
+        fetched = " ('antipure fetch-models' downloads some)" if kind in ("encoders", "faces") else ""
+        raise AntiPureError(f"There is no {what} '{name}' in models/{folder}; put it there{fetched} and refresh.")
+    return Path(name)

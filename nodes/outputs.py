@@ -1,0 +1,47 @@
+"""Where nodes save: below ComfyUI's output folder, or below the command line's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ..methods.errors import AntiPureError
+from . import host
+
+SAVED_PATCHES = "antipure_patches"
+_output_folder = Path("output")
+
+
+@contextmanager
+def output_folder(folder: Path) -> Iterator[None]:
+    """Where nodes save for a while outside ComfyUI, which has its own output folder."""
+    global _output_folder
+    before, _output_folder = _output_folder, folder
+    try:
+        yield
+    finally:
+        _output_folder = before
+
+
+def saved_path(name: str, suffix: str) -> Path:
+    """{output folder}/{SAVED_PATCHES}/{name}{suffix}. Raises `AntiPureError` for a name that leaves the folder."""
+    root = _output_folder
+    if host.inside_comfyui():
+        import folder_paths
+
+        root = Path(folder_paths.get_output_directory())
+    root = (root / SAVED_PATCHES).resolve()
+    path = (root / name).resolve()
+    if not path.is_relative_to(root) or not name.strip() or path == root:
+        raise AntiPureError(f"The name '{name}' leads out of the output folder; give a plain name.")
+    return path.with_name(path.name + suffix)
+
+
+def new_output_path(prefix: str, suffix: str) -> Path:
+    """A path that does not exist yet for something a node saves: `saved_path` with a number."""
+    base = saved_path(prefix, "")
+    number = 1
+    while (path := base.with_name(f"{base.name}_{number:05}{suffix}")).exists():
+        number += 1
+    return path

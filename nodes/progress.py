@@ -35,7 +35,9 @@ class Progress:
         if self._bar is not None and not host.inside_comfyui():
             self._bar.close()
 
-    def __call__(self, done: int, total: int, picture: Tensor | None = None, loss: Tensor | None = None) -> None:
+    def __call__(
+        self, done: int, total: int, picture: Tensor | None = None, loss: Tensor | float | None = None
+    ) -> None:
         host.check_interrupted()
         if host.inside_comfyui():
             self._update_comfyui(done, total, picture)

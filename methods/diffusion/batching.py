@@ -52,7 +52,7 @@ class Batching:
 
 
 class PlannedBatching(Batching):
-    """Batches of a denoiser whose encoder, network and decoder can run again in the backward pass and be held no longer.
+    """Batches of a denoiser whose encoder, network and decoder can run again in the backward pass, and hold less then.
 
     costs: of these three segments, asked when needed. plan: which of them hold what, by the latest `size`.
     """

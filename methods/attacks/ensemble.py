@@ -99,8 +99,10 @@ def combine(first: Denoiser | CombinedDenoiser, second: Denoiser | CombinedDenoi
         raise AntiPureError(f"There is no mode '{mode}'; denoisers combine by {' or '.join(MODES)}.")
     members: list = []
     for denoiser in (first, second):
-        same = isinstance(denoiser, CombinedDenoiser) and denoiser.mode == mode
-        members += denoiser.members if same else [denoiser]
+        if isinstance(denoiser, CombinedDenoiser) and denoiser.mode == mode:
+            members += denoiser.members
+        else:
+            members.append(denoiser)
     return CombinedDenoiser(tuple(members), mode)
 
 

@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -59,7 +60,7 @@ def watched(modules: list[nn.Module]) -> Iterator[dict[int, Tensor]]:
     """Collect the modules' latest outputs, by position in the list; the hooks are gone afterwards."""
     found: dict[int, Tensor] = {}
 
-    def keep(i: int, out: object) -> None:
+    def keep(i: int, out: Any) -> None:
         while not isinstance(out, Tensor):  # some blocks return tuples or dicts of one entry
             out = next(iter(out.values())) if isinstance(out, dict) else out[0]
         found[i] = out
@@ -115,9 +116,9 @@ def select_timesteps(denoiser: Denoiser, tile: Tensor, generator: torch.Generato
         candidates = draw_timesteps(left.nonzero().flatten(), [generator] * CANDIDATES).tolist()
         gradients = {t: gradient(t) for t in candidates}
         size_of = {t: float(g.abs().sum()) for t, g in gradients.items()}
-        middle = min(max(min(size_of, key=size_of.get), half), total - half)
+        middle = min(max(min(size_of, key=size_of.__getitem__), half), total - half)
         left[middle - half : middle + half] = False
-        step = x + size * gradients[max(size_of, key=size_of.get)].sign()
+        step = x + size * gradients[max(size_of, key=size_of.__getitem__)].sign()
         x = step.maximum(tile - radius).minimum(tile + radius).clamp(-1, 1)
     # The last drop can take all that is left of a short schedule.
     return left.nonzero().flatten() if left.any() else torch.arange(total)
@@ -139,8 +140,12 @@ class SimacLoss(Loss):
             self.timesteps = select_timesteps(self.denoiser, tile, generator)
 
     def terms(self, pixels: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
+        timesteps = self.timesteps
+        if timesteps is None:
+            raise RuntimeError("SimAC's loss has to be prepared first; it selects its timesteps then.")
+
         def of_tiles(tiles: Tensor, clean: Tensor, generators: list[torch.Generator]) -> Tensor:
-            return simac_terms(self.denoiser, self.features, self.timesteps, tiles, clean, generators)
+            return simac_terms(self.denoiser, self.features, timesteps, tiles, clean, generators)
 
         yield from TiledLoss(self.denoiser, self.clean, of_tiles).terms(pixels, generator)
 

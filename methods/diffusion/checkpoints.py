@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -58,7 +59,8 @@ def load_denoiser(
             raise AntiPureError(f"{path} cannot be used. {error}") from error
         except Exception as error:  # whatever a malformed file or configuration makes torch or diffusers raise
             raise AntiPureError(f"{path} cannot be read as a denoiser: {reason(error)}") from error
-        unet = unet.float().to(device).to(memory_format=torch.channels_last)
+        unet = unet.float().to(device)
+        unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub has no such overload
         abar = torch.cumprod(1 - betas.double(), 0).float()
         denoiser = PixelDenoiser(unet, abar, tile=tile, patch=patch, dtype=DTYPES[precision], compile=compile)
         denoiser.name = {BUNDLED: "bundled", BUNDLED_HELD_OUT: "bundled_held_out"}.get(path, path.name)
@@ -162,5 +164,6 @@ def _load_folder(folder: Path) -> tuple[nn.Module, Tensor, int | None, int]:
     else:
         raise AntiPureError(f"{inner} has no diffusion_pytorch_model.safetensors; download or copy the folder again.")
     unet = _build_unet(config, state, inner)
-    size = unet.config.sample_size
+    native: Any = unet.config  # diffusers' own kind of dictionary
+    size = native.sample_size
     return unet, beta_schedule(scheduler), size if isinstance(size, int) else None, 1

@@ -16,7 +16,7 @@ def colour_agreement(latent: Tensor, factors: Tensor, picture: Tensor) -> float:
     latent: 1×C×h×w. factors: C×3, the map that previews use. picture: 1×3×H×W. Scale and offset do not matter.
     """
     shown = torch.einsum("bchw,cr->brhw", latent.double(), factors.double().to(latent.device)).flatten(2)
-    target = F.adaptive_avg_pool2d(picture.double(), latent.shape[-2:]).to(latent.device).flatten(2)
+    target = F.adaptive_avg_pool2d(picture.double(), (latent.shape[-2], latent.shape[-1])).to(latent.device).flatten(2)
     shown, target = shown - shown.mean(2, keepdim=True), target - target.mean(2, keepdim=True)
     lengths = (shown.norm(dim=2) * target.norm(dim=2)).clamp(min=1e-12)
     return float(((shown * target).sum(2) / lengths).mean())

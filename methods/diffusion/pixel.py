@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -41,7 +42,8 @@ class PixelDenoiser(Denoiser):
         self.alphas_cumprod = alphas_cumprod.float().to(next(unet.parameters()).device)
         self.patch = patch
         self.dtype = dtype
-        self.multiple = patch * 2 ** (len(unet.config.block_out_channels) - 1)
+        config: Any = unet.config  # diffusers' own kind of dictionary
+        self.multiple = patch * 2 ** (len(config.block_out_channels) - 1)
         self.tile = tile
         self._bytes_per_pixel: float | None = None
 

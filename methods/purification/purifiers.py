@@ -106,10 +106,8 @@ class Purifier:
         alone = len(self.steps) == 1 and getattr(self.steps[0], "method", None) == "gridpure"
         return self.steps[0].value if alone else None
 
-    def with_iterations(self, iterations: int) -> Purifier | None:
-        """The same purifier with another number of GrIDPure iterations; None unless it is one GrIDPure alone."""
-        if self.iterations is None:
-            return None
+    def with_iterations(self, iterations: int) -> Purifier:
+        """The same purifier, which is one GrIDPure alone, with another number of iterations."""
         return Purifier([replace(self.steps[0], value=iterations)], self.denoisers, self.seed)
 
     def after_iterations(

@@ -89,7 +89,7 @@ def measure(
                             collected[key].add_to_curve(tap, base[tap], value)
         rows += [found.row(index, *key) for key, found in collected.items()]
     columns = tuple(_column(purifier, made_against) for purifier in purifiers)
-    size = tuple(clean.shape[-2:])
+    size = (clean.shape[-2], clean.shape[-1])
     return Report(tuple(protected), columns, tuple(seeds), size, tuple(rows), curve_of, iterations, example, examples)
 
 
@@ -151,23 +151,24 @@ def _plan(purifiers: Sequence[Purifier], curve_iterations: int) -> tuple[list[_R
     """Runs, what the curve is of, and its iterations. GrIDPures that differ in iterations alone are one run: its noise
     belongs to the iteration, so a longer run passes through the result of the shorter one."""
     runs: list[_Run] = []
-    families: dict[str, list[int]] = {}
+    families: dict[str, list[tuple[int, int]]] = {}  # place and iterations of each member
     for place, purifier in enumerate(purifiers):
         if purifier.iterations is None:
             runs.append(_Run(purifier, {0: [place]}, frozenset()))
         else:
-            families.setdefault(str(purifier.with_iterations(1)), []).append(place)
+            families.setdefault(str(purifier.with_iterations(1)), []).append((place, purifier.iterations))
     iterations: tuple[int, ...] = ()
     if families and curve_iterations:
         iterations = (*(i for i in CURVE if i < curve_iterations), curve_iterations)
     curve_of = next(iter(families)).replace("gridpure1", "gridpure") if iterations else ""
-    for number, places in enumerate(families.values()):
+    for number, members in enumerate(families.values()):
         columns: dict[int, list[int]] = {}
-        for place in places:
-            columns.setdefault(purifiers[place].iterations, []).append(place)
+        for place, count in members:
+            columns.setdefault(count, []).append(place)
         curve = number == 0 and bool(iterations)
         taps = frozenset((*columns, *(iterations if curve else ())))
-        runs.append(_Run(purifiers[places[0]].with_iterations(max(taps)), columns, taps, curve))
+        longest = purifiers[members[0][0]].with_iterations(max(taps))
+        runs.append(_Run(longest, columns, taps, curve))
     return runs, curve_of, iterations
 
 
@@ -176,7 +177,7 @@ class _Collected:
 
     def __init__(self, original: Tensor, version: Tensor, purifiers: int, iterations: tuple[int, ...]):
         measures = (metrics.psnr, metrics.ssim, metrics.linf_levels)
-        self.cost = [float(measure(original, version)[0]) for measure in measures]
+        self.psnr, self.ssim, self.levels = (float(measure(original, version)[0]) for measure in measures)
         self.cells: list[tuple[list, list, list]] = [([], [], []) for _ in range(purifiers)]
         self.curve: dict[int, list[float]] = {iteration: [] for iteration in iterations}
 
@@ -195,7 +196,7 @@ class _Collected:
     def row(self, picture: int, kind: str, protection: str) -> Row:
         cells = tuple(Cell(*map(tuple, cell)) for cell in self.cells)
         curve = tuple(sum(values) / len(values) for values in self.curve.values())
-        return Row(picture, kind, protection, *self.cost, cells, curve)
+        return Row(picture, kind, protection, self.psnr, self.ssim, self.levels, cells, curve)
 
 
 def _versions(original: Tensor, protected: dict[str, Tensor], seed: int) -> dict[Version, Tensor]:

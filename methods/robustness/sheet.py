@@ -6,6 +6,7 @@ import math
 import re
 import textwrap
 from statistics import fmean as mean
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -22,7 +23,7 @@ PLOT = 300
 GAIN = f"x{AMPLIFICATION}"
 LINES = ((240, 180, 60), (90, 170, 250), (120, 200, 120), (220, 120, 200))
 CONTROLS = {MATCHED: "noise, same spectrum", RANDOM: "random noise", SMOOTH: "blur, attacks nothing"}
-DASHES = {MATCHED: "--", RANDOM: ":", SMOOTH: "-."}
+DASHES: dict[str, Any] = {MATCHED: "--", RANDOM: ":", SMOOTH: "-."}
 PANEL, FAINT = (34, 34, 38), (60, 60, 66)
 HIGHEST_RATIO = 10.0
 
@@ -40,9 +41,9 @@ def robustness_sheet(report: Report, purifiers: tuple[str, ...] = ()) -> Tensor:
     table = HEAD + SHORT + GAP + len(report.protections) * (TALL + len(report.controls) * SHORT + 8)
     strips = _strips(report, purifiers)
     side = (WIDTH - 2 * EDGE - 4 * 12) // 5
-    strip = (side * _ratio(report) + 46) if strips else 0
+    strip = (side * _ratio(report) + 46) if strips else 0.0
     plots = bool(report.iterations) or report.pictures > 1
-    top = 96 + 22 * len(lines)
+    top: float = 96 + 22 * len(lines)
     height = math.ceil(top + len(blocks) * table + plots * PLOT + len(strips) * strip + EDGE)
 
     figure = Figure((WIDTH / DPI, height / DPI), dpi=DPI, facecolor=_rgb(BACKGROUND))

@@ -128,11 +128,6 @@ def implied(graph: Mapping[str, set[str]], importer: str, imported: str) -> bool
     return any(reached(other) for other in graph[importer] - {imported})
 
 
-def as_text(graph: Mapping[str, set[str]]) -> str:
-    """The graph in one line. The picture carries it, so that a test can tell whether it is of today."""
-    return "; ".join(f"{name}: {' '.join(sorted(graph[name])) or '-'}" for name in sorted(graph))
-
-
 def files_of(room: str, graph: Graph, root: Path = ROOT) -> list[str]:
     """The names of a room's files, without the folder's own `__init__` and without Triton's twins."""
     methods = root / "methods"
@@ -141,6 +136,14 @@ def files_of(room: str, graph: Graph, root: Path = ROOT) -> list[str]:
     folder = root / room if room in PACKAGES else methods / room
     names = sorted(path.stem for path in folder.glob("*.py"))
     return [name for name in names if name != "__init__" and not name.startswith("triton_")]
+
+
+def as_text(graph: Graph, root: Path = ROOT) -> str:
+    """Rooms, their files and imports in one line. The picture carries it: a test can tell whether it is of today."""
+    parts = (
+        f"{name} ({' '.join(files_of(name, graph, root))}): {' '.join(sorted(graph[name]))}" for name in sorted(graph)
+    )
+    return "; ".join(parts)
 
 
 def _layout(graph: Graph) -> dict[str, tuple[float, float]]:
@@ -211,7 +214,7 @@ def draw(graph: Graph, out: Path, root: Path = ROOT) -> None:
             ends = {"patchA": boxes[a].get_bbox_patch(), "patchB": boxes[b].get_bbox_patch()}
             style = {"arrowstyle": "-|>,head_width=.3,head_length=.6", "color": colour, "shrinkA": 0, "shrinkB": 1}
             axes.annotate("", xy=where[b], xytext=where[a], zorder=order, arrowprops=style | ends)
-        described = {"Date": None, "Creator": None, "Description": as_text(graph)}
+        described = {"Date": None, "Creator": None, "Description": as_text(graph, root)}
         figure.savefig(out, dpi=72, metadata=described if out.suffix == ".svg" else None)
         plt.close(figure)
 

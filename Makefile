@@ -3,21 +3,27 @@ PYTHON ?= python3
 VENV ?= .venv
 # Any torch will do; this version is tried first, then whatever the registry has.
 TORCH ?= torch==2.13.0
+# Some of the tests: make test PYTEST_ARGS="tests/attacks -x"
+PYTEST_ARGS ?=
 
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint benchmark clean
+.PHONY: demo test coverage lint benchmark clean
 
 demo: $(STAMP)
 	$(VENV)/bin/antipure demo --out output/demo
 
 test: $(STAMP)
-	$(PY) -m pytest
+	$(PY) -m pytest $(PYTEST_ARGS)
+
+coverage: $(STAMP)
+	$(PY) -m pytest --cov --cov-report=term $(PYTEST_ARGS)
 
 lint: $(STAMP)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(PY) -m mypy
 
 benchmark: $(STAMP)
 	$(PY) -m benchmarks.denoiser

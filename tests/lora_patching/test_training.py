@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import replace
 from functools import partial
 
@@ -21,6 +22,7 @@ from antipure.methods.lora_patching.training import TrainingConfig, fit_faces, t
 from antipure.methods.lora_patching.warning import picture_warning, share_visible, text_warning, visibility, warned
 from antipure.methods.metrics.encoders import Encoder
 from antipure.methods.pictures import to_picture, to_pixels
+from safetensors.torch import save_file
 from torch import nn
 
 SIDE = 16
@@ -151,7 +153,7 @@ def test_resuming_equals_running_through(generator, tmp_path, gate):
     faces, config = make_faces(5), replace(QUICK, gate=gate, save_every=2, epochs=2)
     whole = train_patch(generator, faces, config)
     assert len(whole.history) == 2 * 3 * 2
-    before, state = state_of(generator), tmp_path / "state.safetensors"
+    before, state = state_of(generator), tmp_path / "face.state"
     for stop in (1, 5):
 
         def cancel(done, total, picture=None, loss=None, stop=stop):
@@ -178,7 +180,7 @@ def test_resuming_equals_running_through(generator, tmp_path, gate):
 
 
 def test_states_that_do_not_belong(generator, tmp_path):
-    faces, state = make_faces(2), tmp_path / "state.safetensors"
+    faces, state = make_faces(2), tmp_path / "face.state"
     train_patch(generator, faces, QUICK, state_file=state)
     before = state_of(generator)
 
@@ -194,11 +196,16 @@ def test_states_that_do_not_belong(generator, tmp_path):
     refuse("different: mmfa", mmfa=MMFA(lambda x: x.mean((2, 3)), None))
     content = state.read_bytes()
     state.write_bytes(content[:-5])
-    refuse("not a complete safetensors")
-    state.write_bytes(content)
-    result = train_patch(generator, faces, QUICK)
-    save_patch(result.patch, state)
+    refuse("not a complete checkpoint")
+    saved = torch.load(io.BytesIO(content), weights_only=True)
+    torch.save({**saved, "adam": {}}, state)
+    refuse("is incomplete")
+    torch.save({"weights": saved["parameters"]}, state)
     refuse("holds no state of a patch training")
+    torch.save({**saved, "history": print}, state)
+    refuse("could run code")
+    save_file({"parameter.0": torch.zeros(1)}, state, metadata={"antipure_training": "{}"})
+    refuse("give a training state of this version, or delete it to start anew")
 
 
 def test_the_seed_decides_the_patch_and_nothing_else_does(generator):

@@ -13,7 +13,6 @@ from antipure.methods.architecture import fingerprint
 from antipure.methods.attacks.pgd import pgd
 from antipure.methods.attacks.settings import AttackSettings
 from antipure.methods.errors import AntiPureError
-from antipure.methods.figures.loss_curve import loss_curve
 from antipure.methods.lora_patching.disrupting import disruption_loss
 from antipure.methods.lora_patching.mmfa import MMFA
 from antipure.methods.lora_patching.patch import is_patched, patched
@@ -439,23 +438,6 @@ def test_visibility_is_a_correlation():
     assert share_visible(values) == 0.5
 
 
-@pytest.mark.parametrize("steps", [1, 2, 300])
-def test_loss_curves(steps):
-    history = [{"clean": 1 / (i + 1), "attacked": 2 / (i + 1), "mmfa": 0.0, "total": 3 / (i + 1)} for i in range(steps)]
-    picture = loss_curve(history)
-    assert picture.shape == (1, 3, 360, 640)
-    assert 0 <= picture.min() < picture.max() <= 1
-    colours = {tuple(c.tolist()) for c in (picture[0].flatten(1).T * 255).round().int().unique(dim=0)}
-    assert {(30, 30, 30), (31, 119, 180), (214, 39, 40), (44, 160, 44)} <= colours
-
-
-def test_loss_curves_of_nothing():
-    with pytest.raises(AntiPureError, match="no losses"):
-        loss_curve([])
-    with pytest.raises(AntiPureError, match="cannot be read"):
-        loss_curve([{"total": 1.0}], 20, 20)
-
-
 def test_previews_are_pictures_of_the_generator(generator):
     shown = []
     faces = make_faces(1)
@@ -465,9 +447,3 @@ def test_previews_are_pictures_of_the_generator(generator):
         plain = to_picture(generator.edit(to_pixels(faces), "hair"))
     torch.testing.assert_close(shown[0][..., :SIDE], faces)
     torch.testing.assert_close(shown[0][..., SIDE : 2 * SIDE], plain, atol=1e-5, rtol=0)
-
-
-def test_a_loss_that_starts_at_zero_leaves_room_for_the_others():
-    curve = loss_curve([{"clean": 0.0, "total": 0.5}, {"clean": 0.1, "total": 0.2}])
-    dark = (curve[0].mean(0) < 0.2)[:, 100:500].any(1)  # the total's line, without its label
-    assert dark.sum() > 20, "less than half a decade, over a visible part of the height"

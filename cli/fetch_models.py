@@ -1,29 +1,30 @@
 """`antipure fetch-models`: download weights that metrics use, when the user says so and never otherwise.
 
-A download is written beside its place under another name, checked against its sha256 and then renamed: whatever
+`torch.hub` writes a download beside its place under another name, checks its sha256 and then renames it: whatever
 happens on the way, there is the whole file or none. Nothing of it is executed.
 """
 
 from __future__ import annotations
 
-import errno
-import hashlib
 import http.client
 import os
 import shutil
+import socket
+import ssl
+import sys
 import urllib.error
-import urllib.request
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from ..methods.errors import AntiPureError
 from .model_registry import MODELS, Model
 
-_BLOCK = 1 << 20
 _SECONDS = 60  # without any answer
-Report = Callable[[int, int], None]
+# What a network raises; any other OSError is the disk's.
+_NETWORK_ERRORS = (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError, ssl.SSLError)
 
 
 def run_fetch_models(names: list[str], models: Path | None, *, accept_licence: bool = False) -> None:
@@ -69,12 +70,14 @@ def fetch(name: str, models: Path, *, accept_licence: bool, registry: dict[str, 
         )
     with _folder(models / model.folder) as folder:
         _check_space(folder, model.size * (2 if model.members else 1))
-        with _partial(folder / model.file_name) as partial, _progress(name) as report:
-            _download(model, partial, report)
-            if model.members:
-                _unpack(partial, files)
-            else:
-                os.replace(partial, files[0])
+        if model.members:
+            with TemporaryDirectory(dir=folder) as scratch:
+                archive = Path(scratch) / model.file_name
+                _download(model, archive)
+                for unpacked, file in zip(_unpack(archive, files), files, strict=True):
+                    os.replace(unpacked, file)
+        else:
+            _download(model, files[0])
     return files
 
 
@@ -86,36 +89,12 @@ def _folder(folder: Path) -> Iterator[Path]:
         folder.mkdir(parents=True, exist_ok=True)
         yield folder
     except OSError as error:
-        raise AntiPureError(
-            f"{folder} cannot be written ({error.strerror or error}); choose another folder."
-        ) from error
+        reason = error.strerror or error
+        raise AntiPureError(f"{folder} cannot be written ({reason}); make room, or choose another folder.") from error
     finally:
         for path in made:
             if path.is_dir() and not any(path.iterdir()):
                 path.rmdir()
-
-
-@contextmanager
-def _partial(path: Path) -> Iterator[Path]:
-    """Another name to write to, gone at the end unless it was renamed."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        yield partial
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-@contextmanager
-def _progress(name: str) -> Iterator[Report]:
-    from tqdm import tqdm
-
-    with tqdm(desc=name, unit="B", unit_scale=True, leave=False, disable=None, dynamic_ncols=True) as bar:
-
-        def report(done: int, total: int) -> None:
-            bar.total = total or None
-            bar.update(done - bar.n)
-
-        yield report
 
 
 def _check_space(folder: Path, needed: int) -> None:
@@ -124,64 +103,43 @@ def _check_space(folder: Path, needed: int) -> None:
         raise AntiPureError(f"{folder} has {free / 1e6:.0f} MB free and {needed / 1e6:.0f} MB are needed; make room.")
 
 
-def _download(model: Model, partial: Path, report: Report) -> None:
+def _download(model: Model, path: Path) -> None:
+    """Download to `path`, whole and with the right checksum, or not at all. Raises `OSError` for the disk's errors."""
+    import torch.hub
+
     by_hand = f"try again, or download {model.url} yourself"
-    done, digest = 0, hashlib.sha256()
-    with partial.open("wb") as file:
-        try:
-            with urllib.request.urlopen(model.url, timeout=_SECONDS) as answer:
-                total = int(answer.headers.get("Content-Length") or 0)
-                while block := answer.read(_BLOCK):
-                    _write(file, block)
-                    digest.update(block)
-                    done += len(block)
-                    report(done, total)
-        except urllib.error.HTTPError as error:
-            raise AntiPureError(f"{model.file_name} is not to be had (HTTP status {error.code}); {by_hand}.") from error
-        except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
-            reason = getattr(error, "reason", None) or error
-            raise AntiPureError(
-                f"{model.file_name} could not be downloaded ({reason}); check the network and {by_hand}."
-            ) from error
-    if total and done != total:
-        raise AntiPureError(f"{model.file_name} broke off after {done} of {total} bytes; {by_hand}.")
-    if digest.hexdigest() != model.sha256:
-        raise AntiPureError(
-            f"{model.file_name} came with the wrong checksum (sha256 {digest.hexdigest()[:8]}… instead of "
-            f"{model.sha256[:8]}…) and was thrown away; {by_hand}."
-        )
-
-
-def _write(file, block: bytes) -> None:
+    seconds = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(_SECONDS)  # torch.hub has no timeout of its own
     try:
-        file.write(block)
-    except OSError as error:  # not the network's
-        what = (
-            "The disk is full" if error.errno == errno.ENOSPC else f"The disk refuses to be written ({error.strerror})"
-        )
-        raise AntiPureError(f"{what}; make room in {Path(file.name).parent}, or choose another folder.") from error
+        torch.hub.download_url_to_file(model.url, str(path), model.sha256, progress=sys.stderr.isatty())
+    except urllib.error.HTTPError as error:
+        raise AntiPureError(f"{model.file_name} is not to be had (HTTP status {error.code}); {by_hand}.") from error
+    except _NETWORK_ERRORS as error:
+        reason = getattr(error, "reason", None) or error
+        raise AntiPureError(
+            f"{model.file_name} could not be downloaded ({reason}); check the network and {by_hand}."
+        ) from error
+    except RuntimeError as error:  # what torch.hub raises for another hash
+        raise AntiPureError(
+            f"{model.file_name} came broken off or changed (its sha256 is not {model.sha256[:8]}…) and was "
+            f"thrown away; {by_hand}."
+        ) from error
+    finally:
+        socket.setdefaulttimeout(seconds)
 
 
-def _unpack(archive: Path, files: list[Path]) -> None:
-    """The members of a zip archive by their names, whatever folder they lie in there; all of them or none."""
-    partials = [path.with_name(f"{path.name}.{os.getpid()}.partial") for path in files]
+def _unpack(archive: Path, files: list[Path]) -> list[Path]:
+    """The members of a zip archive by their names, whatever folder they lie in there, unpacked beside it."""
     try:
         with zipfile.ZipFile(archive) as content:
             members = {Path(info.filename).name: info for info in content.infolist() if not info.is_dir()}
-            for path, partial in zip(files, partials, strict=True):
-                if path.name not in members:
-                    raise AntiPureError(
-                        f"{archive.name.split('.zip')[0]}.zip has no {path.name} in it; it was thrown away."
-                    )
-                with content.open(members[path.name]) as source, partial.open("wb") as target:
-                    while block := source.read(_BLOCK):
-                        _write(target, block)
-        for path, partial in zip(files, partials, strict=True):
-            os.replace(partial, path)
+            missing = [path.name for path in files if path.name not in members]
+            if missing:
+                raise AntiPureError(f"{archive.name} has no {missing[0]} in it; it was thrown away.")
+            unpacked = [archive.with_name(path.name) for path in files]
+            for path in unpacked:
+                with content.open(members[path.name]) as source, path.open("wb") as target:
+                    shutil.copyfileobj(source, target)
     except zipfile.BadZipFile as error:
-        raise AntiPureError(
-            f"{files[0].parent.name} came as a damaged archive and was thrown away; try again."
-        ) from error
-    finally:
-        for partial in partials:
-            partial.unlink(missing_ok=True)
+        raise AntiPureError(f"{archive.name} came as a damaged archive and was thrown away; try again.") from error
+    return unpacked

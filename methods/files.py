@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
 import zipfile
@@ -55,6 +56,13 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[
     from safetensors.torch import save
 
     write_file(path, save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, metadata))
+
+
+def write_checkpoint(path: Path, content: dict) -> None:
+    """Write tensors and plain values as `read_pickle` reads them; the file appears complete or not at all."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    write_file(path, buffer.getvalue())
 
 
 def write_file(path: Path, content: bytes) -> None:

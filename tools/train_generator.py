@@ -23,7 +23,7 @@ import time
 from pathlib import Path
 
 import torch
-from antipure.methods.files import write_safetensors
+from antipure.methods.files import write_checkpoint, write_safetensors
 from antipure.methods.generators.procedural_faces import (
     EDITS,
     HAIR,
@@ -213,7 +213,7 @@ def main() -> None:
             save(args.out, average, {**vars(args), "out": args.out.name, "resume": bool(args.resume), **done})
             state = {"network": network.state_dict(), "average": average, "optimizer": optimizer.state_dict()}
             state |= {"generator": generator.get_state(), **done}
-            torch.save(state, state_file)
+            write_checkpoint(state_file, state)
     if last == args.steps:
         state_file.unlink()  # lies beside the file that is packaged
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -10,6 +11,9 @@ from torch import Tensor
 from ..errors import AntiPureError
 from ..pictures import check_picture, noise, random_stream, to_picture, to_pixels
 from .denoiser import Denoiser, add_noise, predict_x0
+
+if TYPE_CHECKING:
+    from diffusers import DDIMScheduler
 
 
 @torch.no_grad()
@@ -51,6 +55,7 @@ def generate(
             raise AntiPureError(f"The start is {tuple(start.shape[-2:])} pixels; give it {size}×{size}.")
     abar = denoiser.alphas_cumprod
     times = torch.linspace(total - 1, 0, steps, dtype=torch.float64).round().long().tolist()
+    scheduler = _respaced(abar[times])
     results, done = [], 0
     for part in denoiser.batching.batches(count, size, size):
         numbers = range(part.start, part.stop)
@@ -58,16 +63,26 @@ def generate(
         x = denoiser.encode(to_pixels(source.float()).to(denoiser.device))
         eps = noise(tuple(x.shape[1:]), [random_stream(seed, i) for i in numbers], x.device)
         x = eps if start is None else add_noise(x, eps, abar[times[0]].expand(len(x)))
-        for t, following in zip(times, [*times[1:], None], strict=True):
-            abar_t = abar[t].expand(len(x))
+        for place, t in zip(scheduler.timesteps, times, strict=True):
             eps = denoiser.predict_noise(x, torch.full((len(x),), t, device=x.device))
-            x0 = denoiser.clamp(predict_x0(x, eps, abar_t))
-            if following is not None:
-                # The direction that goes with the clamped x0, so that x_t stays what the model knows.
-                eps = (x - abar[t].sqrt() * x0) / (1 - abar[t]).sqrt()
-                x0 = add_noise(x0, eps, abar[following].expand(len(x)))
-            x = x0
+            x0 = denoiser.clamp(predict_x0(x, eps, abar[t].expand(len(x))))
+            x = scheduler.step(x0, place, x).prev_sample
             done += len(x)
             on_step(done, count * steps)
         results.append(to_picture(denoiser.decode(x)).cpu())
     return torch.cat(results)
+
+
+def _respaced(alphas_cumprod: Tensor) -> DDIMScheduler:
+    """diffusers' scheduler over a process of these timesteps only, highest noise first.
+
+    It takes x0_hat: the direction of the next step is then the one that goes with the clamped x0_hat, so that x_t
+    stays what the model knows. Its last step ends at x0_hat.
+    """
+    from diffusers import DDIMScheduler
+
+    steps = len(alphas_cumprod)
+    scheduler = DDIMScheduler(steps, prediction_type="sample", clip_sample=False, set_alpha_to_one=True)
+    scheduler.alphas_cumprod = alphas_cumprod.flip(0)
+    scheduler.set_timesteps(steps)
+    return scheduler

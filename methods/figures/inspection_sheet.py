@@ -9,16 +9,14 @@ from torch import Tensor
 
 from ..metrics import image as metrics
 from ..pictures import from_uint8, to_uint8
+from .canvas import BACKGROUND, FAINT, INK, PANEL, SOFT, drawn, heat_colours, pixel_axes, pixel_figure, rgb, style_axes
 
 CELL = 256
 MARGIN = 12
 CAPTION = 34
 AMPLIFICATION = 8
 HEAT_LEVELS = 16.0
-BACKGROUND, INK, SOFT = (24, 24, 27), (235, 235, 235), (150, 150, 155)
 CURVES = ((240, 180, 60), (90, 170, 250))
-# Dark to bright, perceptually even enough to read magnitudes from.
-HEAT = np.array([[0, 0, 8], [60, 15, 90], [140, 35, 110], [215, 70, 70], [250, 150, 40], [252, 250, 190]], np.float32)
 
 
 def _font(size: int):
@@ -43,17 +41,9 @@ def _image(picture: Tensor) -> Image.Image:
     return _fit(Image.fromarray(to_uint8(picture)[0]))
 
 
-def heat_colours(values: np.ndarray) -> np.ndarray:
-    """Values in 0..1, any shape, to colours in 0..255: the same shape and 3 channels."""
-    position = np.clip(values, 0, 1) * (len(HEAT) - 1)
-    low = np.minimum(position.astype(int), len(HEAT) - 2)
-    part = (position - low)[..., None]
-    return HEAT[low] * (1 - part) + HEAT[low + 1] * part
-
-
 def _heat(values: np.ndarray) -> Image.Image:
     """H×W values in 0..1 as a picture."""
-    return _fit(Image.fromarray(heat_colours(values).astype(np.uint8)))
+    return _fit(Image.fromarray(heat_colours(values)))
 
 
 def _difference(before: Tensor, after: Tensor) -> Image.Image:
@@ -73,26 +63,21 @@ def _spectrum(difference: Tensor) -> Image.Image:
 
 def _plot(curves: list[tuple[str, Tensor]], width: int) -> Image.Image:
     """Radial spectra in dB over 0..0.5 cycles per pixel."""
-    image = Image.new("RGB", (width, CELL), (34, 34, 38))
-    draw = ImageDraw.Draw(image)
-    font = _font(13)
-    left, right, top, bottom = 48, 14, 14, 30
     decibels = [10 * np.log10(values[0].cpu().numpy() + 1e-16) for _, values in curves]
     highest = 10 * np.ceil(max(d.max() for d in decibels) / 10)
     lowest = highest - 60
-    for level in np.arange(lowest, highest + 1, 20):
-        y = top + (highest - level) / 60 * (CELL - top - bottom)
-        draw.line([(left, y), (width - right, y)], fill=(60, 60, 66))
-        draw.text((6, y - 8), f"{level:.0f}", fill=SOFT, font=font)
-    for tick in (0, 0.125, 0.25, 0.375, 0.5):
-        x = left + tick / 0.5 * (width - left - right)
-        draw.text((x - 12, CELL - 24), f"{tick:g}", fill=SOFT, font=font)
-    for i, ((name, _), values) in enumerate(zip(curves, decibels, strict=True)):
-        xs = left + (np.arange(len(values)) + 0.5) / len(values) * (width - left - right)
-        ys = top + (highest - np.clip(values, lowest, highest)) / 60 * (CELL - top - bottom)
-        draw.line(list(zip(xs.tolist(), ys.tolist(), strict=True)), fill=CURVES[i], width=2)
-        draw.text((width - right - 8 - draw.textlength(name, font), top + 4 + 18 * i), name, fill=CURVES[i], font=font)
-    return image
+    figure = pixel_figure(width, CELL, PANEL)
+    axes = pixel_axes(figure, 48, 14, 14, 30)
+    style_axes(axes, PANEL, FAINT, SOFT)
+    axes.set_ylim(lowest, highest)
+    axes.set_xlim(0, 0.5)
+    axes.set_yticks(np.arange(lowest, highest + 1, 20))
+    axes.set_xticks((0, 0.125, 0.25, 0.375, 0.5), ("0", "0.125", "0.25", "0.375", "0.5"))
+    for (name, _), values, colour in zip(curves, decibels, CURVES, strict=False):
+        frequencies = (np.arange(len(values)) + 0.5) / len(values) / 2
+        axes.plot(frequencies, values.clip(lowest, highest), color=rgb(colour), linewidth=1.5, label=name)
+    axes.legend(loc="upper right", fontsize=9, frameon=False, labelcolor="linecolor")
+    return Image.fromarray(drawn(figure))
 
 
 def inspection_sheet(

@@ -1,17 +1,18 @@
-"""The losses of a training as a picture, drawn with Pillow."""
+"""The losses of a training as a picture."""
 
 from __future__ import annotations
 
 import math
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ..errors import AntiPureError
+from ..pictures import from_uint8
+from .canvas import drawn, pixel_axes, pixel_figure, rgb, style_axes
 
 COLOURS = {"total": (30, 30, 30), "clean": (31, 119, 180), "attacked": (214, 39, 40), "mmfa": (44, 160, 44)}
-MARGIN = (64, 16, 16, 32)  # left, top, right, bottom
+WHITE, GRID, TEXT = (255, 255, 255), (225, 225, 225), (90, 90, 90)
 SMALLEST = (200, 120)
 DECADES = 4
 
@@ -21,39 +22,34 @@ def loss_curve(history: list[dict[str, float]], width: int = 640, height: int = 
 
     history: `TrainingResult.history`. Raises `AntiPureError` when there is nothing to draw or no room for it.
     """
-    from PIL import Image, ImageDraw
-
     if not history:
         raise AntiPureError("There are no losses to draw; train for at least one step.")
     if width < SMALLEST[0] or height < SMALLEST[1]:
         raise AntiPureError(f"A curve of {width}×{height} cannot be read; use at least {SMALLEST[0]}×{SMALLEST[1]}.")
+    from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator
+
     curves = {name: _smooth([max(row[name], 1e-12) for row in history]) for name in COLOURS if name in history[0]}
-    logs = {name: np.log10(values) for name, values in curves.items()}
-    low = math.floor(min(v.min() for v in logs.values()) * 2) / 2
-    high = max(math.ceil(max(v.max() for v in logs.values()) * 2) / 2, low + 0.5)
+    low = math.floor(min(np.log10(v).min() for v in curves.values()) * 2) / 2
+    high = max(math.ceil(max(np.log10(v).max() for v in curves.values()) * 2) / 2, low + 0.5)
     low = max(low, high - DECADES)  # a loss that starts at 0 would leave no room for the others
-    logs = {name: values.clip(low, high) for name, values in logs.items()}
-    left, top, right, bottom = MARGIN[0], MARGIN[1], width - MARGIN[2], height - MARGIN[3]
-
-    def place(step: float, log: float) -> tuple[float, float]:
-        x = left + (right - left) * (step / max(len(history) - 1, 1))
-        return x, bottom - (bottom - top) * (log - low) / (high - low)
-
-    image = Image.new("RGB", (width, height), "white")
-    draw = ImageDraw.Draw(image)
-    for half in range(round(2 * low), round(2 * high) + 1):
-        y = place(0, half / 2)[1]
-        draw.line([(left, y), (right, y)], fill=(225, 225, 225))
-        draw.text((6, y - 6), f"{10 ** (half / 2):.2g}", fill=(90, 90, 90))
-    draw.line([(left, top), (left, bottom), (right, bottom)], fill=(90, 90, 90))
-    draw.text((left, bottom + 8), "1", fill=(90, 90, 90))
-    label = f"step {len(history)}"
-    draw.text((right - draw.textlength(label), bottom + 8), label, fill=(90, 90, 90))
-    for i, (name, values) in enumerate(logs.items()):
-        points = [place(step, value) for step, value in enumerate(values)]
-        draw.line(points if len(points) > 1 else [points[0], (right, points[0][1])], fill=COLOURS[name], width=2)
-        draw.text((right - 70, top + 4 + 14 * i), name, fill=COLOURS[name])
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255
+    figure = pixel_figure(width, height, WHITE)
+    axes = pixel_axes(figure, 64, 30, 16, 40)
+    style_axes(axes, WHITE, GRID, TEXT)
+    axes.set_yscale("log")
+    axes.set_ylim(10**low, 10**high)
+    axes.set_xlim(1, max(len(history), 2))
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high - low < 2 else (1,)))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True) if len(history) > 1 else FixedLocator([1]))
+    axes.set_xlabel("step", color=rgb(TEXT), fontsize=9)
+    for name, values in curves.items():
+        values = values if len(values) > 1 else np.repeat(values, 2)  # one step: a level line
+        steps, shown = np.arange(1, len(values) + 1), values.clip(10**low, 10**high)
+        axes.plot(steps, shown, color=rgb(COLOURS[name]), linewidth=1.5, label=name, clip_on=False)
+    above = {"loc": "lower right", "bbox_to_anchor": (1, 1), "ncols": len(curves)}
+    axes.legend(fontsize=9, frameon=False, labelcolor="linecolor", handlelength=1.5, columnspacing=1.5, **above)
+    return from_uint8(drawn(figure))
 
 
 def _smooth(values: list[float]) -> np.ndarray:

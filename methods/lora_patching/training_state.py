@@ -1,4 +1,4 @@
-"""The state of an unfinished patch training, in one safetensors file: parameters, Adam's moments, the losses so far.
+"""The state of an unfinished patch training, in one torch checkpoint: parameters, Adam's moments, the losses so far.
 
 There is no random state to keep: every step's random stream follows from the seed and the step's number.
 """
@@ -6,16 +6,15 @@ There is no random state to keep: every step's random stream follows from the se
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import AntiPureError
-from ..files import read_safetensors, write_safetensors
+from ..files import read_pickle, write_checkpoint
 
-METADATA_KEY = "antipure_training"
+FORMAT = "antipure-training-2"  # the first one was a safetensors file
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
@@ -32,13 +31,11 @@ def save_state(
     optimizer: torch.optim.Adam,
     history: list[dict[str, float]],
 ) -> None:
-    """Write the state; the file appears complete or not at all."""
-    tensors = {f"parameter.{i}": parameter for i, parameter in enumerate(parameters)}
-    for i, moments in optimizer.state_dict()["state"].items():
-        tensors |= {f"adam.{i}.{name}": moments[name] for name in MOMENTS}
-    # Parameters may share nothing, but safetensors insists on tensors of their own.
-    tensors = {key: value.detach().cpu().clone() for key, value in tensors.items()}
-    write_safetensors(path, tensors, {METADATA_KEY: json.dumps({"identity": identity, "history": history})})
+    """Write the state; the file appears complete or not at all. identity: plain values, no other objects."""
+    tensors = [parameter.detach() for parameter in parameters]
+    moments = optimizer.state_dict()["state"]
+    state = {"format": FORMAT, "identity": identity, "history": history, "parameters": tensors, "adam": moments}
+    write_checkpoint(path, state)
 
 
 def load_state(
@@ -46,30 +43,27 @@ def load_state(
 ) -> list[dict[str, float]]:
     """Take over a saved state; returns the losses of the steps that were done.
 
-    Raises `AntiPureError`, with nothing taken over, for a damaged file or one of another training.
+    Raises `AntiPureError`, with nothing taken over, for a damaged file, one of another training, and one of another
+    version of this package.
     """
     with torch.inference_mode(False):
-        tensors, metadata = read_safetensors(path)
-    try:
-        saved = json.loads(metadata[METADATA_KEY])
-        theirs, history = saved["identity"], list(saved["history"])
-    except (KeyError, ValueError, TypeError) as error:
-        raise AntiPureError(f"{path} holds no state of a patch training; give another file or delete it.") from error
-    ours = json.loads(json.dumps(identity))
-    different = [key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key)]
+        saved = read_pickle(path, "a training state of this version, or delete it to start anew")
+    if not isinstance(saved, dict) or saved.get("format") != FORMAT:
+        raise AntiPureError(f"{path} holds no state of a patch training; give another file or delete it.")
+    theirs = saved["identity"]
+    different = [key for key in {**identity, **theirs} if identity.get(key) != theirs.get(key)]
     if different:
         raise AntiPureError(
             f"{path} is the state of another training (different: {', '.join(sorted(different))}); give another file, "
             "or delete it to start anew."
         )
-    expected = {f"parameter.{i}": parameter.shape for i, parameter in enumerate(parameters)}
-    for i, parameter in enumerate(parameters):
-        expected |= {f"adam.{i}.{name}": parameter.shape if name != "step" else torch.Size() for name in MOMENTS}
-    if {key: value.shape for key, value in tensors.items()} != expected:
+    shapes = [parameter.shape for parameter in parameters]
+    expected = [dict(zip(MOMENTS, (torch.Size(), shape, shape), strict=True)) for shape in shapes]
+    found = [{name: moment.shape for name, moment in saved["adam"].get(i, {}).items()} for i in range(len(shapes))]
+    if [value.shape for value in saved["parameters"]] != shapes or found != expected:
         raise AntiPureError(f"{path} is incomplete; delete it to start anew.")
-    state = {i: {name: tensors[f"adam.{i}.{name}"] for name in MOMENTS} for i in range(len(parameters))}
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": saved["adam"]})
     with torch.no_grad():
-        for i, parameter in enumerate(parameters):
-            parameter.copy_(tensors[f"parameter.{i}"])
-    return history
+        for parameter, value in zip(parameters, saved["parameters"], strict=True):
+            parameter.copy_(value)
+    return saved["history"]

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ..figures.inspection_sheet import AMPLIFICATION, BACKGROUND, INK, SOFT, heat_colours
+from ..figures.canvas import BACKGROUND, DPI, FAINT, INK, PANEL, SOFT, drawn, heat_colours, rgb, style_axes
+from ..figures.inspection_sheet import AMPLIFICATION
 from ..pictures import from_uint8
 from .report import CLEAN, CONTROL_TITLES, MATCHED, PARTLY, PROTECTION, RANDOM, SMOOTH, SURVIVES, Column, Report
 from .text import verdict
 
-WIDTH, EDGE, DPI = 1480, 30, 100
+WIDTH, EDGE = 1480, 30
 LABELS, COLUMNS = 190, 12  # width of the row labels; purifiers side by side before the table goes on below
 TALL, SHORT, HEAD, GAP = 50, 24, 62, 52
 PLOT = 300
@@ -24,7 +25,6 @@ GAIN = f"x{AMPLIFICATION}"
 LINES = ((240, 180, 60), (90, 170, 250), (120, 200, 120), (220, 120, 200))
 CONTROLS = {MATCHED: "noise, same spectrum", RANDOM: "random noise", SMOOTH: "blur, attacks nothing"}
 DASHES: dict[str, Any] = {MATCHED: "--", RANDOM: ":", SMOOTH: "-."}
-PANEL, FAINT = (34, 34, 38), (60, 60, 66)
 HIGHEST_RATIO = 10.0
 
 
@@ -33,7 +33,6 @@ def robustness_sheet(report: Report, purifiers: tuple[str, ...] = ()) -> Tensor:
 
     purifiers: whose pictures are shown, by name; the first judging one and each protection's worst case by default.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     lines = [wrapped for line in verdict(report).split("\n") for wrapped in textwrap.wrap(line, 165)]
@@ -46,8 +45,7 @@ def robustness_sheet(report: Report, purifiers: tuple[str, ...] = ()) -> Tensor:
     top: float = 96 + 22 * len(lines)
     height = math.ceil(top + len(blocks) * table + plots * PLOT + len(strips) * strip + EDGE)
 
-    figure = Figure((WIDTH / DPI, height / DPI), dpi=DPI, facecolor=_rgb(BACKGROUND))
-    canvas = FigureCanvasAgg(figure)
+    figure = Figure((WIDTH / DPI, height / DPI), dpi=DPI, facecolor=rgb(BACKGROUND))
     page = _Page(figure, height)
     _title(page, report, lines)
     for block in blocks:
@@ -59,8 +57,7 @@ def robustness_sheet(report: Report, purifiers: tuple[str, ...] = ()) -> Tensor:
     for shown in strips:
         _strip(page, report, shown, top, side)
         top += strip
-    canvas.draw()
-    return from_uint8(np.asarray(canvas.buffer_rgba())[..., :3])
+    return from_uint8(drawn(figure))
 
 
 class _Page:
@@ -72,7 +69,7 @@ class _Page:
     def text(self, x: float, y: float, text: str, size: float = 10, colour=INK, **settings) -> None:
         settings = {"va": "top", "ha": "left", **settings}
         self.figure.text(
-            x / WIDTH, 1 - y / self.height, text, fontsize=size, color=_rgb(colour), parse_math=False, **settings
+            x / WIDTH, 1 - y / self.height, text, fontsize=size, color=rgb(colour), parse_math=False, **settings
         )
 
     def axes(self, x: float, y: float, width: float, height: float):
@@ -88,14 +85,10 @@ class _Page:
         return axes
 
 
-def _rgb(colour) -> tuple[float, float, float]:
-    return tuple(value / 255 for value in colour)
-
-
 def _colour(ratio: float) -> tuple[float, float, float]:
     """Dark at 1 and below, bright at `HIGHEST_RATIO`, on a logarithmic scale."""
     share = 0.12 + 0.8 * math.log(max(ratio, 1)) / math.log(HIGHEST_RATIO)
-    return _rgb(heat_colours(np.asarray(share)))
+    return rgb(heat_colours(np.asarray(share)))
 
 
 def _short(text: str, length: int = 22) -> str:
@@ -128,7 +121,7 @@ def _table(page: _Page, report: Report, block: tuple[Column, ...], top: float, h
     pictures = range(report.pictures)
 
     def put(x: float, y: float, text: str, size: float = 10, colour=INK, **settings) -> None:
-        colour = colour if max(colour) <= 1 else _rgb(colour)
+        colour = colour if max(colour) <= 1 else rgb(colour)
         settings = {"ha": "center", "va": "center", "parse_math": False, **settings}
         axes.text(x, y, text, fontsize=size, color=colour, **settings)
 
@@ -157,10 +150,10 @@ def _table(page: _Page, report: Report, block: tuple[Column, ...], top: float, h
         for i, column in enumerate(block):
             x, ratio = LABELS + i * step, report.mean_ratio(name, column)
             judges, worst = column in report.judging, column == lowest
-            face = _colour(ratio) if judges else _rgb(PANEL)
-            edge = _rgb(INK) if worst else _rgb(BACKGROUND)
+            face = _colour(ratio) if judges else rgb(PANEL)
+            edge = rgb(INK) if worst else rgb(BACKGROUND)
             axes.add_patch(_rectangle(x + 1, y + 1, step - 2, TALL - 2, face, edge, 2.5 if worst else 0))
-            ink = ((0, 0, 0) if sum(face) > 1.6 else _rgb(INK)) if judges else _rgb(SOFT)
+            ink = ((0, 0, 0) if sum(face) > 1.6 else rgb(INK)) if judges else rgb(SOFT)
             distortion, detail = (
                 mean(mean(getattr(report.cell(p, PROTECTION, name, column), of)) for p in pictures)
                 for of in ("distortion", "detail")
@@ -205,12 +198,7 @@ def _plots(page: _Page, report: Report, top: float) -> None:
 
 
 def _styled(axes):
-    axes.set_facecolor(_rgb(PANEL))
-    axes.grid(color=_rgb(FAINT), linewidth=0.6)
-    axes.tick_params(colors=_rgb(SOFT), labelsize=9, length=0)
-    axes.set_axisbelow(True)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
+    style_axes(axes, PANEL, FAINT, SOFT)
     return axes
 
 
@@ -227,7 +215,7 @@ def _legend(axes, lines: list | None = None) -> None:
         handlelength=2.4,
     )
     for text in found.get_texts():
-        text.set_color(_rgb(INK))
+        text.set_color(rgb(INK))
         text.set_parse_math(False)
 
 
@@ -238,7 +226,7 @@ def _curves(axes, report: Report) -> None:
     styles = {PROTECTION: "-", **{kind: DASHES[kind] for kind in report.controls}}
     lines = []
     for i, name in enumerate(report.protections):
-        colour = _rgb(LINES[i % len(LINES)])
+        colour = rgb(LINES[i % len(LINES)])
         for kind, style in styles.items():
             curves = [report.row(p, kind, name).curve for p in range(report.pictures)]
             values = [max(mean(points), 1e-5) for points in zip(*curves, strict=True)]
@@ -247,7 +235,7 @@ def _curves(axes, report: Report) -> None:
         lines.append(Line2D([], [], color=colour, marker="o", markersize=5, linewidth=2.2, label=_short(name, 16)))
     for kind in report.controls:
         title = CONTROL_TITLES[kind]
-        lines.append(Line2D([], [], color=_rgb(SOFT), linestyle=DASHES[kind], linewidth=1.4, label=title))
+        lines.append(Line2D([], [], color=rgb(SOFT), linestyle=DASHES[kind], linewidth=1.4, label=title))
     axes.set_yscale("log")
     axes.set_xscale("log")
     axes.set_xticks(report.iterations, [str(i) for i in report.iterations])
@@ -261,12 +249,12 @@ def _worst(axes, report: Report) -> None:
     places = range(1, report.pictures + 1)
     for i, name in enumerate(report.protections):
         ratios = [report.worst(p, name).ratio for p in range(report.pictures)]
-        colour, marker = _rgb(LINES[i % len(LINES)]), "osD^"[i % 4]
+        colour, marker = rgb(LINES[i % len(LINES)]), "osD^"[i % 4]
         axes.plot(places, ratios, linestyle="", marker=marker, markersize=7, color=colour, label=_short(name, 16))
     for level, text in ((SURVIVES, "survives"), (PARTLY, "in part")):
-        axes.axhline(level, color=_rgb(SOFT), linewidth=1, linestyle="--")
+        axes.axhline(level, color=rgb(SOFT), linewidth=1, linestyle="--")
         axes.annotate(text, (1, level), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8.5,
-                      color=_rgb(SOFT))  # fmt: skip
+                      color=rgb(SOFT))  # fmt: skip
     axes.set_xlim(0.5, report.pictures + 0.5)
     axes.set_ylim(bottom=0)
     axes.set_xticks(places if report.pictures <= 20 else range(1, report.pictures + 1, -(-report.pictures // 20)))

@@ -115,26 +115,38 @@ def test_a_pack_needs_its_licence_and_gives_its_members_only(server, registry, t
     assert len(lying_in(tmp_path / "insightface/models/pack")) == 2
 
 
-class Full:
-    name = "/disk/x"
+def fails_writing(error: BaseException):
+    """A stand-in for torch.hub's progress bar, which is told of every block that is written."""
 
-    def write(self, block):
-        raise OSError(errno.ENOSPC, "No space left on device")
+    class Bar:
+        def __init__(self, **settings):
+            pass
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def update(self, _):
+            raise error
+
+    return Bar
 
 
 FAILURES = {
     "HTTP status 404": lambda s, r, m: s.content.clear(),
     "HTTP status 503": lambda s, r, m: s.content.update({"/m/tiny.pth": 503, "/m/pack.zip": 503}),
-    "broke off after": lambda s, r, m: s.broken.update(s.content),
-    "wrong checksum.*thrown away": lambda s, r, m: s.content.update(
+    "broken off or changed": lambda s, r, m: s.broken.update(s.content),
+    "sha256 is not.*thrown away": lambda s, r, m: s.content.update(
         {key: value[:-1] + b"!" for key, value in s.content.items()}
     ),
     "check the network": lambda s, r, m: r.update(
         {key: replace(value, url="http://127.0.0.1:9/m/x.pth") for key, value in r.items()}
     ),
     "MB free and": lambda s, r, m: r.update({key: replace(value, size=10**18) for key, value in r.items()}),
-    "disk is full; make room": lambda s, r, m: m.setattr(
-        fetch_models, "_write", lambda file, block, write=fetch_models._write: write(Full(), block)
+    "No space left on device.; make room": lambda s, r, m: m.setattr(
+        torch.hub, "tqdm", fails_writing(OSError(errno.ENOSPC, "No space left on device"))
     ),
 }
 
@@ -173,13 +185,12 @@ def test_what_was_there_stays_when_it_fails(server, registry, tmp_path):
 def test_ctrl_c_leaves_nothing(server, registry, tmp_path, monkeypatch, capsys, name):
     seen = []
 
-    def write(file, block):
-        seen.append(lying_in(tmp_path))
-        if len(seen) == 2 or name == "pack":
-            raise KeyboardInterrupt
-        file.write(block)
+    class Bar(fails_writing(KeyboardInterrupt())):
+        def update(self, size):
+            seen.append(lying_in(tmp_path))
+            super().update(size)
 
-    monkeypatch.setattr(fetch_models, "_write", write)
+    monkeypatch.setattr(torch.hub, "tqdm", Bar)
     monkeypatch.setattr(fetch_models, "MODELS", registry)
     assert main(["fetch-models", name, "--models", str(tmp_path), "--accept-licence"]) == 130
     assert re.search(r"\.partial$", seen[-1][-1]), "it was being written"

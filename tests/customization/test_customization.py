@@ -293,7 +293,22 @@ def test_generate_is_ddim(denoiser):
     assert not torch.equal(found, generate(denoiser, 3, 16, seed=5, steps=5))
     abar = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
     x = torch.randn(3, 16, 16, generator=random_stream(4, 1)).double().numpy()
-    times = [999, 749, 500, 250, 0]
+    expected = ddim_by_hand(denoiser, x, abar, [999, 749, 500, 250, 0])
+    assert torch.allclose(found[1].double(), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(("timestep", "times"), [(200, [199, 100, 0]), (7, [6]), (4, [3, 2, 1, 0])])
+def test_generate_from_a_start_is_ddim_over_any_timesteps(denoiser, timestep, times):
+    start = pictures(1, 16)
+    found = generate(denoiser, 1, 16, seed=4, steps=len(times), start=start, timestep=timestep)
+    abar = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
+    eps = torch.randn(3, 16, 16, generator=random_stream(4, 0)).double().numpy()
+    x = np.sqrt(abar[times[0]]) * (start[0].double().numpy() * 2 - 1) + np.sqrt(1 - abar[times[0]]) * eps
+    assert torch.allclose(found[0].double(), ddim_by_hand(denoiser, x, abar, times), atol=1e-5)
+
+
+def ddim_by_hand(denoiser: PixelDenoiser, x: np.ndarray, abar: np.ndarray, times: list[int]) -> torch.Tensor:
+    """Song et al., ICLR 2021, eq. 12 with sigma = 0 and x0 clamped; x: 3×H×W, the result in 0..1."""
     for i, t in enumerate(times):
         with torch.no_grad():
             eps = denoiser.network(torch.from_numpy(x).float()[None], torch.tensor([t])).sample[0].double().numpy()
@@ -301,7 +316,7 @@ def test_generate_is_ddim(denoiser):
         eps = (x - np.sqrt(abar[t]) * x0) / np.sqrt(1 - abar[t])
         following = abar[times[i + 1]] if i + 1 < len(times) else 1.0
         x = np.sqrt(following) * x0 + np.sqrt(1 - following) * eps
-    assert torch.allclose(found[1].double(), torch.from_numpy(x / 2 + 0.5).clamp(0, 1), atol=1e-4)
+    return torch.from_numpy(x / 2 + 0.5).clamp(0, 1)
 
 
 def test_generate_from_a_start_stays_near_it(denoiser):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import replace
 from functools import partial
 
@@ -12,7 +13,6 @@ from antipure.methods.architecture import fingerprint
 from antipure.methods.attacks.pgd import pgd
 from antipure.methods.attacks.settings import AttackSettings
 from antipure.methods.errors import AntiPureError
-from antipure.methods.figures.loss_curve import loss_curve
 from antipure.methods.lora_patching.disrupting import disruption_loss
 from antipure.methods.lora_patching.mmfa import MMFA
 from antipure.methods.lora_patching.patch import is_patched, patched
@@ -21,6 +21,7 @@ from antipure.methods.lora_patching.training import TrainingConfig, fit_faces, t
 from antipure.methods.lora_patching.warning import picture_warning, share_visible, text_warning, visibility, warned
 from antipure.methods.metrics.encoders import Encoder
 from antipure.methods.pictures import to_picture, to_pixels
+from safetensors.torch import save_file
 from torch import nn
 
 SIDE = 16
@@ -151,7 +152,7 @@ def test_resuming_equals_running_through(generator, tmp_path, gate):
     faces, config = make_faces(5), replace(QUICK, gate=gate, save_every=2, epochs=2)
     whole = train_patch(generator, faces, config)
     assert len(whole.history) == 2 * 3 * 2
-    before, state = state_of(generator), tmp_path / "state.safetensors"
+    before, state = state_of(generator), tmp_path / "face.state"
     for stop in (1, 5):
 
         def cancel(done, total, picture=None, loss=None, stop=stop):
@@ -178,7 +179,7 @@ def test_resuming_equals_running_through(generator, tmp_path, gate):
 
 
 def test_states_that_do_not_belong(generator, tmp_path):
-    faces, state = make_faces(2), tmp_path / "state.safetensors"
+    faces, state = make_faces(2), tmp_path / "face.state"
     train_patch(generator, faces, QUICK, state_file=state)
     before = state_of(generator)
 
@@ -194,11 +195,16 @@ def test_states_that_do_not_belong(generator, tmp_path):
     refuse("different: mmfa", mmfa=MMFA(lambda x: x.mean((2, 3)), None))
     content = state.read_bytes()
     state.write_bytes(content[:-5])
-    refuse("not a complete safetensors")
-    state.write_bytes(content)
-    result = train_patch(generator, faces, QUICK)
-    save_patch(result.patch, state)
+    refuse("not a complete checkpoint")
+    saved = torch.load(io.BytesIO(content), weights_only=True)
+    torch.save({**saved, "adam": {}}, state)
+    refuse("is incomplete")
+    torch.save({"weights": saved["parameters"]}, state)
     refuse("holds no state of a patch training")
+    torch.save({**saved, "history": print}, state)
+    refuse("could run code")
+    save_file({"parameter.0": torch.zeros(1)}, state, metadata={"antipure_training": "{}"})
+    refuse("give a training state of this version, or delete it to start anew")
 
 
 def test_the_seed_decides_the_patch_and_nothing_else_does(generator):
@@ -432,23 +438,6 @@ def test_visibility_is_a_correlation():
     assert share_visible(values) == 0.5
 
 
-@pytest.mark.parametrize("steps", [1, 2, 300])
-def test_loss_curves(steps):
-    history = [{"clean": 1 / (i + 1), "attacked": 2 / (i + 1), "mmfa": 0.0, "total": 3 / (i + 1)} for i in range(steps)]
-    picture = loss_curve(history)
-    assert picture.shape == (1, 3, 360, 640)
-    assert 0 <= picture.min() < picture.max() <= 1
-    colours = {tuple(c.tolist()) for c in (picture[0].flatten(1).T * 255).round().int().unique(dim=0)}
-    assert {(30, 30, 30), (31, 119, 180), (214, 39, 40), (44, 160, 44)} <= colours
-
-
-def test_loss_curves_of_nothing():
-    with pytest.raises(AntiPureError, match="no losses"):
-        loss_curve([])
-    with pytest.raises(AntiPureError, match="cannot be read"):
-        loss_curve([{"total": 1.0}], 20, 20)
-
-
 def test_previews_are_pictures_of_the_generator(generator):
     shown = []
     faces = make_faces(1)
@@ -458,9 +447,3 @@ def test_previews_are_pictures_of_the_generator(generator):
         plain = to_picture(generator.edit(to_pixels(faces), "hair"))
     torch.testing.assert_close(shown[0][..., :SIDE], faces)
     torch.testing.assert_close(shown[0][..., SIDE : 2 * SIDE], plain, atol=1e-5, rtol=0)
-
-
-def test_a_loss_that_starts_at_zero_leaves_room_for_the_others():
-    curve = loss_curve([{"clean": 0.0, "total": 0.5}, {"clean": 0.1, "total": 0.2}])
-    dark = (curve[0].mean(0) < 0.2)[:, 100:500].any(1)  # the total's line, without its label
-    assert dark.sum() > 20, "less than half a decade, over a visible part of the height"

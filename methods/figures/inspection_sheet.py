@@ -91,7 +91,6 @@ def inspection_sheet(
     """
     o, p = original, protected
     cost = f"PSNR {metrics.psnr(o, p)[0]:.2f} dB, SSIM {metrics.ssim(o, p)[0]:.3f}"
-    both = purified is not None and purified_clean is not None
     rows: list[list[tuple[str, str, Image.Image]]] = [
         [("Original", "", _image(o)), ("Protected", cost, _image(p))],
         [
@@ -117,7 +116,7 @@ def inspection_sheet(
         rows[0].append(
             ("Purified protected", f"PSNR to original {metrics.psnr(o, purified)[0]:.2f} dB", _image(purified))
         )
-    if both:
+    if purified is not None and purified_clean is not None:
         left = f"structural distortion {metrics.structural_distortion(purified_clean, purified)[0]:.4f}"
         detail = f"detail ratio {metrics.detail_ratio(purified_clean, purified)[0]:.2f}"
         rows[1] += [

@@ -47,8 +47,16 @@ def loss_curve(history: list[dict[str, float]], width: int = 640, height: int = 
         values = values if len(values) > 1 else np.repeat(values, 2)  # one step: a level line
         steps, shown = np.arange(1, len(values) + 1), values.clip(10**low, 10**high)
         axes.plot(steps, shown, color=rgb(COLOURS[name]), linewidth=1.5, label=name, clip_on=False)
-    above = {"loc": "lower right", "bbox_to_anchor": (1, 1), "ncols": len(curves)}
-    axes.legend(fontsize=9, frameon=False, labelcolor="linecolor", handlelength=1.5, columnspacing=1.5, **above)
+    axes.legend(
+        loc="lower right",  # of a box above the axes
+        bbox_to_anchor=(1, 1),
+        ncols=len(curves),
+        fontsize=9,
+        frameon=False,
+        labelcolor="linecolor",
+        handlelength=1.5,
+        columnspacing=1.5,
+    )
     return from_uint8(drawn(figure))
 
 

@@ -93,15 +93,15 @@ class _Translator(nn.Module):
         super().__init__()
         blocks = [_Middle(c, out) for c, out in zip(channels, channels[1:], strict=False)]
         self.model = nn.Sequential(nn.Conv2d(code, channels[0], 1), *blocks)
-        self.style_to_params = nn.Linear(style, sum(sum(block.widths) for block in blocks))
+        self.widths = [sum(block.widths) for block in blocks]
+        self.style_to_params = nn.Linear(style, sum(self.widths))
         self.features = nn.Sequential(nn.Conv2d(channels[-1], code, 1))
         self.masks = nn.Sequential(nn.Conv2d(channels[-1], code, 1), nn.Sigmoid())
 
     def forward(self, code: Tensor, style: Tensor) -> Tensor:
         first, *blocks = self.model
         y = first(code)
-        widths = [sum(block.widths) for block in blocks]
-        for block, part in zip(blocks, self.style_to_params(style).split(widths, 1), strict=True):
+        for block, part in zip(blocks, self.style_to_params(style).split(self.widths, 1), strict=True):
             y = block(y, part)
         return torch.lerp(code, self.features(y), self.masks(y))
 
@@ -166,7 +166,7 @@ class HiSDNetwork(nn.Module):
         noise: int = 32,
     ):
         super().__init__()
-        self.noise = noise
+        self.attributes, self.noise = tuple(attributes), noise
         down = [_Down(c, out, norm=True) for c, out in zip(encoder, encoder[1:], strict=False)]
         self.encoder = nn.Sequential(nn.Conv2d(3, encoder[0], 1), *down)
         mirrored = encoder[::-1]
@@ -198,6 +198,7 @@ class HiSD(Generator):
     """
 
     name = "HiSD"
+    network: HiSDNetwork
 
     def __init__(
         self,
@@ -207,7 +208,7 @@ class HiSD(Generator):
         size: int = 256,
         seed: int = 0,
     ):
-        counts = tuple(len(mapper.post_models) for mapper in network.mappers)
+        counts = network.attributes
         if tags is None and counts == tuple(len(names) for _, names in TAGS):
             tags = TAGS
         elif tags is None:

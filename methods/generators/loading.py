@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +29,7 @@ NESTS = ("gen_test", "gen", "G", "generator", "state_dict")
 # Bookkeeping of normalisation layers; batch normalisation needs its means and variances, StarGAN's must not use them.
 COUNTERS = ("num_batches_tracked",)
 STATISTICS = ("running_mean", "running_var", *COUNTERS)
+Network = TypeVar("Network", bound=nn.Module)
 
 
 def load_generator(
@@ -161,7 +163,7 @@ def _shape(state: dict[str, Tensor], key: str) -> torch.Size:
     return state[key].shape
 
 
-def _fill(network: nn.Module, state: dict[str, Tensor], ignored: tuple[str, ...] = ()) -> nn.Module:
+def _fill(network: Network, state: dict[str, Tensor], ignored: tuple[str, ...] = ()) -> Network:
     """A network built without memory, given the state's weights as float32; `ignored`: last parts of names."""
     state = {key: value.float() for key, value in state.items() if key.rpartition(".")[2] not in ignored}
     targets = {k: v for k, v in network.state_dict().items() if k.rpartition(".")[2] not in COUNTERS}

@@ -77,7 +77,7 @@ def _own(value):
 
 @contextmanager
 def _replaced_forward(modules: list[nn.Module], wrap: Callable[[Callable], Callable]) -> Iterator[None]:
-    replaced: list[tuple[nn.Module, object]] = []
+    replaced: list[tuple[nn.Module, Callable | None]] = []
     try:
         for module in modules:
             replaced.append((module, vars(module).get("forward")))

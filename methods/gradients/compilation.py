@@ -15,6 +15,7 @@ MODES = (OFF, COMPILED, CUDA_GRAPHS)
 # How far results may be apart, relative: rounding, more of it in half precision. torch 2.13's compiler for CPUs gets
 # the gradient of the bundled network wrong by more than a tenth.
 SINGLE, HALF = 0.01, 0.05
+Call = Callable[[Tensor, Tensor], Tensor]
 
 
 class CompiledNetwork:
@@ -46,19 +47,20 @@ class CompiledNetwork:
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         """network(x, t).sample"""
-        if self._compiled is None or self._state() != self._modules:
+        compiled = self._compiled
+        if compiled is None or self._state() != self._modules:
             return self.plain(x, t)
         try:
             case = (tuple(x.shape), torch.is_grad_enabled())
             if case not in self._checked:
-                apart = self._apart(x, t)
+                apart = self._apart(compiled, x, t)
                 if not apart <= (HALF if torch.is_autocast_enabled(x.device.type) else SINGLE):
                     self._compiled = None
                     message = "Compiled, the network gives other results (%.2g apart); it runs as it is from now on."
                     log.warning(message, apart)
                     return self.plain(x, t)
                 self._checked.add(case)
-            out = self._compiled(x, t)
+            out = compiled(x, t)
             # A replay writes where the last one wrote: what is handed out must not be overwritten by the next.
             return out.clone() if self.mode == CUDA_GRAPHS else out
         except torch.cuda.OutOfMemoryError:
@@ -72,15 +74,15 @@ class CompiledNetwork:
         """The network as it is."""
         return self.network(x, t).sample
 
-    def _apart(self, x: Tensor, t: Tensor) -> float:
+    def _apart(self, compiled: Call, x: Tensor, t: Tensor) -> float:
         """How far the two ways are apart, relative: in the result, or its gradient where gradients are asked for."""
         # The backward pass, too, is compiled here, where what it raises can be caught.
-        mine, plain = self._outcome(self._compiled, x, t), self._outcome(self.plain, x, t)
+        mine, plain = self._outcome(compiled, x, t), self._outcome(self.plain, x, t)
         apart = [(a - b).norm() / b.norm().clamp(min=1e-30) for a, b in zip(mine, plain, strict=True)]
         return float(torch.stack(apart).max())  # NaN where one of them is
 
     @staticmethod
-    def _outcome(network: Callable[[Tensor, Tensor], Tensor], x: Tensor, t: Tensor) -> list[Tensor]:
+    def _outcome(network: Call, x: Tensor, t: Tensor) -> list[Tensor]:
         if not torch.is_grad_enabled():
             return [network(x, t).clone().float()]
         probe = x.detach().clone().requires_grad_()

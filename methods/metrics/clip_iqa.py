@@ -9,6 +9,7 @@ torchmetrics; the paper's ResNet-50 without position embedding gives other figur
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -33,7 +34,7 @@ class ClipIqa:
 
     def __init__(self, folder: str | Path, *, prompts: tuple[str, str] = PROMPTS, device: torch.device | str = "cpu"):
         folder = Path(folder)
-        model = load_transformers(folder)
+        model: Any = load_transformers(folder)  # with transformers' own methods, if it is a CLIP
         if getattr(model.config, "model_type", None) != "clip":
             raise AntiPureError(f"{folder} holds a {type(model).__name__}; CLIP-IQA needs a CLIP with both encoders.")
         size, self.mean, self.std = preprocessing(folder, model.config.vision_config)
@@ -42,7 +43,7 @@ class ClipIqa:
         self.size, self.device = size, device
         self.name = f"CLIP-IQA, {folder.name}"
         tokens = _tokens(folder, prompts)
-        self.model = model.eval().requires_grad_(False).to(device)
+        self.model: Any = model.eval().requires_grad_(False).to(device)
         with torch.no_grad():
             texts = self.model.get_text_features(**{key: value.to(device) for key, value in tokens.items()})
         self.anchors = F.normalize(_tensor(texts).float(), dim=1)

@@ -58,8 +58,8 @@ def kernel_distance(
     for _ in range(subsets):
         chosen = [x[torch.randperm(len(x), generator=generator)[:size].to(x.device)] for x in (a, b)]
         values.append(_mmd(*chosen))
-    values = torch.stack(values)
-    return float(values.mean()), float(values.std(correction=0))
+    drawn = torch.stack(values)
+    return float(drawn.mean()), float(drawn.std(correction=0))
 
 
 def _mmd(a: Tensor, b: Tensor) -> Tensor:
@@ -155,7 +155,8 @@ class DenoiserFeatures:
         eps = torch.randn(x.shape[1:], generator=random_stream(0, self.timestep)).to(x)
         x_t = add_noise(x, eps.expand_as(x), self.denoiser.alphas_cumprod[self.timestep])
         kept: list[Tensor] = []
-        handle = self.denoiser.network.mid_block.register_forward_hook(lambda module, inputs, out: kept.append(out))
+        middle = self.denoiser.network.get_submodule("mid_block")
+        handle = middle.register_forward_hook(lambda module, inputs, out: kept.append(out))
         try:
             self.denoiser.predict(x_t, torch.full((len(x),), self.timestep, device=x.device))
         finally:

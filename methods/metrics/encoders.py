@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +23,7 @@ from .inception import SIGNATURE, FidInception
 from .lpips import AlexNet
 
 RESNET_FEATURE_SIZE = 224
+Channels = tuple[float, float, float]  # one number for each of red, green and blue
 
 
 def transformers_encoder(folder: str | Path) -> Encoder:
@@ -35,11 +37,10 @@ def transformers_encoder(folder: str | Path) -> Encoder:
     vision, config = _vision_part(model, folder)
     size, mean, std = preprocessing(folder, config)
 
+    features = getattr(model, "get_image_features", vision)
+
     def embed(pictures: Tensor) -> Tensor:
-        if hasattr(model, "get_image_features"):
-            found = model.get_image_features(pixel_values=pictures)
-        else:
-            found = vision(pixel_values=pictures)
+        found = features(pixel_values=pictures)
         return found if isinstance(found, Tensor) else pooled(found)
 
     return Encoder(folder.name, embed, size, mean, std, model)
@@ -75,25 +76,26 @@ def _vision_part(model: nn.Module, folder: Path) -> tuple[nn.Module, object]:
     return vision, config
 
 
-def pooled(output: object) -> Tensor:
+def pooled(output: Any) -> Tensor:
     """The one vector per picture or text in a transformers output."""
     pooled = getattr(output, "pooler_output", None)
     return output.last_hidden_state[:, 0] if pooled is None else pooled.flatten(1)  # without a pooler: the CLS token
 
 
-def preprocessing(folder: Path, config: object) -> tuple[int | None, tuple, tuple]:
+def preprocessing(folder: Path, config: object) -> tuple[int | None, Channels, Channels]:
     """Side in pixels, mean and deviation that a transformers folder asks for."""
     size, mean, std = getattr(config, "image_size", None), IMAGENET_MEAN, IMAGENET_STD
     path = folder / "preprocessor_config.json"
     if path.is_file():
         try:
             settings = json.loads(path.read_text(encoding="utf-8"))
-            mean = tuple(float(v) for v in settings.get("image_mean", mean))
-            std = tuple(float(v) for v in settings.get("image_std", std))
+            means = [float(v) for v in settings.get("image_mean", mean)]
+            deviations = [float(v) for v in settings.get("image_std", std)]
         except (ValueError, TypeError, AttributeError) as error:
             raise AntiPureError(f"{path} is damaged; download or copy the folder again.") from error
-        if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+        if len(means) != 3 or len(deviations) != 3 or min(deviations) <= 0:
             raise AntiPureError(f"{path} holds no usable normalisation; download or copy the folder again.")
+        mean, std = (means[0], means[1], means[2]), (deviations[0], deviations[1], deviations[2])
     return size if isinstance(size, int) else None, mean, std
 
 
@@ -122,15 +124,17 @@ def file_encoder(path: str | Path) -> Encoder:
     state = _state_dict(path)
     if SIGNATURE in state:
         with torch.inference_mode(False):
-            network = FidInception()
-            _load_state(network, {k: v for k, v in state.items() if not k.startswith("fc.")}, path, "FID's InceptionV3")
-        return Encoder(f"InceptionV3 ({Path(path).name})", network, None, (0.5,) * 3, (0.5,) * 3, network)
+            inception = FidInception()
+            known = {k: v for k, v in state.items() if not k.startswith("fc.")}
+            _load_state(inception, known, path, "FID's InceptionV3")
+        half = (0.5, 0.5, 0.5)
+        return Encoder(f"InceptionV3 ({Path(path).name})", inception, None, half, half, inception)
     if "features.0.weight" in state and tuple(state["features.0.weight"].shape) == (64, 3, 11, 11):
         with torch.inference_mode(False):
-            network = AlexNet()
+            alexnet = AlexNet()
             known = {k: v for k, v in state.items() if k.startswith("features.")}
-            _load_state(network, known, path, "AlexNet")
-        return Encoder(f"AlexNet ({Path(path).name})", network, RESNET_FEATURE_SIZE, module=network)
+            _load_state(alexnet, known, path, "AlexNet")
+        return Encoder(f"AlexNet ({Path(path).name})", alexnet, RESNET_FEATURE_SIZE, module=alexnet)
     return resnet50_encoder(path)
 
 
@@ -169,8 +173,8 @@ class Encoder:
     name: str
     embed: Callable[[Tensor], Tensor]
     size: int | None = None
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
+    mean: Channels = IMAGENET_MEAN
+    std: Channels = IMAGENET_STD
     module: nn.Module | None = None
 
     def __post_init__(self) -> None:

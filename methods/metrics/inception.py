@@ -7,6 +7,8 @@ pytorch-fid's state dict.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -64,7 +66,8 @@ class BlockB(nn.Module):
 class BlockC(nn.Module):
     def __init__(self, width: int):
         super().__init__()
-        across, down = {"kernel": (1, 7), "padding": (0, 3)}, {"kernel": (7, 1), "padding": (3, 0)}
+        across: dict[str, Any] = {"kernel": (1, 7), "padding": (0, 3)}
+        down: dict[str, Any] = {"kernel": (7, 1), "padding": (3, 0)}
         self.branch1x1 = Conv(768, 192, 1)
         self.branch7x7_1 = Conv(768, width, 1)
         self.branch7x7_2 = Conv(width, width, **across)

@@ -74,7 +74,8 @@ class Lpips:
             raise AntiPureError(f"LPIPS needs pictures of at least {SMALLEST}×{SMALLEST} pixels.")
         a, b = self._stages(first), self._stages(second)
         pairs = zip(a, b, self.heads, strict=True)
-        return sum(((x - y).square() * head.to(x)).sum(1).mean((1, 2)) for x, y, head in pairs)
+        terms = [((x - y).square() * head.to(x)).sum(1).mean((1, 2)) for x, y, head in pairs]
+        return sum(terms[1:], start=terms[0])
 
     def _stages(self, picture: Tensor) -> list[Tensor]:
         weight = self.backbone.features[0].weight

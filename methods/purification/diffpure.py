@@ -44,7 +44,8 @@ def diffpure(
     """
     check_picture(picture)
     check_purifier(denoiser, timestep, iterations, substeps=substeps)
-    if resize and denoiser.tile is None:
+    side = denoiser.tile if resize else None
+    if resize and side is None:
         raise AntiPureError("This denoiser has no native size to resize to; use 'diffpure' at the picture's own size.")
     total, done = len(picture) * iterations * (substeps or timestep), 0
 
@@ -57,8 +58,7 @@ def diffpure(
     for single in picture.float().split(1):
         h, w = single.shape[-2:]
         pixels = to_pixels(single)
-        if resize:
-            side = denoiser.tile
+        if side is not None:
             pixels = F.interpolate(pixels, (side, side), mode="bicubic", antialias=True).clamp(-1, 1)
         else:
             pixels = pad_reflect(pixels, round_up(h, denoiser.multiple), round_up(w, denoiser.multiple))

@@ -103,12 +103,19 @@ class Purifier:
     @property
     def iterations(self) -> int | None:
         """How many GrIDPure iterations it runs; None unless it is one GrIDPure alone."""
-        alone = len(self.steps) == 1 and getattr(self.steps[0], "method", None) == "gridpure"
-        return self.steps[0].value if alone else None
+        alone = self._gridpure_alone()
+        return None if alone is None else alone.value
 
     def with_iterations(self, iterations: int) -> Purifier:
         """The same purifier, which is one GrIDPure alone, with another number of iterations."""
-        return Purifier([replace(self.steps[0], value=iterations)], self.denoisers, self.seed)
+        alone = self._gridpure_alone()
+        if alone is None:
+            raise ValueError(f"{self} is not one GrIDPure alone.")
+        return Purifier([replace(alone, value=iterations)], self.denoisers, self.seed)
+
+    def _gridpure_alone(self) -> Purification | None:
+        step = self.steps[0] if len(self.steps) == 1 else None
+        return step if isinstance(step, Purification) and step.method == "gridpure" else None
 
     def after_iterations(
         self, picture: Tensor, iterations: Iterable[int], progress: Progress = silent

@@ -7,6 +7,8 @@ tiles are batched: every tile draws from its own stream.
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from ..diffusion.denoiser import Denoiser
@@ -36,7 +38,7 @@ def purify(
         raise AntiPureError(f"There is no purifier '{method}'; choose one of {', '.join(METHODS)}.")
     if method == "vae":
         return vae_round_trip(picture, denoiser, iterations=iterations, progress=progress)
-    settings = {"timestep": timestep, "iterations": iterations, "seed": seed, "progress": progress}
+    settings: dict[str, Any] = {"timestep": timestep, "iterations": iterations, "seed": seed, "progress": progress}
     if method == "gridpure":
         return gridpure(picture, denoiser, gamma=gamma, substeps=substeps, **settings)
     return diffpure(picture, denoiser, resize=method == "diffpure_resized", substeps=substeps, **settings)

@@ -99,7 +99,7 @@ def add_gaussian_noise(picture: Tensor, levels: float = 8.0, seed: int = 0, stre
     return _saved(picture + levels / 255 * drawn)
 
 
-def median(picture: Tensor, window: int = 3) -> Tensor:
+def median(picture: Tensor, window: float = 3) -> Tensor:
     """Median of each channel over window×window pixels, window 3, 5, ... 15."""
     check_picture(picture)
     if window != int(window) or window % 2 == 0 or not 3 <= window <= 15:

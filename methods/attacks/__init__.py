@@ -1,0 +1,1 @@
+"""Projected gradient ascent: the one loop, its ball, its settings, and losses over tiles and over several denoisers."""

@@ -1,0 +1,1 @@
+"""Pictures and tables that reports are made of."""

@@ -1,0 +1,1 @@
+"""Gradients through networks that somebody else loaded, within the memory there is."""

@@ -124,8 +124,8 @@ def defence_report(
     if not edits:
         raise AntiPureError(f"No edit was given; choose some of {', '.join(generator.edits)}.")
     faces = round_8bit(faces.to(generator.device))
-    distances = {name: ([], []) for name in INPUTS}
-    correlations = {name: ([], []) for name in INPUTS}
+    distances: dict[str, tuple[list[Tensor], list[Tensor]]] = {name: ([], []) for name in INPUTS}
+    correlations: dict[str, tuple[list[Tensor], list[Tensor]]] = {name: ([], []) for name in INPUTS}
     fidelity: list[tuple[Tensor, Tensor]] = []
     examples: dict[str, Tensor] = {}
     parts = [slice(i, min(i + batch, len(faces))) for i in range(0, len(faces), batch)]
@@ -158,8 +158,8 @@ def defence_report(
         visible = [share_visible(torch.cat(v)) if v else math.nan for v in correlations[name]]
         rates = [success_rate(torch.cat(v), SUCCESS_THRESHOLD) for v in distances[name]]
         rows.append(Row(name, *rates, *visible))
-    means = [float(torch.cat(values).mean()) for values in zip(*fidelity, strict=True)]
-    return DefenceReport(rows, *means, len(faces), edits, quality, examples)
+    psnrs, ssims = (float(torch.cat(values).mean()) for values in zip(*fidelity, strict=True))
+    return DefenceReport(rows, psnrs, ssims, len(faces), edits, quality, examples)
 
 
 def _edit(generator: Generator, picture: Tensor, edit: str) -> Tensor:

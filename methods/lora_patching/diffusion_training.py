@@ -127,7 +127,8 @@ def train_model_patch(
 def _latents(denoiser: Denoiser, pictures: Tensor, warning: Tensor) -> tuple[Tensor, Tensor]:
     """z = E(x) and z* = E(clamp(2 W + x, -1, 1)) of every picture."""
     height, width = (round_up(side, denoiser.multiple) for side in pictures.shape[-2:])
-    plain, printed = [], []
+    plain: list[Tensor] = []
+    printed: list[Tensor] = []
     for picture in pictures.split(1):
         x = to_pixels(picture.float()).to(denoiser.device)
         for pixels, latents in ((x, plain), (warned(x, warning.to(x)), printed)):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import warnings
 from functools import partial
+from typing import Any, cast
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -15,7 +16,17 @@ from peft.tuners.lora.layer import LoraLayer
 from torch import Tensor, nn
 
 from ..errors import AntiPureError
-from .low_rank import PATCHABLE, PatchConfig, channels_of, check_mergeable, make_factors, make_gate, product
+from .low_rank import (
+    PATCHABLE,
+    Gate,
+    Patchable,
+    PatchConfig,
+    channels_of,
+    check_mergeable,
+    make_factors,
+    make_gate,
+    product,
+)
 
 ADAPTER = "default"
 
@@ -26,10 +37,11 @@ class PatchLayer(nn.Module, LoraLayer):
     strength: multiplies the update. bypass: True gives the base layer alone.
     """
 
+    base_layer: Patchable
     # Everything that peft moves, trains, saves and deletes with the adapter.
     adapter_layer_names = (*LoraLayer.adapter_layer_names, "lora_gate")
 
-    def __init__(self, base_layer: nn.Module, adapter_name: str, *, patch: PatchConfig, **_: object):
+    def __init__(self, base_layer: Patchable, adapter_name: str, *, patch: PatchConfig, **_: object):
         nn.Module.__init__(self)
         with warnings.catch_warnings():  # old versions of peft warn of layers they do not know
             warnings.simplefilter("ignore")
@@ -37,7 +49,7 @@ class PatchLayer(nn.Module, LoraLayer):
         self.in_features, self.out_features = channels_of(base_layer)
         self.lora_gate = nn.ModuleDict()
         self.patch, self.strength, self.bypass = patch, 1.0, False
-        self._unmerged: nn.Parameter | None = None
+        self._unmerged: nn.Parameter | Tensor | None = None
         self._active_adapter = adapter_name
         self.update_layer(adapter_name)
 
@@ -47,21 +59,23 @@ class PatchLayer(nn.Module, LoraLayer):
         self.scaling[adapter_name] = patch.scale
         self.lora_dropout[adapter_name] = nn.Identity()
         # Half precision trains badly: the update has at least single precision.
-        options = {"device": base.weight.device, "dtype": torch.promote_types(base.weight.dtype, torch.float32)}
-        self.lora_A[adapter_name], self.lora_B[adapter_name] = (f.to(**options) for f in make_factors(base, patch.rank))
+        device, dtype = base.weight.device, torch.promote_types(base.weight.dtype, torch.float32)
+        a, b = make_factors(base, patch.rank)
+        self.lora_A[adapter_name], self.lora_B[adapter_name] = a.to(device, dtype), b.to(device, dtype)
         gate = make_gate(base, patch.gate)
         if gate is not None:
-            self.lora_gate[adapter_name] = gate.to(**options)
+            self.lora_gate[adapter_name] = gate.to(device, dtype)
         self.set_adapter([adapter_name])
 
     @property
-    def factors(self) -> tuple[nn.Module, nn.Module]:
+    def factors(self) -> tuple[Patchable, nn.Linear | nn.Conv2d]:
         """A and B."""
-        return self.lora_A[ADAPTER], self.lora_B[ADAPTER]
+        a, b = self.lora_A[ADAPTER], self.lora_B[ADAPTER]
+        return cast(Patchable, a), cast("nn.Linear | nn.Conv2d", b)
 
     @property
-    def gate(self) -> nn.Module | None:
-        return next(iter(self.lora_gate.values()), None)
+    def gate(self) -> Gate | None:
+        return cast("Gate | None", next(iter(self.lora_gate.values()), None))
 
     def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
         y = self.base_layer(x, *args, **kwargs)
@@ -72,6 +86,7 @@ class PatchLayer(nn.Module, LoraLayer):
         if self.patch.mergeable:  # a constant may as well scale the r outputs of A, which are fewer
             return y + b(rank_outputs * (scale if gate is None else scale * gate())).to(y.dtype)
         update = b(rank_outputs)
+        assert gate is not None  # what cannot be merged has one
         return y + (scale * gate(update) * update).to(y.dtype)
 
     def effective_scale(self) -> float | Tensor:
@@ -106,21 +121,23 @@ class PatchLayer(nn.Module, LoraLayer):
     def unmerge(self) -> None:
         """Put the original parameter back: the same object, bit for bit."""
         if self.merged:
-            self.base_layer.weight = self._unmerged
+            self.base_layer.weight = cast(nn.Parameter, self._unmerged)
             self._unmerged = None
             self.merged_adapters.clear()
 
 
 def lora_config(layers: list[str], patch: PatchConfig) -> LoraConfig:
     """peft's configuration for a patch of the named layers, our layer classes registered in it."""
+    alpha: Any = patch.alpha  # peft says int and takes any number
     config = LoraConfig(
         r=patch.rank,
-        lora_alpha=patch.alpha,
+        lora_alpha=alpha,
         use_rslora=True,  # alpha / sqrt(r)
         target_modules=target_pattern(layers),
         bias="none",
     )
-    config._register_custom_module({kind: partial(PatchLayer, patch=patch) for kind in PATCHABLE})
+    classes: dict[Any, Any] = {kind: partial(PatchLayer, patch=patch) for kind in PATCHABLE}
+    config._register_custom_module(classes)
     return config
 
 
@@ -134,4 +151,4 @@ def inject(network: nn.Module, layers: list[str], patch: PatchConfig) -> dict[st
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         inject_adapter_in_model(lora_config(layers, patch), network, ADAPTER)
-    return {name: network.get_submodule(name) for name in layers}
+    return {name: cast(PatchLayer, network.get_submodule(name)) for name in layers}

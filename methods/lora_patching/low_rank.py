@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from ..errors import AntiPureError
 
 # Layers that get an update. Everything else, normalisation layers among it, stays frozen.
 PATCHABLE = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
+Patchable: TypeAlias = nn.Linear | nn.Conv2d | nn.ConvTranspose2d
 GATES = ("none", "scalar", "input", "channel")
 MERGEABLE_GATES = ("none", "scalar")
 FIRST_LOGIT = -1.0  # where the paper's p starts: every gate opens at sigmoid(-1) = 0.27
@@ -101,33 +103,40 @@ class ChannelGate(nn.Module):
         return torch.sigmoid(self.mix(update))
 
 
-def make_gate(layer: nn.Module, kind: str) -> nn.Module | None:
+Gate: TypeAlias = ScalarGate | InputGate | ChannelGate
+
+
+def make_gate(layer: Patchable, kind: str) -> Gate | None:
     """The gate of a layer (None for "none"); whatever it sees, it opens at sigmoid(-1) before training."""
     if kind == "none":
         return None
     if kind == "scalar":
         return ScalarGate()
-    gate = (InputGate if kind == "input" else ChannelGate)(channels_of(layer)[1], not isinstance(layer, nn.Linear))
+    kinds: dict[str, type[InputGate | ChannelGate]] = {"input": InputGate, "channel": ChannelGate}
+    gate = kinds[kind](channels_of(layer)[1], not isinstance(layer, nn.Linear))
     nn.init.zeros_(gate.mix.weight)
+    assert gate.mix.bias is not None
     nn.init.constant_(gate.mix.bias, FIRST_LOGIT)
     return gate
 
 
-def channels_of(layer: nn.Module) -> tuple[int, int]:
+def channels_of(layer: Patchable) -> tuple[int, int]:
     """Inputs and outputs of a patchable layer."""
     if isinstance(layer, nn.Linear):
         return layer.in_features, layer.out_features
     return layer.in_channels, layer.out_channels
 
 
-def make_factors(layer: nn.Module, rank: int) -> tuple[nn.Module, nn.Module]:
+def make_factors(layer: Patchable, rank: int) -> tuple[Patchable, nn.Linear | nn.Conv2d]:
     """A and B for a layer, B = 0: the patched layer is the layer itself until it is trained."""
     inputs, outputs = channels_of(layer)
+    a: Patchable
+    b: nn.Linear | nn.Conv2d
     if isinstance(layer, nn.Linear):
         a, b = nn.Linear(inputs, rank, bias=False), nn.Linear(rank, outputs, bias=False)
     else:
         inner, groups = rank * layer.groups, layer.groups
-        geometry = {
+        geometry: dict[str, Any] = {
             "stride": layer.stride,
             "padding": layer.padding,
             "dilation": layer.dilation,
@@ -136,16 +145,18 @@ def make_factors(layer: nn.Module, rank: int) -> tuple[nn.Module, nn.Module]:
             "padding_mode": layer.padding_mode,
         }
         if isinstance(layer, nn.ConvTranspose2d):
-            a = nn.ConvTranspose2d(inputs, inner, layer.kernel_size, output_padding=layer.output_padding, **geometry)
+            geometry |= {"kernel_size": layer.kernel_size, "output_padding": layer.output_padding}
+            a = nn.ConvTranspose2d(inputs, inner, **geometry)
         else:
-            a = nn.Conv2d(inputs, inner, layer.kernel_size, **geometry)
+            geometry |= {"kernel_size": layer.kernel_size}
+            a = nn.Conv2d(inputs, inner, **geometry)
         b = nn.Conv2d(inner, outputs, 1, groups=groups, bias=False)
     nn.init.zeros_(b.weight)
     return a, b
 
 
 @torch.no_grad()
-def kaiming(a: nn.Module, generator: torch.Generator) -> None:
+def kaiming(a: Patchable, generator: torch.Generator) -> None:
     """Kaiming-uniform as torch's own layers start: within 1 / sqrt(inputs that one output sums over)."""
     inputs, _ = channels_of(a)
     if not isinstance(a, nn.Linear):
@@ -156,7 +167,7 @@ def kaiming(a: nn.Module, generator: torch.Generator) -> None:
     a.weight.copy_(values / math.sqrt(inputs))
 
 
-def product(layer: nn.Module, a: Tensor, b: Tensor) -> Tensor:
+def product(layer: Patchable, a: Tensor, b: Tensor) -> Tensor:
     """The weight of B(A x), in the shape of the layer's weight."""
     if isinstance(layer, nn.Linear):
         return b @ a
@@ -168,7 +179,7 @@ def product(layer: nn.Module, a: Tensor, b: Tensor) -> Tensor:
     return (b @ a.reshape(g, b.shape[-1], -1)).reshape(layer.weight.shape)
 
 
-def added_parameters(layer: nn.Module, config: PatchConfig) -> int:
+def added_parameters(layer: Patchable, config: PatchConfig) -> int:
     """How many numbers the patch adds to a layer: A, B and the gate."""
     inputs, outputs = channels_of(layer)
     taps = 1 if isinstance(layer, nn.Linear) else math.prod(layer.kernel_size)

@@ -40,8 +40,9 @@ class MMFA:
     def to(self, device: torch.device | str) -> MMFA:
         """Move those encoders that can be moved."""
         for encoder in (self.backbone, self.language):
-            if hasattr(encoder, "to"):
-                encoder.to(device)
+            move = getattr(encoder, "to", None)
+            if move is not None:
+                move(device)
         return self
 
     def describe(self) -> dict[str, object]:
@@ -56,15 +57,16 @@ class MMFA:
     @torch.no_grad()
     def features(self, target: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """f(y*) and e(y*), once per target. target: B×3×H×W in [-1, 1]."""
-        return tuple(None if e is None else _embed(e, target) for e in (self.backbone, self.language))
+        backbone, language = (None if e is None else _embed(e, target) for e in (self.backbone, self.language))
+        return backbone, language
 
     def __call__(self, output: Tensor, features: tuple[Tensor | None, Tensor | None]) -> Tensor:
         """MMFA of outputs (B×3×H×W in [-1, 1]) against the `features` of their targets: a 0-d tensor."""
         f_target, e_target = features
         loss = torch.zeros((), device=output.device)
-        if f_target is not None:
+        if self.backbone is not None and f_target is not None:
             loss = loss + self.backbone_weight * F.mse_loss(_embed(self.backbone, output), f_target)
-        if e_target is not None:
+        if self.language is not None and e_target is not None:
             cosine = F.cosine_similarity(_embed(self.language, output), e_target, dim=1)
             loss = loss + self.language_weight * (1 - cosine).mean()
         return loss

@@ -16,7 +16,7 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from ..architecture import fingerprint, network_of
 from ..errors import AntiPureError
 from ..pictures import random_stream
-from .low_rank import PATCHABLE, PatchConfig, added_parameters, kaiming, make_factors, make_gate
+from .low_rank import PATCHABLE, Patchable, PatchConfig, added_parameters, kaiming, make_factors, make_gate
 
 if TYPE_CHECKING:
     from .layer import PatchLayer
@@ -49,7 +49,7 @@ class LoraPatch:
         return [key.removesuffix(".lora_A.weight") for key in self.tensors if key.endswith(".lora_A.weight")]
 
 
-def patchable_layers(network: nn.Module) -> dict[str, nn.Module]:
+def patchable_layers(network: nn.Module) -> dict[str, Patchable]:
     """The layers that a patch changes, by name: every Linear, Conv2d and ConvTranspose2d.
 
     The projections inside `nn.MultiheadAttention` are left out: torch reads their weights past their `forward`.
@@ -140,10 +140,11 @@ class AppliedPatch:
                 parameter.copy_(tensors[name])
 
     def _named_parameters(self) -> dict[str, nn.Parameter]:
-        found = {}
+        found: dict[str, nn.Parameter] = {}
         for name, layer in self.layers.items():
             a, b = layer.factors
-            found[f"{name}.lora_A.weight"], found[f"{name}.lora_B.weight"] = a.weight, b.weight
+            found |= {f"{name}.lora_A.weight": cast(nn.Parameter, a.weight)}
+            found |= {f"{name}.lora_B.weight": cast(nn.Parameter, b.weight)}
             if layer.gate is not None:
                 found |= {f"{name}.lora_gate.{key}": p for key, p in layer.gate.named_parameters()}
         return found
@@ -244,8 +245,8 @@ def check_patch(target: object, patch: LoraPatch) -> None:
         )
 
 
-def _expected_shapes(layers: Mapping[str, nn.Module], config: PatchConfig) -> dict[str, tuple[int, ...]]:
-    shapes = {}
+def _expected_shapes(layers: Mapping[str, Patchable], config: PatchConfig) -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {}
     with torch.device("meta"):
         for name, layer in layers.items():
             a, b = make_factors(layer, config.rank)
@@ -313,7 +314,7 @@ def patched_copy(generator: object, patch: LoraPatch, strength: float = 1.0) -> 
     network = network_of(generator)
     check_patch(generator, patch)
     shared = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
-    other = copy.copy(generator)
+    other: Any = copy.copy(generator)
     other.network = copy.deepcopy(network, shared)
     (merge_patch if patch.config.mergeable else apply_patch)(other, patch, strength)
     return other

@@ -29,6 +29,7 @@ from ..architecture import fingerprint, network_of
 from ..attacks.pgd import pgd
 from ..attacks.settings import AttackSettings
 from ..errors import AntiPureError
+from ..generators.generator import Generator
 from ..pictures import check_picture, random_stream, to_picture, to_pixels
 from ..progress import Progress, silent
 from .disrupting import disruption_loss
@@ -105,7 +106,7 @@ class TrainingResult:
 
 
 def train_patch(
-    generator: object,
+    generator: Generator,
     faces: Tensor,
     config: TrainingConfig | None = None,
     *,
@@ -186,7 +187,7 @@ class _Run:
 
     def __init__(
         self,
-        generator: object,
+        generator: Generator,
         applied: AppliedPatch,
         faces: Tensor,
         edits: tuple[str, ...],
@@ -228,10 +229,10 @@ class _Run:
                 picture = to_picture(torch.cat(outputs, 3)).cpu() if show else None
                 progress(step + 1, self.total, picture, losses["total"])
                 if self.state_file and (step + 1) % self.config.save_every == 0:
-                    self._save()
+                    self._save(self.state_file)
         finally:
             if self.state_file and self.history:
-                self._save()
+                self._save(self.state_file)
 
     def _batch(self, epoch: int, index: int) -> Tensor:
         """Batch number `index` of an epoch, as pixels: every epoch has its own order."""
@@ -256,7 +257,7 @@ class _Run:
         if self.mmfa is not None:
             features = self.mmfa.features(target)
             terms["mmfa"] = self.mmfa(clean, features) + self.mmfa(attacked, features)
-        total = sum(terms.values())
+        total = sum(terms.values(), torch.zeros((), device=self.device))
         losses = {name: float(term.detach()) for name, term in {**terms, "total": total}.items()}
         if not math.isfinite(losses["total"]):
             raise AntiPureError(f"The loss is no longer finite at step {step + 1}; use fp32 or a lower learning rate.")
@@ -307,8 +308,8 @@ class _Run:
             "mmfa": None if self.mmfa is None else self.mmfa.describe(),
         }
 
-    def _save(self) -> None:
-        save_state(self.state_file, self._identity(), self.parameters, self.optimizer, self.history)
+    def _save(self, path: Path) -> None:
+        save_state(path, self._identity(), self.parameters, self.optimizer, self.history)
 
     def result(self) -> TrainingResult:
         config = self.config
@@ -355,7 +356,7 @@ def _frozen(parameters: list[nn.Parameter]) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-def _check_edits(generator: object, edits: tuple[str, ...]) -> None:
+def _check_edits(generator: Generator, edits: tuple[str, ...]) -> None:
     if not edits:
         raise AntiPureError("No edits were chosen to train on; give at least one of the generator's.")
     unknown = [edit for edit in edits if edit not in generator.edits]

@@ -1,0 +1,1 @@
+"""Purifiers: DDPM's ancestral sampling, DiffPure, GrIDPure, the VAE round trip, and plain transforms."""

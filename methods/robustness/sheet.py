@@ -88,7 +88,8 @@ class _Page:
 def _colour(ratio: float) -> tuple[float, float, float]:
     """Dark at 1 and below, bright at `HIGHEST_RATIO`, on a logarithmic scale."""
     share = 0.12 + 0.8 * math.log(max(ratio, 1)) / math.log(HIGHEST_RATIO)
-    return rgb(heat_colours(np.asarray(share)))
+    red, green, blue = heat_colours(np.asarray(share))
+    return rgb((red, green, blue))
 
 
 def _short(text: str, length: int = 22) -> str:

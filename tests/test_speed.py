@@ -9,6 +9,7 @@ from antipure.benchmarks.speed_report import markdown
 from antipure.methods.antipure import PRESETS, protect
 from antipure.methods.pictures import round_8bit
 from antipure.methods.purification import gridpure
+from antipure.nodes import host
 
 
 def picture(height: int, width: int) -> torch.Tensor:
@@ -54,6 +55,14 @@ def test_its_parts_run_and_make_a_page(tiny, monkeypatch):
     page = markdown(results)
     assert page.count("**") == 2 * len(parts)
     assert "nothing measured" in page.split("## cuda")[1]
+
+
+def test_batches_are_sized_as_the_nodes_size_them(monkeypatch):
+    readied = []
+    monkeypatch.setattr(host, "ready", lambda denoiser: readied.append(denoiser) or denoiser)
+    bench = speed.Bench("cpu", 1, quick=True)
+    other = speed.bundled(bench.device, precision="bf16")
+    assert readied == [bench.denoiser, other]
 
 
 def test_the_two_ways_to_pfg_agree_and_bytes_are_counted():

@@ -144,4 +144,4 @@ def gridpure(picture: Tensor, denoiser: Denoiser, *, iterations: int, timestep: 
             count[y : y + half, x : x + half] += 1
         mixed = (1 - gamma) * total / count + gamma * np.asarray(current)
         current = Image.fromarray(np.rint(mixed.clip(0, 255)).astype(np.uint8))
-    return torch.from_numpy(np.asarray(current).copy()).permute(2, 0, 1)[None].float() / 255
+    return torch.from_numpy(np.asarray(current).copy()).permute(2, 0, 1)[None].to(picture) / 255

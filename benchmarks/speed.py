@@ -24,7 +24,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from unittest.mock import patch
@@ -46,11 +46,10 @@ from antipure.methods.diffusion.pixel import PixelDenoiser
 from antipure.methods.gradients.compilation import COMPILED, CUDA_GRAPHS
 from antipure.methods.gradients.malloc import freed_memory_kept, return_free_memory
 from antipure.methods.metrics import image as metrics
-from antipure.methods.pictures import grid_positions, random_positions, random_stream
+from antipure.methods.pictures import center_crop, grid_positions, random_positions, random_stream
 from antipure.methods.purification.gridpure import gridpure
+from antipure.nodes import host
 from torch import Tensor
-
-from ..methods.pictures import center_crop
 
 # What a run touches for the first time is paid for once: 3 steps would show it as a share of every step.
 STEPS = 12
@@ -60,15 +59,21 @@ PARTS = ("floor", "plain", "kernels", "pixels", "fast", "substeps", "options")
 Work = Callable[[], object]
 
 
+@dataclass
 class Bench:
     """What all parts share. device, repeats: of every ratio. picture: 1×3×H×W in 0..1 on the device."""
 
-    def __init__(self, device: str, repeats: int, quick: bool):
-        self.device, self.repeats, self.quick = torch.device(device), repeats, quick
-        self.denoiser = load_denoiser(device=device)
-        self.picture = read(BUNDLED.with_name("astronaut.png")).to(device)
-        if quick:
-            self.picture = center_crop(self.picture, 96).to(device)
+    device: torch.device
+    repeats: int
+    quick: bool
+    denoiser: PixelDenoiser
+    picture: Tensor
+
+    @classmethod
+    def on(cls, name: str, repeats: int, quick: bool) -> Bench:
+        """With the bundled denoiser and portrait, on a device by its name."""
+        device, picture = torch.device(name), read(BUNDLED.with_name("astronaut.png"))
+        return cls(device, repeats, quick, bundled(device), (center_crop(picture, 96) if quick else picture).to(device))
 
     def seconds(self, work: Work) -> float:
         gc.collect()
@@ -134,6 +139,18 @@ class Bench:
                     denoiser.predict_noise(x, torch.full((len(x),), t, device=self.device))
 
         return work
+
+
+def bundled(device: torch.device, **settings) -> PixelDenoiser:
+    """The bundled denoiser, its batches sized as the nodes do it: on a GPU for half of the free memory.
+
+    With the default of 768 MB a GPU's rows would measure launches of small batches.
+    """
+    if device.type == "cuda":
+        torch.cuda.empty_cache()  # what an earlier denoiser kept counts as free
+    denoiser = load_denoiser(device=device, **settings)
+    denoiser.allowance = host.memory_allowance
+    return denoiser
 
 
 def enlarged(picture: Tensor, side: int) -> Tensor:
@@ -294,13 +311,13 @@ def substeps(bench: Bench) -> list[dict]:
 def options(bench: Bench) -> list[dict]:
     """Each option over the same without it; for a compiled network, what its first step costs."""
     rows = []
-    half = load_denoiser(device=bench.device, precision="bf16")
+    half = bundled(bench.device, precision="bf16")
     for name in ("paper", "strong"):
         rows.append(bench.ratio(f"bf16 autocast, {name}", bench.pgd(name, denoiser=half), bench.pgd(name)))
     purify = partial(gridpure, bench.picture, iterations=1)
     rows.append(bench.ratio("bf16 autocast, GrIDPure", partial(purify, half), partial(purify, bench.denoiser)))
     base = bench.pgd("paper")
-    other = load_denoiser(device=bench.device)
+    other = bundled(bench.device)
     other.unet.to(memory_format=torch.contiguous_format)
     rows.append(bench.ratio("weights not channels_last, paper", bench.pgd("paper", denoiser=other), base))
     if bench.device.type == "cpu":
@@ -312,7 +329,7 @@ def options(bench: Bench) -> list[dict]:
 
         rows.append(bench.ratio("freed memory not kept, paper, 512²", not_kept, kept))
     for mode in (COMPILED, CUDA_GRAPHS) if bench.device.type == "cuda" else (COMPILED,):
-        compiled = load_denoiser(device=bench.device, compile=mode)
+        compiled = bundled(bench.device, compile=mode)
         first = bench.seconds(bench.pgd("paper", steps=1, denoiser=compiled))
         row = {"row": f"{mode} (does not work here, see the log)"}
         if compiled.compiled:
@@ -341,7 +358,7 @@ def main() -> None:
     results: dict = {"machine": machine(), "repeats": args.repeats, "quick": args.quick, "devices": {}}
     for device in args.devices:
         print(f"\n{device}", flush=True)
-        bench = Bench(device, args.repeats, args.quick)
+        bench = Bench.on(device, args.repeats, args.quick)
         found = results["devices"].setdefault(device, {})
         for part in args.only:
             found[part] = run[part](bench)

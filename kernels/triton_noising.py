@@ -12,8 +12,10 @@ BLOCK = 1024
 
 @triton.jit
 def _combine(x0, eps, signal, spread, out, count, stride, BLOCK: tl.constexpr):
-    sample = tl.program_id(1)
-    index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    # One axis: CUDA ends the others at 65,535.
+    blocks = tl.cdiv(count, BLOCK)
+    sample = tl.program_id(0) // blocks
+    index = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
     inside = index < count
     index += sample * count
     a = tl.load(signal + sample * stride).to(tl.float32)
@@ -27,6 +29,6 @@ def combine(x0: Tensor, eps: Tensor, signal: Tensor, spread: Tensor) -> Tensor:
     out = torch.empty_like(x0, memory_format=torch.contiguous_format)
     count = out[0].numel()
     stride = 1 if len(signal) > 1 else 0
-    grid = (triton.cdiv(count, BLOCK), len(x0))
+    grid = (triton.cdiv(count, BLOCK) * len(x0),)
     _combine[grid](x0.contiguous(), eps.contiguous(), signal, spread, out, count, stride, BLOCK=BLOCK)
     return out

@@ -17,10 +17,12 @@ def _terms(
     a, b, window, ssim, contrast, height, width,
     C1: tl.constexpr, C2: tl.constexpr, RADIUS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    y = tl.program_id(1) * ROWS + tl.arange(0, ROWS)[:, None]
-    x = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+    # One axis: CUDA ends the others at 65,535.
+    across, down = tl.cdiv(width, COLUMNS), tl.cdiv(height, ROWS)
+    y = tl.program_id(0) // across % down * ROWS + tl.arange(0, ROWS)[:, None]
+    x = tl.program_id(0) % across * COLUMNS + tl.arange(0, COLUMNS)[None, :]
     valid = (y < height) & (x < width)
-    plane = tl.program_id(2) * height * width
+    plane = tl.program_id(0) // (across * down) * height * width
     mean_a = tl.zeros((ROWS, COLUMNS), tl.float32)
     mean_b = tl.zeros((ROWS, COLUMNS), tl.float32)
     square_a = tl.zeros((ROWS, COLUMNS), tl.float32)
@@ -46,18 +48,17 @@ def _terms(
     structure = (2 * (product - mean_a * mean_b) + C2) / (variances + C2)
     whole = (2 * mean_a * mean_b + C1) / (mean_a * mean_a + mean_b * mean_b + C1) * structure
     inside = (y >= RADIUS) & (y < height - RADIUS) & (x >= RADIUS) & (x < width - RADIUS)
-    number = (tl.program_id(2) * tl.num_programs(1) + tl.program_id(1)) * tl.num_programs(0) + tl.program_id(0)
-    tl.store(ssim + number, tl.sum(tl.sum(tl.where(valid, whole, 0.0), axis=1), axis=0))
-    tl.store(contrast + number, tl.sum(tl.sum(tl.where(inside, structure, 0.0), axis=1), axis=0))
+    tl.store(ssim + tl.program_id(0), tl.sum(tl.sum(tl.where(valid, whole, 0.0), axis=1), axis=0))
+    tl.store(contrast + tl.program_id(0), tl.sum(tl.sum(tl.where(inside, structure, 0.0), axis=1), axis=0))
 
 
 def terms(reference: Tensor, picture: Tensor) -> tuple[Tensor, Tensor]:
     """See `ssim.ssim_terms`."""
     b, c, h, w = reference.shape
-    grid = (triton.cdiv(w, COLUMNS), triton.cdiv(h, ROWS), b * c)
-    ssim, contrast = torch.empty(2, b, c * grid[0] * grid[1], dtype=torch.float32, device=reference.device)
+    blocks = triton.cdiv(w, COLUMNS) * triton.cdiv(h, ROWS) * c
+    ssim, contrast = torch.empty(2, b, blocks, dtype=torch.float32, device=reference.device)
     window = gaussian_window(torch.float32, reference.device)
-    _terms[grid](
+    _terms[(b * blocks,)](
         reference.contiguous(), picture.contiguous(), window, ssim, contrast, h, w,
         C1=K1**2, C2=K2**2, RADIUS=RADIUS, ROWS=ROWS, COLUMNS=COLUMNS,
     )  # fmt: skip

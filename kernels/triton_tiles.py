@@ -1,4 +1,7 @@
-"""`tiles` in Triton: each element of the result is computed by itself, without atomics, the same in every run."""
+"""`tiles` in Triton: each element of the result is computed by itself, without atomics, the same in every run.
+
+Grids have one axis: CUDA ends the others at 65,535, and a large picture has more tiles times channels.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +20,10 @@ ROWS, COLUMNS = 16, 64
 def _gather(
     x, tops, lefts, out, plain, channels, height, width, s_c, s_h, s_w, TILE: tl.constexpr, BLOCK: tl.constexpr
 ):
-    number = tl.program_id(1) // channels
-    channel = tl.program_id(1) % channels
-    index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    blocks: tl.constexpr = (TILE * TILE + BLOCK - 1) // BLOCK
+    plane = tl.program_id(0) // blocks
+    number, channel = plane // channels, plane % channels
+    index = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
     inside = index < TILE * TILE
     row, column = index // TILE, index % TILE
     y, z = row, column
@@ -30,7 +34,8 @@ def _gather(
         y += tl.where(row < TILE // 2, 0, height - TILE)
         z += tl.where(column < TILE // 2, 0, width - TILE)
     value = tl.load(x + channel * s_c + y * s_h + z * s_w, mask=inside)
-    tl.store(out + tl.program_id(1) * TILE * TILE + index, value, mask=inside)
+    # 64 bits: the tiles of a picture may hold more numbers than 32 count, the picture does not.
+    tl.store(out + plane.to(tl.int64) * TILE * TILE + index, value, mask=inside)
 
 
 @triton.jit
@@ -39,8 +44,10 @@ def _merge(
     TILE: tl.constexpr, CORNERS: tl.constexpr, AVERAGE: tl.constexpr, ADD: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    first_y, first_x = tl.program_id(1) * ROWS, tl.program_id(0) * COLUMNS
-    channel = tl.program_id(2)
+    across, down = tl.cdiv(width, COLUMNS), tl.cdiv(height, ROWS)
+    first_x = tl.program_id(0) % across * COLUMNS
+    first_y = tl.program_id(0) // across % down * ROWS
+    channel = tl.program_id(0) // (across * down)
     y = first_y + tl.arange(0, ROWS)[:, None]
     x = first_x + tl.arange(0, COLUMNS)[None, :]
     inside = (y < height) & (x < width)
@@ -81,7 +88,7 @@ def gather(x: Tensor, positions: Positions, tile: int, corners: bool) -> Tensor:
     """See `tiles.cut`."""
     channels, height, width = x.shape[1:]
     out = x.new_empty(len(positions) + corners, channels, tile, tile)
-    grid = (triton.cdiv(tile * tile, BLOCK), len(out) * channels)
+    grid = (triton.cdiv(tile * tile, BLOCK) * len(out) * channels,)
     starts = _on(x.device, positions)
     _gather[grid](x, *starts, out, len(positions), channels, height, width, *x.stride()[1:], TILE=tile, BLOCK=BLOCK)
     return out
@@ -104,7 +111,7 @@ def add(total: Tensor, tiles: Tensor, positions: Positions) -> Tensor:
 
 def _put(out: Tensor, tiles: Tensor, positions: Positions, **options: bool) -> None:
     channels, height, width = out.shape[1:]
-    grid = (triton.cdiv(width, COLUMNS), triton.cdiv(height, ROWS), channels)
+    grid = (triton.cdiv(width, COLUMNS) * triton.cdiv(height, ROWS) * channels,)
     _merge[grid](
         tiles.contiguous(), *_on(tiles.device, positions), out, len(positions), channels, height, width,
         *out.stride()[1:], TILE=tiles.shape[-1], ROWS=ROWS, COLUMNS=COLUMNS, **options,

@@ -11,6 +11,7 @@ from antipure.methods.antipure.protect import protect
 from antipure.methods.attacks.settings import AttackSettings
 from antipure.methods.pictures import round_8bit
 from antipure.methods.purification.gridpure import gridpure
+from antipure.nodes import host
 
 
 def picture(height: int, width: int) -> torch.Tensor:
@@ -34,9 +35,7 @@ def test_plain_gridpure_is_ours_but_for_its_8_bit_tiles(tiny):
 
 
 def test_its_parts_run_and_make_a_page(tiny, monkeypatch):
-    bench = speed.Bench.__new__(speed.Bench)
-    bench.device, bench.repeats, bench.quick = torch.device("cpu"), 1, True
-    bench.denoiser, bench.picture = tiny, picture(16, 24)
+    bench = speed.Bench(torch.device("cpu"), 1, True, tiny, picture(16, 24))
     monkeypatch.setattr(speed, "development", lambda: {"one": picture(16, 16)})
 
     def light(x, denoiser, **settings):
@@ -58,9 +57,15 @@ def test_its_parts_run_and_make_a_page(tiny, monkeypatch):
     assert "nothing measured" in page.split("## cuda")[1]
 
 
-def test_the_two_ways_to_pfg_agree_and_bytes_are_counted():
-    bench = speed.Bench.__new__(speed.Bench)
-    bench.device, bench.repeats = torch.device("cpu"), 1
+def test_batches_are_sized_as_the_nodes_size_them(monkeypatch):
+    monkeypatch.setattr(host, "memory_allowance", lambda denoiser: 12345)
+    bench = speed.Bench.on("cpu", 1, quick=True)
+    for denoiser in (bench.denoiser, speed.bundled(bench.device, precision="bf16")):
+        assert denoiser.batching.memory_bytes == 12345
+
+
+def test_the_two_ways_to_pfg_agree_and_bytes_are_counted(tiny):
+    bench = speed.Bench(torch.device("cpu"), 1, True, tiny, picture(16, 16))
     rows = {row["row"]: row for row in speed.kernels(bench, 128)}
     for label in ("PFG through the DCT over the closed form", "the same with the gradient"):
         assert rows[label]["apart, relative"] < 1e-5

@@ -161,8 +161,9 @@ def test_nothing_is_left_when_it_fails(server, registry, tmp_path, monkeypatch, 
     assert lying_in(tmp_path) == []
 
 
-@pytest.mark.parametrize("content", [b"no archive", archive({"det_10g.onnx": b"alone"})])
-def test_a_wrong_archive_leaves_nothing(server, registry, tmp_path, content):
+@pytest.mark.parametrize("members", [None, {"det_10g.onnx": b"alone"}], ids=["no archive", "a member missing"])
+def test_a_wrong_archive_leaves_nothing(server, registry, tmp_path, members):
+    content = archive(members) if members else b"no archive"
     server.content["/m/pack.zip"] = content
     registry["pack"] = replace(registry["pack"], sha256=sha256(content))
     with pytest.raises(AntiPureError, match="thrown away"):

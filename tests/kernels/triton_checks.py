@@ -8,7 +8,19 @@ from __future__ import annotations
 
 import pytest
 import torch
-from antipure.kernels import ascent, dispatch, frequency, noising, ssim, tiles
+from antipure.kernels import (
+    ascent,
+    dispatch,
+    frequency,
+    noising,
+    ssim,
+    tiles,
+    triton_ascent,
+    triton_frequency,
+    triton_noising,
+    triton_ssim,
+    triton_tiles,
+)
 from antipure.kernels.ascent import ascend
 from antipure.kernels.frequency import high_frequency_energy, high_frequency_mean
 from antipure.kernels.noising import add_noise
@@ -183,3 +195,53 @@ def test_ssim_terms(shape, dtype):
     b = (a + 0.1 * randn(*shape, seed=1, dtype=dtype)).clamp(0, 1)
     for mine, expected in zip(ssim_terms(a, b), ssim_terms(a.double(), b.double()), strict=True):
         torch.testing.assert_close(mine.double(), expected, atol=1e-5, rtol=0, equal_nan=True)
+
+
+class Recorder:
+    """A kernel that notes the grids it is started with."""
+
+    def __init__(self, kernel, grids: list):
+        self.kernel, self.grids = kernel, grids
+
+    def __getitem__(self, grid):
+        self.grids.append(grid)
+        return self.kernel[grid]
+
+
+def everything(count: int, side: int, channels: int = 3) -> None:
+    """Every kernel once, on `count` pictures or tiles of side×side pixels; what they return is right."""
+    x, eps = rand(count, channels, side, side), randn(count, channels, side, side, seed=1)
+    expected = ascent._ascend_torch(x.clone(), eps, 0.1, x - 0.05, x + 0.05)
+    assert torch.equal(ascend(x.clone(), eps, 0.1, x - 0.05, x + 0.05), expected)
+    abar = torch.linspace(0.9, 0.5, count, device=DEVICE)
+    a, b = (v.view(-1, 1, 1, 1) for v in (abar.sqrt(), (1 - abar).sqrt()))
+    torch.testing.assert_close(add_noise(x, eps, abar), noising._combine_torch(x, eps, a, b))
+    for function in (high_frequency_mean, high_frequency_energy):
+        exact = function(x.double(), 4)
+        torch.testing.assert_close(function(x, 4).double(), exact, atol=1e-6, rtol=1e-5)
+    for mine, exact in zip(ssim_terms(x, eps), ssim_terms(x.double(), eps.double()), strict=True):
+        torch.testing.assert_close(mine.double(), exact, atol=1e-5, rtol=0, equal_nan=True)
+    positions = [(0, i) for i in range(count)]
+    strip = rand(1, channels, side, count + side)
+    pieces = cut(strip, positions, side)
+    assert torch.equal(pieces[-1], strip[0, :, :, count - 1 : count - 1 + side])
+    merged = average_tiles(pieces, positions, side, count + side)
+    torch.testing.assert_close(merged[..., : count + side - 1], strip[..., : count + side - 1])
+
+
+def test_every_grid_has_one_axis(monkeypatch):
+    """CUDA ends the other axes at 65,535, which the interpreter does not."""
+    grids = []
+    for module in (triton_ascent, triton_frequency, triton_noising, triton_ssim, triton_tiles):
+        for name, kernel in list(vars(module).items()):
+            if name.startswith("_") and hasattr(kernel, "__getitem__") and hasattr(kernel, "fn"):
+                monkeypatch.setattr(module, name, Recorder(kernel, grids))
+    everything(3, 8)
+    assert len(grids) == 7
+    assert [len(grid) for grid in grids] == [1] * 7
+
+
+@pytest.mark.skipif(DEVICE.type == "cpu", reason="a million programs take the interpreter too long")
+def test_more_pictures_and_tiles_than_a_grids_other_axes_take():
+    everything(65_536, 8, channels=1)
+    everything(65_535 // 3 + 1, 8)

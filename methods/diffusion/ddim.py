@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,9 +11,6 @@ from torch import Tensor
 from ..errors import AntiPureError
 from ..pictures import check_picture, noise, random_stream, to_picture, to_pixels
 from .denoiser import Denoiser, add_noise, predict_x0
-
-if TYPE_CHECKING:
-    from diffusers import DDIMScheduler
 
 
 @torch.no_grad()
@@ -73,7 +70,7 @@ def generate(
     return torch.cat(results)
 
 
-def _respaced(alphas_cumprod: Tensor) -> DDIMScheduler:
+def _respaced(alphas_cumprod: Tensor) -> Any:
     """diffusers' scheduler over a process of these timesteps only, highest noise first.
 
     It takes x0_hat: the direction of the next step is then the one that goes with the clamped x0_hat, so that x_t
@@ -82,7 +79,7 @@ def _respaced(alphas_cumprod: Tensor) -> DDIMScheduler:
     from diffusers import DDIMScheduler
 
     steps = len(alphas_cumprod)
-    scheduler = DDIMScheduler(steps, prediction_type="sample", clip_sample=False, set_alpha_to_one=True)
+    scheduler: Any = DDIMScheduler(steps, prediction_type="sample", clip_sample=False, set_alpha_to_one=True)
     scheduler.alphas_cumprod = alphas_cumprod.flip(0)
     scheduler.set_timesteps(steps)
     return scheduler

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,7 +17,7 @@ INK, SOFT = (235, 235, 235), (150, 150, 155)
 DPI = 100
 
 
-def rgb(colour: Colour) -> tuple[float, float, float]:
+def rgb(colour: Sequence[int]) -> tuple[float, float, float]:
     """8-bit values as matplotlib takes them."""
     red, green, blue = (value / 255 for value in colour)
     return red, green, blue

@@ -118,12 +118,12 @@ def test_an_interrupted_training_goes_on_where_it_stopped(tool, monkeypatch, tmp
     assert whole.size == 64
     with monkeypatch.context() as patch:
 
-        def stop(state, path):
-            real(state, path)
+        def stop(path, state):
+            real(path, state)
             raise KeyboardInterrupt
 
-        real = torch.save
-        patch.setattr(training.torch, "save", stop)
+        real = training.write_checkpoint
+        patch.setattr(training, "write_checkpoint", stop)
         with pytest.raises(KeyboardInterrupt):
             train("parts.safetensors")
     half = load_generator(tmp_path / "parts.safetensors").network.state_dict()

@@ -47,22 +47,23 @@ def imports(root: Path = ROOT) -> list[Import]:
         *folders, stem = path.relative_to(root).with_suffix("").parts
         importer = ".".join(folders if stem == "__init__" else [*folders, stem])
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            for module in _imported(node, folders):
-                found.append(Import(importer, module.removeprefix("antipure."), path, node.lineno))
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                for module in _imported(node, folders):
+                    found.append(Import(importer, module.removeprefix("antipure."), path, node.lineno))
     return found
 
 
-def _imported(node: ast.AST, folders: list[str]) -> Iterator[str]:
-    """The modules, and names within modules, that an import statement of a file in `folders` names."""
+def _imported(node: ast.Import | ast.ImportFrom, folders: list[str]) -> Iterator[str]:
+    """The modules of the package, and names within modules, that an import statement of a file in `folders` names."""
     if isinstance(node, ast.Import):
         yield from (alias.name for alias in node.names if alias.name.startswith("antipure."))
-    elif isinstance(node, ast.ImportFrom):
-        module = [node.module] if node.module else []
-        if node.level:
-            module = [*folders[: len(folders) - node.level + 1], *module]
-        elif not node.module.startswith("antipure"):
-            return
-        yield from (".".join([*module, alias.name]) for alias in node.names)
+        return
+    module = [node.module] if node.module else []
+    if node.level:
+        module = [*folders[: len(folders) - node.level + 1], *module]
+    elif not (node.module or "").startswith("antipure"):
+        return
+    yield from (".".join([*module, alias.name]) for alias in node.names)
 
 
 def within(module: str, place: str) -> bool:

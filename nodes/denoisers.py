@@ -49,7 +49,7 @@ class LoadDenoiser:
     @classmethod
     def IS_CHANGED(cls, denoiser: str, precision: str, compile: str = OFF) -> str:
         path = model_folders.find_model("denoisers", denoiser)
-        if path is None or not path.exists():
+        if not path.exists():
             return denoiser
         stat = path.stat()
         return f"{path}:{stat.st_mtime_ns}:{stat.st_size}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -34,7 +33,7 @@ class LoadVisualEncoder:
         return inputs.declare(encoder=inputs.file(model_folders.list_models("encoders"), tooltip))
 
     def load(self, encoder) -> tuple:
-        path: Path = model_folders.find_model("encoders", encoder)
+        path = model_folders.find_model("encoders", encoder)
         return (transformers_encoder(path) if path.is_dir() else file_encoder(path),)
 
 

@@ -113,16 +113,14 @@ class Inspect:
 
     def draw(self, original, protected, purified=None, purified_clean=None) -> tuple:
         after, _ = from_image(protected, "protected picture")
-        others = {"original": original, "purified": purified, "purified_clean": purified_clean}
+        given = {"original": original, "purified": purified, "purified_clean": purified_clean}
         pictures = {
-            name: None if image is None else match_batch(from_image(image, name)[0], after, name)
-            for name, image in others.items()
+            name: match_batch(from_image(image, name)[0], after, name)
+            for name, image in given.items()
+            if image is not None
         }
         sheets = [
-            inspection_sheet(
-                protected=after[i : i + 1],
-                **{name: None if p is None else p[i : i + 1] for name, p in pictures.items()},
-            )
+            inspection_sheet(protected=after[i : i + 1], **{name: p[i : i + 1] for name, p in pictures.items()})
             for i in range(len(after))
         ]
         return (to_image(torch.cat(sheets)),)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..methods.errors import AntiPureError
-from ..methods.metrics.brisque import load_brisque
+from ..methods.metrics.brisque import Brisque, load_brisque
 from ..methods.metrics.clip_iqa import ClipIqa
 from . import host, inputs, model_folders
 from .convert import from_image
@@ -57,7 +57,11 @@ class QualityMetrics:
         pictures = [one for x in sets for one in x.split(1)]
         found, lines = [], [f"n = {' and '.join(str(len(x)) for x in sets)} pictures"]
         with torch.inference_mode(False), torch.no_grad(), Progress("measuring quality", node_id) as progress:
-            for i, (name, load) in enumerate({"BRISQUE": load_brisque, "CLIP-IQA": lambda: _clip(clip)}.items()):
+            loaders: dict[str, Callable[[], Brisque | ClipIqa]] = {
+                "BRISQUE": load_brisque,
+                "CLIP-IQA": lambda: _clip(clip),
+            }
+            for i, (name, load) in enumerate(loaders.items()):
 
                 def step(done: int, before: int = i * len(pictures)) -> None:
                     progress(before + done, 2 * len(pictures))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -100,8 +101,9 @@ class RobustnessReport:
         if purifiers is None or made_against is None:  # wired
             return True
         try:
-            names = [str(purifier) for purifier in parse_purifiers(purifiers, {DENOISER: _Any(), HELD_OUT: _Any()})]
-            check_made_against(split_names(made_against), names)
+            any_denoiser = cast(Denoiser, _AnyDenoiser())
+            parsed = parse_purifiers(purifiers, dict.fromkeys((DENOISER, HELD_OUT), any_denoiser))
+            check_made_against(split_names(made_against), [str(purifier) for purifier in parsed])
         except AntiPureError as error:
             return str(error)
         return True
@@ -152,7 +154,7 @@ class RobustnessReport:
         return {"ui": shown_on_node, "result": (to_image(sheet), table, text, found, worst)}
 
 
-class _Any:
+class _AnyDenoiser:
     """Takes the place of a denoiser that is not there yet, where a list is only read."""
 
     timesteps, latent, tile = 2**31, True, 64

@@ -62,8 +62,8 @@ def checkpointed(
         def run(*args, **kwargs):
             if not (torch.is_grad_enabled() and enabled()):
                 return forward(*args, **kwargs)
-            args, kwargs = map(_own, args), {key: _own(value) for key, value in kwargs.items()}
-            return checkpoint(once, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+            own = {key: _own(value) for key, value in kwargs.items()}
+            return checkpoint(once, *map(_own, args), use_reentrant=False, preserve_rng_state=False, **own)
 
         return run
 

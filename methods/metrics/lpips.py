@@ -78,7 +78,7 @@ class Lpips:
         return sum(terms[1:], start=terms[0])
 
     def _stages(self, picture: Tensor) -> list[Tensor]:
-        weight = self.backbone.features[0].weight
+        weight = next(self.backbone.parameters())
         shift, scale = (weight.new_tensor(v).view(1, 3, 1, 1) for v in (_SHIFT, _SCALE))
         return [
             F.normalize(x, dim=1, eps=1e-8) for x in self.backbone.stages((picture.to(weight) * 2 - 1 - shift) / scale)

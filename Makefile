@@ -23,6 +23,7 @@ coverage: $(STAMP)
 lint: $(STAMP)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	mkdir -p "$(VENV)/types" && ln -sfn "$(CURDIR)" "$(VENV)/types/antipure"  # see [tool.mypy]
 	$(PY) -m mypy
 
 benchmark: $(STAMP)

@@ -54,12 +54,12 @@ class LoadImage:
                 array = np.asarray(picture.convert("RGB"))
         except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise AntiPureError(f"{path} is not a picture that can be read; give a PNG, JPEG or WebP file.") from error
-        image = torch.from_numpy(array.astype(np.float32) / 255.0)[None]
+        pixels = torch.from_numpy(array.astype(np.float32) / 255.0)[None]
         if alpha is None:
             mask = torch.zeros(1, 64, 64)
         else:
             mask = 1 - torch.from_numpy(alpha.astype(np.float32) / 255.0)[None]
-        return image, mask
+        return pixels, mask
 
 
 class SaveImage:

@@ -34,7 +34,8 @@ def run_demo(picture: str, out: Path, *, steps: int, iterations: int, levels: fl
     print(
         f"{Path(picture).name}, {levels:g} levels, {steps} steps, then GrIDPure, {iterations} iterations of 10 steps\n"
     )
-    rows, sheets = [], {}
+    rows: list[dict] = []
+    sheets: dict[str, Path] = {}
     for preset in (*CONTROLS, *PRESETS):
         result = executor.run(
             set_inputs(

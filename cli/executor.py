@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -15,7 +16,7 @@ from .graph import is_link, title
 from .result import Result
 
 CORE_NODES = {"LoadImage": LoadImage, "SaveImage": SaveImage, "PreviewImage": PreviewImage, "PreviewAny": PreviewAny}
-NODES = {**NODE_CLASS_MAPPINGS, **CORE_NODES}
+NODES: dict[str, Any] = {**NODE_CLASS_MAPPINGS, **CORE_NODES}
 
 
 def execution_order(prompt: dict) -> list[str]:
@@ -72,8 +73,8 @@ def check_node(prompt: dict, node_id: str) -> None:
             _check_value(f"{name}: {key}", value, kind, options)
     check = getattr(NODES[node["class_type"]], "VALIDATE_INPUTS", None)
     if check is not None:  # as ComfyUI: it is given the inputs it names, and what is wired is not known yet
-        given = {key: inputs.get(key) for key in inspect.signature(check).parameters}
-        found = check(**{key: None if is_link(value) else value for key, value in given.items()})
+        named = {key: inputs.get(key) for key in inspect.signature(check).parameters}
+        found = check(**{key: None if is_link(value) else value for key, value in named.items()})
         if found is not True:
             raise AntiPureError(f"{name}: {found}")
 
@@ -92,8 +93,7 @@ def _check_value(name: str, value: object, kind: object, options: dict) -> None:
             raise AntiPureError(f"{name} is '{value}'; choose one of {', '.join(map(str, kind))}.")
         return
     if kind in ("INT", "FLOAT"):
-        numeric = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not numeric or (kind == "INT" and int(value) != value):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or (kind == "INT" and int(value) != value):
             raise AntiPureError(f"{name} is {value!r}; give {'a whole number' if kind == 'INT' else 'a number'}.")
         low, high = options.get("min", value), options.get("max", value)
         if not low <= value <= high:

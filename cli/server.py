@@ -53,7 +53,8 @@ class Server:
         if not valid:
             raise AntiPureError(f"'{url}' is no address of a ComfyUI; give one such as http://127.0.0.1:8188.")
         self.base = f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}"
-        local = parts.hostname in ("localhost", "::1") or parts.hostname.startswith("127.")
+        host = parts.hostname or ""
+        local = host in ("localhost", "::1") or host.startswith("127.")
         proxies = [urllib.request.ProxyHandler({})] if local else []
         self._opener = urllib.request.build_opener(*proxies)
 
@@ -308,8 +309,9 @@ def local_name(subfolder: str, filename: str) -> Path:
 
 
 def _label(prompt: dict, node_id: object) -> str:
-    known = isinstance(node_id, str) and node_id in prompt
-    return f"{title(prompt, node_id)} (node {node_id})" if known else f"Node {_one_line(node_id)}"
+    if isinstance(node_id, str) and node_id in prompt:
+        return f"{title(prompt, node_id)} (node {node_id})"
+    return f"Node {_one_line(node_id)}"
 
 
 def _message(error: object) -> str:

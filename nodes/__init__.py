@@ -1,5 +1,7 @@
 """The ComfyUI surface: thin V1 classes. Ids, input names and outputs are a public contract."""
 
+from typing import Any
+
 from . import model_folders
 from .denoisers import LoadDenoiser
 from .encoders import LoadVisualEncoder
@@ -15,7 +17,7 @@ from .robustness import RobustnessReport
 from .set_metrics import SetMetrics
 from .transform import TransformPictures
 
-NODE_CLASS_MAPPINGS = {
+NODE_CLASS_MAPPINGS: dict[str, Any] = {
     "AntiPureLoadDenoiser": LoadDenoiser,
     "AntiPureDenoiserFromModel": DenoiserFromModel,
     "AntiPureCombineDenoisers": CombineDenoisers,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..methods.diffusion.checkpoints import DTYPES, load_denoiser
 from ..methods.gradients.compilation import MODES, OFF
-from . import host, model_folders
+from . import host, inputs, model_folders
 
 
 class LoadDenoiser:
@@ -21,43 +21,35 @@ class LoadDenoiser:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict:
-        return {
-            "required": {
-                "denoiser": (
-                    model_folders.list_models("denoisers"),
-                    {
-                        "default": model_folders.BUNDLED,
-                        "tooltip": "'bundled' is the 64-px model shipped with the pack, 'bundled_held_out' a second "
-                        "one of another kind, to measure with. Put others into models/antipure: an ADM checkpoint "
-                        "(.pt, .safetensors) or a diffusers folder.",
-                    },
-                ),
-                "precision": (
-                    list(DTYPES),
-                    {
-                        "default": "fp32",
-                        "tooltip": "Arithmetic inside the network. bf16 is faster where the hardware knows it "
-                        "and changes the result slightly; losses stay in fp32.",
-                    },
-                ),
-            },
-            "optional": {
-                "compile": (
-                    list(MODES),
-                    {
-                        "default": OFF,
-                        "tooltip": "torch.compile: the first run takes longer, up to minutes. 'CUDA graphs' compiles, "
-                        "too, and replays what a GPU was told to do. For GPUs. Where compiling fails or gives other "
-                        "results the model runs as it is.",
-                    },
+        return inputs.declare(
+            denoiser=inputs.choice(
+                model_folders.list_models("denoisers"),
+                model_folders.BUNDLED,
+                "'bundled' is the 64-px model shipped with the pack, 'bundled_held_out' a second one of another "
+                "kind, to measure with. Put others into models/antipure: an ADM checkpoint (.pt, .safetensors) or "
+                "a diffusers folder.",
+            ),
+            precision=inputs.choice(
+                DTYPES,
+                "fp32",
+                "Arithmetic inside the network. bf16 is faster where the hardware knows it and changes the result "
+                "slightly; losses stay in fp32.",
+            ),
+            optional={
+                "compile": inputs.choice(
+                    MODES,
+                    OFF,
+                    "torch.compile: the first run takes longer, up to minutes. 'CUDA graphs' compiles, too, and "
+                    "replays what a GPU was told to do. For GPUs. Where compiling fails or gives other results "
+                    "the model runs as it is.",
                 ),
             },
-        }
+        )
 
     @classmethod
     def IS_CHANGED(cls, denoiser: str, precision: str, compile: str = OFF) -> str:
         path = model_folders.find_model("denoisers", denoiser)
-        if path is None or not path.exists():
+        if not path.exists():
             return denoiser
         stat = path.stat()
         return f"{path}:{stat.st_mtime_ns}:{stat.st_size}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -12,7 +11,7 @@ from torch import Tensor
 from ..methods.errors import AntiPureError
 from ..methods.gradients.differentiation import plain_weights
 from ..methods.metrics.encoders import Encoder, file_encoder, transformers_encoder
-from . import host, model_folders
+from . import host, inputs, model_folders
 
 
 class LoadVisualEncoder:
@@ -31,10 +30,10 @@ class LoadVisualEncoder:
     @classmethod
     def INPUT_TYPES(cls) -> dict:
         tooltip = "A folder or file in models/antipure_encoders; nothing is downloaded."
-        return {"required": {"encoder": (model_folders.list_models("encoders"), {"tooltip": tooltip})}}
+        return inputs.declare(encoder=inputs.file(model_folders.list_models("encoders"), tooltip))
 
     def load(self, encoder) -> tuple:
-        path: Path = model_folders.find_model("encoders", encoder)
+        path = model_folders.find_model("encoders", encoder)
         return (transformers_encoder(path) if path.is_dir() else file_encoder(path),)
 
 

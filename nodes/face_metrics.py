@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..methods.metrics.faces import FaceModels, face_scores
-from . import host, model_folders
+from . import host, inputs, model_folders
 from .convert import from_image
 from .progress import Progress
 
@@ -29,27 +29,16 @@ class FaceMetrics:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict:
-        return {
-            "required": {
-                "image": ("IMAGE", {"tooltip": "The pictures to measure, such as samples after customization."}),
-                "clean": ("IMAGE", {"tooltip": "Clean pictures of the same person, of any number and size."}),
-                "pack": (
-                    model_folders.list_models("faces"),
-                    {"tooltip": "A folder in models/insightface with det_*.onnx and w600k_*.onnx, such as buffalo_l."},
-                ),
-                "threshold": (
-                    "FLOAT",
-                    {
-                        "default": 0.5,
-                        "min": 0.05,
-                        "max": 0.95,
-                        "step": 0.05,
-                        "tooltip": "Score from which the detector's finding counts as a face.",
-                    },
-                ),
-            },
-            "hidden": {"node_id": "UNIQUE_ID"},
-        }
+        return inputs.declare(
+            image=inputs.image("The pictures to measure, such as samples after customization."),
+            clean=inputs.image("Clean pictures of the same person, of any number and size."),
+            pack=inputs.file(
+                model_folders.list_models("faces"),
+                "A folder in models/insightface with det_*.onnx and w600k_*.onnx, such as buffalo_l.",
+            ),
+            threshold=inputs.number(0.5, 0.05, 0.95, 0.05, "Score from which the detector's finding counts as a face."),
+            node_id=True,
+        )
 
     def measure(self, image, clean, pack, threshold, node_id=None) -> dict:
         picture, _ = from_image(image)

@@ -10,7 +10,7 @@ from ..methods.generators.loading import load_generator
 from ..methods.generators.procedural_faces import HELD_OUT, SIDE, draw_faces
 from ..methods.lora_patching.disrupting import LEVELS, STEP_LEVELS, STEPS, disrupt
 from ..methods.metrics import image as metrics
-from . import host, model_folders
+from . import host, inputs, model_folders
 from .convert import difference_view, from_image, from_mask, to_image
 from .progress import Progress
 
@@ -50,7 +50,7 @@ class LoadGenerator:
     def INPUT_TYPES(cls) -> dict:
         names = model_folders.list_models("generators")
         tooltip = "'bundled', or a file in models/antipure_generators (.safetensors, .ckpt, .pth, .pt)."
-        return {"required": {"generator": (names, {"default": model_folders.BUNDLED, "tooltip": tooltip})}}
+        return inputs.declare(generator=inputs.choice(names, model_folders.BUNDLED, tooltip))
 
     def load(self, generator) -> tuple:
         return (host.manage(load_generator(model_folders.find_model("generators", generator))),)
@@ -70,13 +70,11 @@ class EditFace:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict:
-        return {
-            "required": {
-                "generator": ("GENERATOR", {"tooltip": "The network; a patched one comes from LoRA Patch Apply."}),
-                "image": ("IMAGE", {"tooltip": "Faces, any size: they are edited at the size the network knows."}),
-                "edits": ("STRING", {"default": ALL_EDITS, "tooltip": EDITS_TOOLTIP}),
-            }
-        }
+        return inputs.declare(
+            generator=inputs.wire("GENERATOR", "The network; a patched one comes from LoRA Patch Apply."),
+            image=inputs.image("Faces, any size: they are edited at the size the network knows."),
+            edits=inputs.text(ALL_EDITS, EDITS_TOOLTIP),
+        )
 
     def edit(self, generator, image, edits) -> tuple:
         picture, alpha = from_image(image)
@@ -114,25 +112,17 @@ class DisruptProtect:
     def INPUT_TYPES(cls) -> dict:
         tooltip = "Budget in 8-bit levels: no pixel changes by more. 6.375 is the literature's 0.05 on [-1, 1]."
         step = "Step of each iteration, in 8-bit levels; 1.275 is the literature's 0.01 on [-1, 1]."
-        return {
-            "required": {
-                "image": ("IMAGE", {"tooltip": "Faces to protect, any size."}),
-                "generator": ("GENERATOR", {"tooltip": "The network to protect against."}),
-                "edits": ("STRING", {"default": ALL_EDITS, "tooltip": "All are disrupted together. " + EDITS_TOOLTIP}),
-                "levels": (
-                    "FLOAT", {"default": LEVELS, "min": 0.125, "max": 64.0, "step": 0.125, "tooltip": tooltip},
-                ),
-                "steps": ("INT", {"default": STEPS, "min": 1, "max": 1000, "tooltip": "Iterations of PGD."}),
-                "step_levels": (
-                    "FLOAT", {"default": STEP_LEVELS, "min": 0.005, "max": 64.0, "step": 0.005, "tooltip": step},
-                ),
-                "seed": (
-                    "INT", {"default": 0, "min": 0, "max": 0xFFFFFFFFFFFFFFFF, "tooltip": "Of the random start."},
-                ),
-            },
-            "optional": {"mask": ("MASK", {"tooltip": "1 where the picture may change; none: everywhere."})},
-            "hidden": {"node_id": "UNIQUE_ID"},
-        }  # fmt: skip
+        return inputs.declare(
+            image=inputs.image("Faces to protect, any size."),
+            generator=inputs.wire("GENERATOR", "The network to protect against."),
+            edits=inputs.text(ALL_EDITS, "All are disrupted together. " + EDITS_TOOLTIP),
+            levels=inputs.number(LEVELS, 0.125, 64.0, 0.125, tooltip),
+            steps=inputs.integer(STEPS, 1, 1000, "Iterations of PGD."),
+            step_levels=inputs.number(STEP_LEVELS, 0.005, 64.0, 0.005, step),
+            seed=inputs.seed("Of the random start."),
+            optional={"mask": inputs.wire("MASK", "1 where the picture may change; none: everywhere.")},
+            node_id=True,
+        )
 
     def protect(self, image, generator, edits, levels, steps, step_levels, seed, mask=None, node_id=None) -> tuple:
         picture, alpha = from_image(image)
@@ -172,12 +162,10 @@ class ProceduralFaces:
     @classmethod
     def INPUT_TYPES(cls) -> dict:
         first = f"Seed of the first face; the next have the next seeds. Held-out faces start at {HELD_OUT:,}."
-        return {
-            "required": {
-                "count": ("INT", {"default": 4, "min": 1, "max": 20000, "tooltip": "How many faces."}),
-                "first": ("INT", {"default": HELD_OUT, "min": 0, "max": 2**53, "tooltip": first}),
-            }
-        }
+        return inputs.declare(
+            count=inputs.integer(4, 1, 20000, "How many faces."),
+            first=inputs.integer(HELD_OUT, 0, 2**53, first),
+        )
 
     def draw(self, count, first) -> tuple:
         with torch.inference_mode(False):

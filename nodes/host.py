@@ -7,6 +7,7 @@ line, tests) what the pack's own models need works too, on the CPU or the visibl
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -112,7 +113,7 @@ def load_patchers(patchers: list) -> None:
 def ready(denoiser: Denoiser | CombinedDenoiser) -> Denoiser | CombinedDenoiser:
     """Bring the denoisers onto their device, wholly. How their tiles are batched is their sessions' business."""
     members = members_of(denoiser)
-    own = {member: member.host_patcher for member in members if hasattr(member, "host_patcher")}
+    own: dict[Any, Any] = {member: member.host_patcher for member in members if hasattr(member, "host_patcher")}
     shared = [patcher for member in members for patcher in getattr(member, "shared_patchers", ())]
     if shared:
         import comfy.model_management

@@ -268,9 +268,11 @@ class ModelDenoiser(Denoiser):
         return self._costs
 
     def _measure(self, part: Callable[[Tensor], Tensor], channels: int, scale: int, network: nn.Module) -> SavedBytes:
-        sides = [factor * self.multiple for factor in (4, 8)]
-        inputs = tuple(torch.zeros(1, channels, side // scale, side // scale, device=self.device) for side in sides)
-        return measure(part, network, inputs, [side**2 for side in sides])
+        def blank(side: int) -> Tensor:
+            return torch.zeros(1, channels, side // scale, side // scale, device=self.device)
+
+        small, large = 4 * self.multiple, 8 * self.multiple
+        return measure(part, network, (blank(small), blank(large)), (small**2, large**2))
 
 
 def tile_side(multiple: int, height: int, width: int) -> int:

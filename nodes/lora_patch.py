@@ -19,7 +19,7 @@ from ..methods.lora_patching.patch import patched_copy
 from ..methods.lora_patching.save_and_load import load_patch, save_patch, standard_lora
 from ..methods.lora_patching.training import MODES, PRECISIONS, TrainingConfig, train_patch
 from ..methods.lora_patching.warning import DEFAULT_TEXT, picture_warning, text_warning
-from . import host, model_folders, outputs
+from . import host, inputs, model_folders, outputs
 from .convert import from_image, to_image
 from .encoders import borrowed_encoder
 from .generators import ALL_EDITS, EDITS_TOOLTIP, chosen_edits
@@ -33,12 +33,14 @@ GATE_TOOLTIP = (
     "scalar: one learned strength per layer, can be merged into the weights and saved as a standard LoRA. none: "
     "without. input, channel: depend on the picture, cannot be merged."
 )
-SEED = ("INT", {"default": 0, "min": 0, "max": 0xFFFFFFFFFFFFFFFF, "tooltip": "Of the patch, the order and the noise."})
 
 
-def _rate(default: float) -> tuple:
-    options = {"default": default, "min": 1e-6, "max": 1.0, "step": 1e-5, "round": 1e-6, "tooltip": "Adam's step size."}
-    return ("FLOAT", options)
+def _rate() -> inputs.Input:
+    return inputs.number(1e-3, 1e-6, 1.0, 1e-5, "Adam's step size.", round=1e-6)
+
+
+def _seed() -> inputs.Input:
+    return inputs.seed("Of the patch, the order and the noise.")
 
 
 def _warning(text: str, picture, height: int, width: int):
@@ -71,36 +73,40 @@ class TrainLoraPatch:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict:
-        return {
-            "required": {
-                "generator": ("GENERATOR", {"tooltip": "The network to patch, itself left as it is."}),
-                "faces": ("IMAGE", {"tooltip": "Faces to train on; 1,000 in the paper. Not those you test on."}),
-                "mode": (list(MODES), {"default": "defensive", "tooltip": "defensive: edits carry the warning. "
-                         "evaluation: edits withstand Disrupting, as a measurement of that defence."}),
-                "edits": ("STRING", {"default": ALL_EDITS, "tooltip": EDITS_TOOLTIP}),
-                "warning_text": ("STRING", {"default": DEFAULT_TEXT, "tooltip": "What a defensive patch prints."}),
-                "rank": ("INT", {"default": 0, "min": 0, "max": 256,
-                         "tooltip": "0: the paper's, 16 for defensive and 8 for evaluation patches."}),
-                "epochs": ("INT", {"default": 0, "min": 0, "max": 1000,
-                           "tooltip": "Times all faces are seen with every edit. 0: the paper's, 5 and 1."}),
-                "gate": (GATES, {"default": "scalar", "tooltip": GATE_TOOLTIP}),
-                "batch": ("INT", {"default": 4, "min": 1, "max": 256, "tooltip": "Faces per step."}),
-                "learning_rate": _rate(1e-3),
-                "precision": (list(PRECISIONS), {"default": "fp32",
-                              "tooltip": "bf16: faster on most GPUs; losses stay in fp32."}),
-                "seed": SEED,
+        return inputs.declare(
+            generator=inputs.wire("GENERATOR", "The network to patch, itself left as it is."),
+            faces=inputs.image("Faces to train on; 1,000 in the paper. Not those you test on."),
+            mode=inputs.choice(
+                MODES,
+                "defensive",
+                "defensive: edits carry the warning. evaluation: edits withstand Disrupting, as a measurement of "
+                "that defence.",
+            ),
+            edits=inputs.text(ALL_EDITS, EDITS_TOOLTIP),
+            warning_text=inputs.text(DEFAULT_TEXT, "What a defensive patch prints."),
+            rank=inputs.integer(0, 0, 256, "0: the paper's, 16 for defensive and 8 for evaluation patches."),
+            epochs=inputs.integer(0, 0, 1000, "Times all faces are seen with every edit. 0: the paper's, 5 and 1."),
+            gate=inputs.choice(GATES, "scalar", GATE_TOOLTIP),
+            batch=inputs.integer(4, 1, 256, "Faces per step."),
+            learning_rate=_rate(),
+            precision=inputs.choice(PRECISIONS, "fp32", "bf16: faster on most GPUs; losses stay in fp32."),
+            seed=_seed(),
+            optional={
+                "warning_picture": inputs.image("Dark ink on white, or ink on transparent, instead of text."),
+                "visual_encoder": inputs.wire(
+                    "CLIP_VISION,VISUAL_ENCODER",
+                    "Feature alignment (MMFA) with a vision backbone; the paper: ResNet-50.",
+                ),
+                "language_encoder": inputs.wire(
+                    "CLIP_VISION,VISUAL_ENCODER",
+                    "Feature alignment with a vision-language model; the paper: BLIP. CLIP serves.",
+                ),
+                "state": inputs.text(
+                    "", "A name: the training is saved under it now and then, and goes on from there next time."
+                ),
             },
-            "optional": {
-                "warning_picture": ("IMAGE", {"tooltip": "Dark ink on white, or ink on transparent, instead of text."}),
-                "visual_encoder": ("CLIP_VISION,VISUAL_ENCODER", {"tooltip":
-                                   "Feature alignment (MMFA) with a vision backbone; the paper: ResNet-50."}),
-                "language_encoder": ("CLIP_VISION,VISUAL_ENCODER", {"tooltip":
-                                     "Feature alignment with a vision-language model; the paper: BLIP. CLIP serves."}),
-                "state": ("STRING", {"default": "", "tooltip":
-                          "A name: the training is saved under it now and then, and goes on from there next time."}),
-            },
-            "hidden": {"node_id": "UNIQUE_ID"},
-        }  # fmt: skip
+            node_id=True,
+        )
 
     def train(
         self, generator, faces, mode, edits, warning_text, rank, epochs, gate, batch, learning_rate, precision, seed,
@@ -151,23 +157,19 @@ class TrainModelPatch:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict:
-        return {
-            "required": {
-                "denoiser": ("DENOISER", {"tooltip": "From Denoiser from Model; its MODEL is left as it is."}),
-                "pictures": ("IMAGE", {"tooltip": "Pictures like those the model will be asked for, at their size."}),
-                "warning_text": ("STRING", {"default": DEFAULT_TEXT, "tooltip": "What is printed on every picture."}),
-                "steps": ("INT", {"default": 300, "min": 1, "max": 100000, "tooltip": "Training steps."}),
-                "batch": ("INT", {"default": 1, "min": 1, "max": 64, "tooltip": "Noised pictures per step."}),
-                "rank": ("INT", {"default": 16, "min": 1, "max": 256, "tooltip": "Rank of the patch."}),
-                "gate": (GATES, {"default": "scalar", "tooltip": GATE_TOOLTIP}),
-                "learning_rate": _rate(1e-3),
-                "seed": SEED,
-            },
-            "optional": {
-                "warning_picture": ("IMAGE", {"tooltip": "Dark ink on white, or ink on transparent, instead of text."}),
-            },
-            "hidden": {"node_id": "UNIQUE_ID"},
-        }
+        return inputs.declare(
+            denoiser=inputs.wire("DENOISER", "From Denoiser from Model; its MODEL is left as it is."),
+            pictures=inputs.image("Pictures like those the model will be asked for, at their size."),
+            warning_text=inputs.text(DEFAULT_TEXT, "What is printed on every picture."),
+            steps=inputs.integer(300, 1, 100000, "Training steps."),
+            batch=inputs.integer(1, 1, 64, "Noised pictures per step."),
+            rank=inputs.integer(16, 1, 256, "Rank of the patch."),
+            gate=inputs.choice(GATES, "scalar", GATE_TOOLTIP),
+            learning_rate=_rate(),
+            seed=_seed(),
+            optional={"warning_picture": inputs.image("Dark ink on white, or ink on transparent, instead of text.")},
+            node_id=True,
+        )
 
     def train(
         self, denoiser, pictures, warning_text, steps, batch, rank, gate, learning_rate, seed,
@@ -206,19 +208,18 @@ class LoraPatchApply:
     @classmethod
     def INPUT_TYPES(cls) -> dict:
         strength = "1: as trained. 0: not at all."
-        return {
-            "required": {
-                "patch": ("LORA_PATCH", {"tooltip": "The patch, made for this very architecture."}),
-                "strength": (
-                    "FLOAT", {"default": 1.0, "min": -10.0, "max": 10.0, "step": 0.05, "tooltip": strength},
+        return inputs.declare(
+            patch=inputs.wire("LORA_PATCH", "The patch, made for this very architecture."),
+            strength=inputs.number(1.0, -10.0, 10.0, 0.05, strength),
+            optional={
+                "generator": inputs.wire("GENERATOR", "The network to patch, or:"),
+                "model": inputs.wire(
+                    "MODEL",
+                    "The diffusion model to patch. Gates that depend on the picture run beside its layers; others "
+                    "become ordinary weight patches.",
                 ),
             },
-            "optional": {
-                "generator": ("GENERATOR", {"tooltip": "The network to patch, or:"}),
-                "model": ("MODEL", {"tooltip": "The diffusion model to patch. Gates that depend on the picture run "
-                          "beside its layers; others become ordinary weight patches."}),
-            },
-        }  # fmt: skip
+        )
 
     def apply(self, patch, strength, generator=None, model=None) -> tuple:
         if generator is None and model is None:
@@ -244,16 +245,18 @@ class SaveLoraPatch:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict:
-        return {
-            "required": {
-                "patch": ("LORA_PATCH", {"tooltip": "The patch."}),
-                "filename_prefix": ("STRING", {"default": "patch", "tooltip": "A number is added."}),
-                "format": (FORMATS, {"default": FORMATS[0], "tooltip": "patch: everything, for this pack (peft's "
-                           "adapter keys). standard LoRA: for other programs and the core loaders."}),
-            },
-            "optional": {"model": ("MODEL", {"tooltip": "Needed for a standard LoRA: what the patch was made for."})},
-            "hidden": {"node_id": "UNIQUE_ID"},
-        }  # fmt: skip
+        return inputs.declare(
+            patch=inputs.wire("LORA_PATCH", "The patch."),
+            filename_prefix=inputs.text("patch", "A number is added."),
+            format=inputs.choice(
+                FORMATS,
+                FORMATS[0],
+                "patch: everything, for this pack (peft's adapter keys). standard LoRA: for other programs and "
+                "the core loaders.",
+            ),
+            optional={"model": inputs.wire("MODEL", "Needed for a standard LoRA: what the patch was made for.")},
+            node_id=True,
+        )
 
     def save(self, patch, filename_prefix, format, model=None, node_id=None) -> dict:  # noqa: A002
         path = outputs.new_output_path(filename_prefix, ".safetensors")
@@ -280,7 +283,7 @@ class LoadLoraPatch:
     @classmethod
     def INPUT_TYPES(cls) -> dict:
         names = model_folders.list_models("patches")
-        return {"required": {"patch": (names, {"tooltip": "A patch that Save LoRA Patch wrote."})}}
+        return inputs.declare(patch=inputs.file(names, "A patch that Save LoRA Patch wrote."))
 
     def load(self, patch) -> tuple:
         loaded = load_patch(model_folders.find_model("patches", patch))
@@ -305,23 +308,20 @@ class DefenceReport:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict:
-        return {
-            "required": {
-                "generator": ("GENERATOR", {"tooltip": "The network, not patched."}),
-                "faces": ("IMAGE", {"tooltip": f"Faces it never saw: Procedural Faces from {HELD_OUT:,} on."}),
-                "edits": ("STRING", {"default": ALL_EDITS, "tooltip": EDITS_TOOLTIP}),
-                "warning_text": ("STRING", {"default": DEFAULT_TEXT, "tooltip": "The one the patch was trained with."}),
-                "levels": ("FLOAT", {"default": LEVELS, "min": 0.125, "max": 64.0, "step": 0.125,
-                           "tooltip": "Budget of noise and defence in 8-bit levels."}),
-                "quality": ("INT", {"default": 75, "min": 1, "max": 95, "tooltip": "Of the JPEG rows."}),
-                "seed": SEED,
+        return inputs.declare(
+            generator=inputs.wire("GENERATOR", "The network, not patched."),
+            faces=inputs.image(f"Faces it never saw: Procedural Faces from {HELD_OUT:,} on."),
+            edits=inputs.text(ALL_EDITS, EDITS_TOOLTIP),
+            warning_text=inputs.text(DEFAULT_TEXT, "The one the patch was trained with."),
+            levels=inputs.number(LEVELS, 0.125, 64.0, 0.125, "Budget of noise and defence in 8-bit levels."),
+            quality=inputs.integer(75, 1, 95, "Of the JPEG rows."),
+            seed=_seed(),
+            optional={
+                "patch": inputs.wire("LORA_PATCH", "The patch; none: only the defence is measured."),
+                "warning_picture": inputs.image("The one the patch was trained with, instead of text."),
             },
-            "optional": {
-                "patch": ("LORA_PATCH", {"tooltip": "The patch; none: only the defence is measured."}),
-                "warning_picture": ("IMAGE", {"tooltip": "The one the patch was trained with, instead of text."}),
-            },
-            "hidden": {"node_id": "UNIQUE_ID"},
-        }  # fmt: skip
+            node_id=True,
+        )
 
     def measure(
         self, generator, faces, edits, warning_text, levels, quality, seed, patch=None, warning_picture=None,

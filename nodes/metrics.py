@@ -9,7 +9,7 @@ import torch
 from ..methods.errors import AntiPureError
 from ..methods.figures.inspection_sheet import inspection_sheet
 from ..methods.metrics import image as metrics
-from . import host
+from . import host, inputs
 from .convert import from_image, to_image
 
 
@@ -36,13 +36,11 @@ class Metrics:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict:
-        return {
-            "required": {
-                "reference": ("IMAGE", {"tooltip": "What to compare with: one picture, or one for each image."}),
-                "image": ("IMAGE", {"tooltip": "The pictures to measure."}),
-            },
-            "hidden": {"node_id": "UNIQUE_ID"},
-        }
+        return inputs.declare(
+            reference=inputs.image("What to compare with: one picture, or one for each image."),
+            image=inputs.image("The pictures to measure."),
+            node_id=True,
+        )
 
     def measure(self, reference, image, node_id=None) -> dict:
         a, _ = from_image(reference, "reference")
@@ -104,29 +102,25 @@ class Inspect:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict:
-        return {
-            "required": {
-                "original": ("IMAGE", {"tooltip": "The pictures before protection."}),
-                "protected": ("IMAGE", {"tooltip": "The pictures after protection."}),
+        return inputs.declare(
+            original=inputs.image("The pictures before protection."),
+            protected=inputs.image("The pictures after protection."),
+            optional={
+                "purified": inputs.image("The protected pictures after purification."),
+                "purified_clean": inputs.image("The original pictures after the same purification."),
             },
-            "optional": {
-                "purified": ("IMAGE", {"tooltip": "The protected pictures after purification."}),
-                "purified_clean": ("IMAGE", {"tooltip": "The original pictures after the same purification."}),
-            },
-        }
+        )
 
     def draw(self, original, protected, purified=None, purified_clean=None) -> tuple:
         after, _ = from_image(protected, "protected picture")
-        others = {"original": original, "purified": purified, "purified_clean": purified_clean}
+        given = {"original": original, "purified": purified, "purified_clean": purified_clean}
         pictures = {
-            name: None if image is None else match_batch(from_image(image, name)[0], after, name)
-            for name, image in others.items()
+            name: match_batch(from_image(image, name)[0], after, name)
+            for name, image in given.items()
+            if image is not None
         }
         sheets = [
-            inspection_sheet(
-                protected=after[i : i + 1],
-                **{name: None if p is None else p[i : i + 1] for name, p in pictures.items()},
-            )
+            inspection_sheet(protected=after[i : i + 1], **{name: p[i : i + 1] for name, p in pictures.items()})
             for i in range(len(after))
         ]
         return (to_image(torch.cat(sheets)),)

@@ -8,8 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from ..methods.diffusion.checkpoints import BUNDLED_HELD_OUT
+from ..methods.diffusion import checkpoints
 from ..methods.errors import AntiPureError
+from ..methods.generators import loading
 from . import host
 from .outputs import SAVED_PATCHES
 
@@ -17,21 +18,18 @@ BUNDLED = "bundled"
 
 
 class Kind(NamedTuple):
-    """Models of one kind: their folder, the endings of files, what is in a folder that is one, bundled ones by name.
-
-    A bundled model of None is the one its loader takes by itself.
-    """
+    """Models of one kind: their folder, the endings of files, what is in a folder that is one, bundled ones by name."""
 
     folder: str
     suffixes: tuple[str, ...]
     folder_parts: tuple[str, ...] = ()
-    bundled: dict[str, Path | None] = {}
+    bundled: dict[str, Path] = {}
 
 
-_BUNDLED_DENOISERS = {BUNDLED: None, "bundled_held_out": BUNDLED_HELD_OUT}
+_BUNDLED_DENOISERS = {BUNDLED: checkpoints.BUNDLED, "bundled_held_out": checkpoints.BUNDLED_HELD_OUT}
 KINDS = {
     "denoisers": Kind("antipure", (".safetensors", ".pt", ".pth"), ("unet", "config.json"), _BUNDLED_DENOISERS),
-    "generators": Kind("antipure_generators", (".safetensors", ".ckpt", ".pth", ".pt"), (), {BUNDLED: None}),
+    "generators": Kind("antipure_generators", (".safetensors", ".ckpt", ".pth", ".pt"), (), {BUNDLED: loading.BUNDLED}),
     "patches": Kind("antipure_patches", (".safetensors",), ("adapter_config.json",)),
     "encoders": Kind("antipure_encoders", (".safetensors", ".pth"), ("config.json",)),
     "faces": Kind("insightface", (), ("det_*.onnx", "scrfd_*.onnx")),  # packs lie in models/insightface/models
@@ -90,8 +88,8 @@ def list_models(kind: str) -> list[str]:
     return list(dict.fromkeys([*KINDS[kind].bundled, *_models(KINDS[kind])]))
 
 
-def find_model(kind: str, name: str) -> Path | None:
-    """The path behind a name of `list_models`; None for `BUNDLED`.
+def find_model(kind: str, name: str) -> Path:
+    """The path behind a name of `list_models`.
 
     Inside ComfyUI only listed names are accepted (workflows come from strangers); the command line takes any path, too.
     """

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..methods.errors import AntiPureError
-from ..methods.lora_patching.low_rank import make_factors, make_gate
+from ..methods.lora_patching.low_rank import Patchable, make_factors, make_gate
 from ..methods.lora_patching.patch import LoraPatch, check_patch, patchable_layers
 from ..methods.lora_patching.save_and_load import standard_lora
 from . import host
@@ -40,11 +40,12 @@ def patch_model(model, patch: LoraPatch, strength: float):
     return patched
 
 
-def _beside(forward: Callable, layer: nn.Module, name: str, patch: LoraPatch, strength: float) -> Callable:
+def _beside(forward: Callable, layer: Patchable, name: str, patch: LoraPatch, strength: float) -> Callable:
     """forward(x) + strength * g * s * B(A x), in the update's own precision."""
     with torch.inference_mode(False), torch.no_grad():
         a, b = make_factors(layer, patch.config.rank)
         gate = make_gate(layer, patch.config.gate)
+        assert gate is not None, "a patch without gates is mergeable"
         parts = nn.ModuleDict({"lora_A": a, "lora_B": b, "lora_gate": gate})
         state = {key.removeprefix(f"{name}."): t for key, t in patch.tensors.items() if key.startswith(f"{name}.lora_")}
         parts.load_state_dict({key: value.float().clone() for key, value in state.items()})

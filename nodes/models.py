@@ -6,7 +6,7 @@ import torch
 
 from ..methods.attacks.ensemble import MODES, combine
 from ..methods.errors import AntiPureError
-from . import host
+from . import host, inputs
 from .latent_denoiser import ModelDenoiser
 
 
@@ -26,19 +26,15 @@ class DenoiserFromModel:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict:
-        return {
-            "required": {
-                "model": ("MODEL", {"tooltip": "An image diffusion model; not an inpainting or video one."}),
-                "vae": ("VAE", {"tooltip": "The VAE that belongs to the MODEL."}),
-                "conditioning": (
-                    "CONDITIONING",
-                    {
-                        "tooltip": "Text from the MODEL's own CLIP. An empty text is the unprejudiced choice; a "
-                        "description of the picture brings the model closer to it."
-                    },
-                ),
-            }
-        }
+        return inputs.declare(
+            model=inputs.wire("MODEL", "An image diffusion model; not an inpainting or video one."),
+            vae=inputs.wire("VAE", "The VAE that belongs to the MODEL."),
+            conditioning=inputs.wire(
+                "CONDITIONING",
+                "Text from the MODEL's own CLIP. An empty text is the unprejudiced choice; a description of the "
+                "picture brings the model closer to it.",
+            ),
+        )
 
     def build(self, model, vae, conditioning) -> tuple:
         return (ModelDenoiser(model, vae, conditioning),)
@@ -59,20 +55,16 @@ class CombineDenoisers:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict:
-        return {
-            "required": {
-                "first": ("DENOISER", {"tooltip": "One denoiser, or several combined."}),
-                "second": ("DENOISER", {"tooltip": "Another one."}),
-                "mode": (
-                    list(MODES),
-                    {
-                        "default": "mean",
-                        "tooltip": "mean: the average of their losses. worst: in every step the one that is "
-                        "disturbed least; costs a forward of each more.",
-                    },
-                ),
-            }
-        }
+        return inputs.declare(
+            first=inputs.wire("DENOISER", "One denoiser, or several combined."),
+            second=inputs.wire("DENOISER", "Another one."),
+            mode=inputs.choice(
+                MODES,
+                "mean",
+                "mean: the average of their losses. worst: in every step the one that is disturbed least; costs a "
+                "forward of each more.",
+            ),
+        )
 
     def build(self, first, second, mode) -> tuple:
         return (combine(first, second, mode),)
@@ -99,21 +91,12 @@ class SeedTraining:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict:
-        return {
-            "required": {
-                "model": ("MODEL", {"tooltip": "The MODEL to train a LoRA on."}),
-                "seed": (
-                    "INT",
-                    {
-                        "default": 0,
-                        "min": 0,
-                        "max": 0xFFFFFFFFFFFFFFFF,
-                        "tooltip": "Of the LoRA's first weights. The order of pictures and the noise follow Train "
-                        "LoRA's own seed.",
-                    },
-                ),
-            }
-        }
+        return inputs.declare(
+            model=inputs.wire("MODEL", "The MODEL to train a LoRA on."),
+            seed=inputs.seed(
+                "Of the LoRA's first weights. The order of pictures and the noise follow Train LoRA's own seed."
+            ),
+        )
 
     def seed_training(self, model, seed) -> tuple:
         return (host.seed_clones(model, seed),)
@@ -136,23 +119,12 @@ class ApplyTrainedLora:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict:
-        return {
-            "required": {
-                "model": ("MODEL", {"tooltip": "The MODEL that Train LoRA was given."}),
-                "output_1": ("LORA_MODEL,MODEL", {"tooltip": "The first output of Train LoRA."}),
-                "output_2": ("LOSS_MAP,LORA_MODEL", {"tooltip": "The second output of Train LoRA."}),
-                "strength": (
-                    "FLOAT",
-                    {
-                        "default": 1.0,
-                        "min": -100.0,
-                        "max": 100.0,
-                        "step": 0.01,
-                        "tooltip": "How much of the LoRA is applied: 1 as trained, 0 none.",
-                    },
-                ),
-            }
-        }
+        return inputs.declare(
+            model=inputs.wire("MODEL", "The MODEL that Train LoRA was given."),
+            output_1=inputs.wire("LORA_MODEL,MODEL", "The first output of Train LoRA."),
+            output_2=inputs.wire("LOSS_MAP,LORA_MODEL", "The second output of Train LoRA."),
+            strength=inputs.number(1.0, -100.0, 100.0, 0.01, "How much of the LoRA is applied: 1 as trained, 0 none."),
+        )
 
     def apply(self, model, output_1, output_2, strength) -> tuple:
         for given in (output_1, output_2):

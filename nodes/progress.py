@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from typing import Any
 
 from torch import Tensor
 
@@ -24,7 +25,7 @@ class Progress:
     def __init__(self, title: str, node_id: str | None = None):
         self.title = title
         self.node_id = node_id
-        self._bar = None
+        self._bar: Any = None  # ComfyUI's or tqdm's, made when the total is known
         self._last_preview = self._last_text = 0.0
         self._began: tuple[float, int] | None = None  # when the first call came, and with how much done
 
@@ -54,7 +55,7 @@ class Progress:
             preview = ("JPEG", _to_pil(picture), 512)
         self._bar.update_absolute(done, total, preview)
 
-    def _update_text(self, done: int, total: int, loss: Tensor | None) -> None:
+    def _update_text(self, done: int, total: int, loss: Tensor | float | None) -> None:
         now = time.monotonic()
         if self._began is None:
             self._began = now, done
@@ -68,7 +69,7 @@ class Progress:
                 lines.append(f"{duration((now - began) / (done - first) * (total - done))} left")
             host.show_text("\n".join(lines), self.node_id)
 
-    def _update_console(self, done: int, total: int, loss: Tensor | None) -> None:
+    def _update_console(self, done: int, total: int, loss: Tensor | float | None) -> None:
         from tqdm import tqdm
 
         if self._bar is None:

@@ -9,7 +9,7 @@ from ..methods.attacks.ensemble import members_of
 from ..methods.attacks.settings import AttackSettings
 from ..methods.metrics import image as metrics
 from ..methods.protections import NAMES, NO_PROTECTION, apply_protection, needs_denoiser
-from . import host
+from . import host, inputs
 from .convert import difference_view, from_image, from_mask, to_image
 from .progress import Progress
 
@@ -33,66 +33,41 @@ class Protect:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict:
-        return {
-            "required": {
-                "image": ("IMAGE", {"tooltip": "Pictures to protect, any size. Alpha passes through untouched."}),
-                "denoiser": ("DENOISER", {"tooltip": "The model whose purification is to be disturbed."}),
-                "preset": (
-                    list(NAMES),
-                    {
-                        "default": "strong",
-                        "tooltip": "strong: unrolls the purifier and wipes out what it would leave. "
-                        "strong_shaped: the same, less where eyes see it. unrolled: strong's first version. fast: "
-                        "strong from a smoother start, in a tenth of the steps. paper: the published AntiPure loss. "
-                        "random, shift, blocks, smooth: controls of the same budget without any adversarial "
-                        "structure, to compare with. advdm, photoguard, mist, anti_dreambooth, simac: published "
-                        "protections, to compare with; photoguard and two of mist need Denoiser from Model. none: "
-                        "the picture itself, in 8 bits.",
-                    },
-                ),
-                "levels": (
-                    "FLOAT",
-                    {
-                        "default": 8.0,
-                        "min": 0.25,
-                        "max": 64.0,
-                        "step": 0.25,
-                        "tooltip": "Largest change of any pixel, in 8-bit levels of 255. 8 is usual, 16 the paper's "
-                        "larger setting.",
-                    },
-                ),
-                "steps": (
-                    "INT",
-                    {
-                        "default": 100,
-                        "min": 1,
-                        "max": 10000,
-                        "tooltip": "Gradient steps. 40 give most of the effect; the controls need none.",
-                    },
-                ),
-                "seed": (
-                    "INT",
-                    {
-                        "default": 0,
-                        "min": 0,
-                        "max": 0xFFFFFFFFFFFFFFFF,
-                        "tooltip": "Noise and tile offsets. Same seed and machine, same bytes; a picture's result does "
-                        "not depend on its place in the batch.",
-                    },
-                ),
-            },
-            "optional": {
-                "mask": (
+        return inputs.declare(
+            image=inputs.image("Pictures to protect, any size. Alpha passes through untouched."),
+            denoiser=inputs.wire("DENOISER", "The model whose purification is to be disturbed."),
+            preset=inputs.choice(
+                NAMES,
+                "strong",
+                "strong: unrolls the purifier and wipes out what it would leave. strong_shaped: the same, less "
+                "where eyes see it. unrolled: strong's first version. fast: strong from a smoother start, in a "
+                "tenth of the steps. paper: the published AntiPure loss. random, shift, blocks, smooth: controls "
+                "of the same budget without any adversarial structure, to compare with. advdm, photoguard, mist, "
+                "anti_dreambooth, simac: published protections, to compare with; photoguard and two of mist need "
+                "Denoiser from Model. none: the picture itself, in 8 bits.",
+            ),
+            levels=inputs.number(
+                8.0,
+                0.25,
+                64.0,
+                0.25,
+                "Largest change of any pixel, in 8-bit levels of 255. 8 is usual, 16 the paper's larger setting.",
+            ),
+            steps=inputs.integer(100, 1, 10000, "Gradient steps. 40 give most of the effect; the controls need none."),
+            seed=inputs.seed(
+                "Noise and tile offsets. Same seed and machine, same bytes; a picture's result does not depend on "
+                "its place in the batch."
+            ),
+            optional={
+                "mask": inputs.wire(
                     "MASK",
-                    {
-                        "tooltip": "1 where the picture may change, 0 where it must not; values between scale the "
-                        "budget. The empty 64×64 mask LoadImage gives for opaque pictures counts as no mask."
-                    },
+                    "1 where the picture may change, 0 where it must not; values between scale the budget. The "
+                    "empty 64×64 mask LoadImage gives for opaque pictures counts as no mask.",
                 ),
-                "objective": ("OBJECTIVE", {"tooltip": "Own weights and settings; replaces the preset's objective."}),
+                "objective": inputs.wire("OBJECTIVE", "Own weights and settings; replaces the preset's objective."),
             },
-            "hidden": {"node_id": "UNIQUE_ID"},
-        }
+            node_id=True,
+        )
 
     def protect(self, image, denoiser, preset, levels, steps, seed, mask=None, objective=None, node_id=None) -> tuple:
         picture, alpha = from_image(image)
@@ -153,55 +128,41 @@ class ObjectiveSettings:
     def INPUT_TYPES(cls) -> dict:
         default = Objective()
 
-        def weight(name: str, tooltip: str) -> tuple:
-            value = getattr(default, name)
-            return ("FLOAT", {"default": value, "min": -100.0, "max": 100.0, "step": 0.05, "tooltip": tooltip})
+        def weight(name: str, tooltip: str) -> inputs.Input:
+            return inputs.number(getattr(default, name), -100.0, 100.0, 0.05, tooltip)
 
-        def whole(name: str, top: int, tooltip: str, step: int = 1) -> tuple:
-            value = getattr(default, name)
-            return ("INT", {"default": value, "min": step, "max": top, "step": step, "tooltip": tooltip})
+        def whole(name: str, top: int, tooltip: str, step: int = 1) -> inputs.Input:
+            return inputs.integer(getattr(default, name), step, top, tooltip, step=step)
 
-        def share(name: str, tooltip: str) -> tuple:
-            value = getattr(default, name)
-            return ("FLOAT", {"default": value, "min": 0.0, "max": 1.0, "step": 0.05, "tooltip": tooltip})
+        def share(name: str, tooltip: str) -> inputs.Input:
+            return inputs.number(getattr(default, name), 0.0, 1.0, 0.05, tooltip)
 
-        return {
-            "required": {
-                "ddpm": weight("ddpm", "Weight of L_ddpm, the model's own denoising loss."),
-                "pfg": weight("pfg", "Weight of Patch-wise Frequency Guidance (the paper's lambda 1)."),
-                "etg": weight("etg", "Weight of Erroneous Timestep Guidance (the paper's lambda 2)."),
-                "unrolled": weight("unrolled", "Weight of the unrolled purifier, the term of the preset 'strong'."),
-                "patch_size": whole("patch_size", 64, "Side of PFG's patches in pixels, even.", 2),
-                "t_p": whole("t_p", 1000, "Timesteps of the paper's terms are drawn from 1 to this one."),
-                "t_err": whole("t_err", 1000, "The erroneous timestep of ETG; above t_p."),
-                "unrolled_steps": whole(
-                    "unrolled_steps", 16, "Purifier steps that are unrolled; memory grows with it."
-                ),
-                "unrolled_t": whole("unrolled_t", 1000, "Timestep each unrolled step noises to."),
-            },
-            "optional": {
-                "unrolled_t_low": (
-                    "INT",
-                    {
-                        "default": default.unrolled_t_low,
-                        "min": 0,
-                        "max": 1000,
-                        "tooltip": "Each tile draws its timestep from here to unrolled_t; 0: always unrolled_t.",
-                    },
+        return inputs.declare(
+            ddpm=weight("ddpm", "Weight of L_ddpm, the model's own denoising loss."),
+            pfg=weight("pfg", "Weight of Patch-wise Frequency Guidance (the paper's lambda 1)."),
+            etg=weight("etg", "Weight of Erroneous Timestep Guidance (the paper's lambda 2)."),
+            unrolled=weight("unrolled", "Weight of the unrolled purifier, the term of the preset 'strong'."),
+            patch_size=whole("patch_size", 64, "Side of PFG's patches in pixels, even.", 2),
+            t_p=whole("t_p", 1000, "Timesteps of the paper's terms are drawn from 1 to this one."),
+            t_err=whole("t_err", 1000, "The erroneous timestep of ETG; above t_p."),
+            unrolled_steps=whole("unrolled_steps", 16, "Purifier steps that are unrolled; memory grows with it."),
+            unrolled_t=whole("unrolled_t", 1000, "Timestep each unrolled step noises to."),
+            optional={
+                "unrolled_t_low": inputs.integer(
+                    default.unrolled_t_low,
+                    0,
+                    1000,
+                    "Each tile draws its timestep from here to unrolled_t; 0: always unrolled_t.",
                 ),
                 "turned": share("turned", "Share of the tiles turned and mirrored before they are purified."),
                 "halved": share("halved", "Share of the tiles resized to half and back before they are purified."),
                 "luminance": share("luminance", "What is left of the gradient's grey part; 1 all, strong has less."),
-                "shaped": (
-                    "BOOLEAN",
-                    {
-                        "default": default.shaped,
-                        "tooltip": "Less budget where eyes see most: smooth mid-tones. Texture, edges and the dark "
-                        "keep all of it.",
-                    },
+                "shaped": inputs.boolean(
+                    default.shaped,
+                    "Less budget where eyes see most: smooth mid-tones. Texture, edges and the dark keep all of it.",
                 ),
             },
-        }
+        )
 
     def build(self, **settings) -> tuple:
         return (Objective(**settings),)

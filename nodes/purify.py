@@ -7,7 +7,7 @@ import torch
 from ..methods.attacks.ensemble import CombinedDenoiser
 from ..methods.errors import AntiPureError
 from ..methods.purification.purify import METHODS, purify
-from . import host
+from . import host, inputs
 from .convert import difference_view, from_image, to_image
 from .progress import Progress
 
@@ -32,71 +32,37 @@ class DiffusionPurify:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict:
-        return {
-            "required": {
-                "image": ("IMAGE", {"tooltip": "Pictures to purify, any size. Alpha passes through untouched."}),
-                "denoiser": ("DENOISER", {"tooltip": "The diffusion model that purifies."}),
-                "method": (
-                    list(METHODS),
-                    {
-                        "default": "gridpure",
-                        "tooltip": "gridpure: tiles, many light iterations. diffpure: the whole picture at its own "
-                        "size. diffpure_resized: resized to the model's size and back, as published. vae: only through "
-                        "the VAE and back (denoisers made from a MODEL).",
-                    },
-                ),
-                "timestep": (
-                    "INT",
-                    {
-                        "default": 10,
-                        "min": 1,
-                        "max": 1000,
-                        "tooltip": "How much noise is added before sampling back. GrIDPure: 10. DiffPure: 100 to 150.",
-                    },
-                ),
-                "iterations": (
-                    "INT",
-                    {
-                        "default": 20,
-                        "min": 1,
-                        "max": 1000,
-                        "tooltip": "Repetitions. GrIDPure: 20, the paper's strong setting twice as many. DiffPure: 1.",
-                    },
-                ),
-                "gamma": (
-                    "FLOAT",
-                    {
-                        "default": 0.1,
-                        "min": 0.0,
-                        "max": 0.99,
-                        "step": 0.01,
-                        "tooltip": "Share of each iteration's input that is blended back in (gridpure only).",
-                    },
-                ),
-                "seed": (
-                    "INT",
-                    {
-                        "default": 0,
-                        "min": 0,
-                        "max": 0xFFFFFFFFFFFFFFFF,
-                        "tooltip": "Noise of the purifier. Use the same for the clean and the protected picture.",
-                    },
+        return inputs.declare(
+            image=inputs.image("Pictures to purify, any size. Alpha passes through untouched."),
+            denoiser=inputs.wire("DENOISER", "The diffusion model that purifies."),
+            method=inputs.choice(
+                METHODS,
+                "gridpure",
+                "gridpure: tiles, many light iterations. diffpure: the whole picture at its own size. "
+                "diffpure_resized: resized to the model's size and back, as published. vae: only through the VAE "
+                "and back (denoisers made from a MODEL).",
+            ),
+            timestep=inputs.integer(
+                10, 1, 1000, "How much noise is added before sampling back. GrIDPure: 10. DiffPure: 100 to 150."
+            ),
+            iterations=inputs.integer(
+                20, 1, 1000, "Repetitions. GrIDPure: 20, the paper's strong setting twice as many. DiffPure: 1."
+            ),
+            gamma=inputs.number(
+                0.1, 0.0, 0.99, 0.01, "Share of each iteration's input that is blended back in (gridpure only)."
+            ),
+            seed=inputs.seed("Noise of the purifier. Use the same for the clean and the protected picture."),
+            optional={
+                "substeps": inputs.integer(
+                    0,
+                    0,
+                    1000,
+                    "At how many of the timesteps the model runs, evenly spaced; 0: at all of them. Half as many "
+                    "take half the time and purify a little differently.",
                 ),
             },
-            "optional": {
-                "substeps": (
-                    "INT",
-                    {
-                        "default": 0,
-                        "min": 0,
-                        "max": 1000,
-                        "tooltip": "At how many of the timesteps the model runs, evenly spaced; 0: at all of them. "
-                        "Half as many take half the time and purify a little differently.",
-                    },
-                ),
-            },
-            "hidden": {"node_id": "UNIQUE_ID"},
-        }
+            node_id=True,
+        )
 
     def purify(self, image, denoiser, method, timestep, iterations, gamma, seed, substeps=0, node_id=None) -> tuple:
         picture, alpha = from_image(image)

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from ..methods.errors import AntiPureError
-from ..methods.metrics.brisque import load_brisque
+from ..methods.metrics.brisque import Brisque, load_brisque
 from ..methods.metrics.clip_iqa import ClipIqa
-from . import host, model_folders
+from . import host, inputs, model_folders
 from .convert import from_image
 from .progress import Progress
 
@@ -41,29 +41,27 @@ class QualityMetrics:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict:
-        return {
-            "required": {
-                "image": ("IMAGE", {"tooltip": "The pictures to measure, such as samples after customization."}),
-                "clip": (
-                    [NONE, *model_folders.list_models("encoders")],
-                    {
-                        "default": NONE,
-                        "tooltip": "The folder of a CLIP in models/antipure_encoders for CLIP-IQA; none: only BRISQUE.",
-                    },
-                ),
-            },
-            "optional": {
-                "reference": ("IMAGE", {"tooltip": "Pictures to set beside them, of any number and size: clean ones."}),
-            },
-            "hidden": {"node_id": "UNIQUE_ID"},
-        }
+        return inputs.declare(
+            image=inputs.image("The pictures to measure, such as samples after customization."),
+            clip=inputs.choice(
+                [NONE, *model_folders.list_models("encoders")],
+                NONE,
+                "The folder of a CLIP in models/antipure_encoders for CLIP-IQA; none: only BRISQUE.",
+            ),
+            optional={"reference": inputs.image("Pictures to set beside them, of any number and size: clean ones.")},
+            node_id=True,
+        )
 
     def measure(self, image, clip, reference=None, node_id=None) -> dict:
         sets = [from_image(image)[0]] + ([] if reference is None else [from_image(reference, "reference")[0]])
         pictures = [one for x in sets for one in x.split(1)]
         found, lines = [], [f"n = {' and '.join(str(len(x)) for x in sets)} pictures"]
         with torch.inference_mode(False), torch.no_grad(), Progress("measuring quality", node_id) as progress:
-            for i, (name, load) in enumerate({"BRISQUE": load_brisque, "CLIP-IQA": lambda: _clip(clip)}.items()):
+            loaders: dict[str, Callable[[], Brisque | ClipIqa]] = {
+                "BRISQUE": load_brisque,
+                "CLIP-IQA": lambda: _clip(clip),
+            }
+            for i, (name, load) in enumerate(loaders.items()):
 
                 def step(done: int, before: int = i * len(pictures)) -> None:
                     progress(before + done, 2 * len(pictures))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from ..methods.purification.purifiers import Purifier, parse_purifiers
 from ..methods.robustness.measure import check_made_against, measure
 from ..methods.robustness.sheet import robustness_sheet
 from ..methods.robustness.text import markdown, to_dict, to_json, verdict
-from . import host
+from . import host, inputs
 from .convert import from_image, to_image
 from .metrics import match_batch
 from .progress import Progress
@@ -51,38 +52,48 @@ class RobustnessReport:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict:
-        another = {"tooltip": "Another protection of the same originals, to compare with."}
-        return {
-            "required": {
-                "original": ("IMAGE", {"tooltip": "The pictures before protection."}),
-                "image": ("IMAGE", {"tooltip": "The same pictures, protected."}),
-                "names": ("STRING", {"default": "", "tooltip": "What the reports call image, image_2, ...: names "
-                          "separated by commas. Empty: protected, protected 2, ..."}),
-                "purifiers": ("STRING", {"default": PURIFIERS, "multiline": True, "tooltip": "Purifiers and "
-                              "transforms, separated by commas or lines: gridpure20, gridpure10@30 (timestep 30), "
-                              "diffpure100, vae, jpeg75, resize0.5, blur1, noise8, median3; joined by + from left to "
-                              "right; held_out:gridpure10 runs on the held-out denoiser."}),
-                "made_against": ("STRING", {"default": "", "tooltip": "Those of the list that the protections were "
-                                 "made against, separated by commas; the verdict then says so. Empty: nothing said."}),
-                "curve_iterations": ("INT", {"default": 20, "min": 0, "max": 200, "tooltip": "Draws the distortion "
-                                     "over 1, 2, 5, ... iterations of the first GrIDPure alone, up to this many. 0: "
-                                     "none."}),
-                "seed": ("INT", {"default": 0, "min": 0, "max": 0xFFFFFFFFFFFFFFFF, "tooltip": "Noise of purifiers and "
-                         "controls, the same for every version of a picture."}),
-                "seeds": ("INT", {"default": 1, "min": 1, "max": 20, "tooltip": "Measure with this many seeds, from "
-                          "seed on, and show the spread. Time grows with it."}),
-                "shown": ("INT", {"default": 1, "min": 1, "max": 4096, "tooltip": "Which picture of the batch the "
-                          "sheet shows before and after."}),
+        return inputs.declare(
+            original=inputs.image("The pictures before protection."),
+            image=inputs.image("The same pictures, protected."),
+            names=inputs.text(
+                "",
+                "What the reports call image, image_2, ...: names separated by commas. Empty: protected, "
+                "protected 2, ...",
+            ),
+            purifiers=inputs.text(
+                PURIFIERS,
+                "Purifiers and transforms, separated by commas or lines: gridpure20, gridpure10@30 (timestep 30), "
+                "diffpure100, vae, jpeg75, resize0.5, blur1, noise8, median3; joined by + from left to right; "
+                "held_out:gridpure10 runs on the held-out denoiser.",
+                multiline=True,
+            ),
+            made_against=inputs.text(
+                "",
+                "Those of the list that the protections were made against, separated by commas; the verdict then "
+                "says so. Empty: nothing said.",
+            ),
+            curve_iterations=inputs.integer(
+                20,
+                0,
+                200,
+                "Draws the distortion over 1, 2, 5, ... iterations of the first GrIDPure alone, up to this many. "
+                "0: none.",
+            ),
+            seed=inputs.seed("Noise of purifiers and controls, the same for every version of a picture."),
+            seeds=inputs.integer(
+                1, 1, 20, "Measure with this many seeds, from seed on, and show the spread. Time grows with it."
+            ),
+            shown=inputs.integer(1, 1, 4096, "Which picture of the batch the sheet shows before and after."),
+            optional={
+                **{name: inputs.image("Another protection of the same originals, to compare with.") for name in MORE},
+                "denoiser": inputs.wire("DENOISER", "The diffusion model of the purifiers. Transforms need none."),
+                "held_out": inputs.wire(
+                    "DENOISER",
+                    "A model the protections were not made against: name it in purifiers as held_out:gridpure10.",
+                ),
             },
-            "optional": {
-                **{name: ("IMAGE", dict(another)) for name in MORE},
-                "denoiser": ("DENOISER", {"tooltip": "The diffusion model of the purifiers. Transforms need "
-                             "none."}),
-                "held_out": ("DENOISER", {"tooltip": "A model the protections were not made against: name it in "
-                             "purifiers as held_out:gridpure10."}),
-            },
-            "hidden": {"node_id": "UNIQUE_ID"},
-        }  # fmt: skip
+            node_id=True,
+        )
 
     @classmethod
     def VALIDATE_INPUTS(cls, purifiers=None, made_against=None):
@@ -90,8 +101,9 @@ class RobustnessReport:
         if purifiers is None or made_against is None:  # wired
             return True
         try:
-            names = [str(purifier) for purifier in parse_purifiers(purifiers, {DENOISER: _Any(), HELD_OUT: _Any()})]
-            check_made_against(split_names(made_against), names)
+            any_denoiser = cast(Denoiser, _AnyDenoiser())
+            parsed = parse_purifiers(purifiers, dict.fromkeys((DENOISER, HELD_OUT), any_denoiser))
+            check_made_against(split_names(made_against), [str(purifier) for purifier in parsed])
         except AntiPureError as error:
             return str(error)
         return True
@@ -142,7 +154,7 @@ class RobustnessReport:
         return {"ui": shown_on_node, "result": (to_image(sheet), table, text, found, worst)}
 
 
-class _Any:
+class _AnyDenoiser:
     """Takes the place of a denoiser that is not there yet, where a list is only read."""
 
     timesteps, latent, tile = 2**31, True, 64

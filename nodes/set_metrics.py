@@ -12,7 +12,7 @@ from ..methods.errors import AntiPureError
 from ..methods.metrics import distribution
 from ..methods.metrics.lpips import AlexNet, Lpips
 from ..methods.progress import part
-from . import host
+from . import host, inputs
 from .convert import from_image
 from .encoders import borrowed_encoder
 from .progress import Progress
@@ -38,32 +38,21 @@ class SetMetrics:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict:
-        return {
-            "required": {
-                "reference": ("IMAGE", {"tooltip": "The set to compare with, at least 2 pictures."}),
-                "image": ("IMAGE", {"tooltip": "The set to measure, at least 2 pictures."}),
-                "seed": (
-                    "INT",
-                    {
-                        "default": 0,
-                        "min": 0,
-                        "max": 0xFFFFFFFFFFFFFFFF,
-                        "tooltip": "Of KID's subsets and the pairs that LPIPS compares.",
-                    },
-                ),
-            },
-            "optional": {
-                "encoder": (
+        return inputs.declare(
+            reference=inputs.image("The set to compare with, at least 2 pictures."),
+            image=inputs.image("The set to measure, at least 2 pictures."),
+            seed=inputs.seed("Of KID's subsets and the pairs that LPIPS compares."),
+            optional={
+                "encoder": inputs.wire(
                     "VISUAL_ENCODER,CLIP_VISION",
-                    {"tooltip": "The feature space; none: the bundled denoiser's middle block. FID: InceptionV3's."},
+                    "The feature space; none: the bundled denoiser's middle block. FID: InceptionV3's.",
                 ),
-                "lpips": (
-                    "VISUAL_ENCODER",
-                    {"tooltip": "AlexNet from Load Visual Encoder: diversity becomes mean pairwise LPIPS."},
+                "lpips": inputs.wire(
+                    "VISUAL_ENCODER", "AlexNet from Load Visual Encoder: diversity becomes mean pairwise LPIPS."
                 ),
             },
-            "hidden": {"node_id": "UNIQUE_ID"},
-        }
+            node_id=True,
+        )
 
     def measure(self, reference, image, seed, encoder=None, lpips=None, node_id=None) -> dict:
         sets = [from_image(reference, "reference")[0], from_image(image)[0]]

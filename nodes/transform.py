@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..methods.purification.transforms import TRANSFORMS, parse_transform
+from . import inputs
 from .convert import from_image, to_image
 
 
@@ -21,27 +22,13 @@ class TransformPictures:
     @classmethod
     def INPUT_TYPES(cls) -> dict:
         known = ", ".join(f"{name}{default:g}" for name, (_, default, _) in TRANSFORMS.items())
-        return {
-            "required": {
-                "image": ("IMAGE", {"tooltip": "Pictures to transform, any size. Alpha passes through untouched."}),
-                "transform": (
-                    "STRING",
-                    {
-                        "default": "jpeg75+resize0.5",
-                        "tooltip": f"Names with their values, joined by +, from left to right: {known}; or none.",
-                    },
-                ),
-                "seed": (
-                    "INT",
-                    {
-                        "default": 0,
-                        "min": 0,
-                        "max": 0xFFFFFFFFFFFFFFFF,
-                        "tooltip": "Of noise. Every picture of a batch gets the same.",
-                    },
-                ),
-            }
-        }
+        return inputs.declare(
+            image=inputs.image("Pictures to transform, any size. Alpha passes through untouched."),
+            transform=inputs.text(
+                "jpeg75+resize0.5", f"Names with their values, joined by +, from left to right: {known}; or none."
+            ),
+            seed=inputs.seed("Of noise. Every picture of a batch gets the same."),
+        )
 
     def transform(self, image, transform, seed) -> tuple:
         picture, alpha = from_image(image)

@@ -6,13 +6,16 @@ import sys
 from pathlib import Path
 
 import pytest
+from antipure.methods.diffusion import checkpoints
 from antipure.methods.errors import AntiPureError
+from antipure.methods.generators import loading
 from antipure.nodes import model_folders
 
 
 def test_outside_comfyui_any_path_is_a_model():
     assert model_folders.list_models("denoisers") == ["bundled", "bundled_held_out"]
-    assert model_folders.find_model("denoisers", "bundled") is None
+    assert model_folders.find_model("denoisers", "bundled") == checkpoints.BUNDLED
+    assert model_folders.find_model("generators", "bundled") == loading.BUNDLED
     assert model_folders.find_model("denoisers", "some/file.pt") == Path("some/file.pt")
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -40,6 +42,21 @@ def pixels(path) -> np.ndarray:
 
 def run(server, name: str, out, *settings: str):
     return run_on_server(server.url, set_inputs(read_workflow(name), [*SMALL[name], *settings]), out)
+
+
+def test_core_nodes_are_described_as_the_server_has_them(comfyui):
+    """The table that tools/api_twins.py reads; Train LoRA has less inputs in older versions, in the same order."""
+    table = json.loads((Path(__file__).resolve().parents[2] / "tools" / "core_nodes.json").read_text(encoding="utf-8"))
+    known = comfyui.json("/object_info")
+    for kind, described in table.items():
+        for section in ("required", "optional"):
+            ours, theirs = described["input"].get(section, {}), known[kind]["input"].get(section, {})
+            assert [name for name in ours if name in theirs] == list(theirs), kind
+            assert kind == "TrainLoraNode" or len(ours) == len(theirs)
+            for name, (server_type, *options) in theirs.items():
+                assert ours[name][0] == ("COMBO" if isinstance(server_type, list) else server_type), (kind, name)
+                if len(ours[name]) > 1:
+                    assert ours[name][1]["default"] == options[0]["default"], (kind, name)
 
 
 def test_protect_with_the_model_in_the_graph(server, tmp_path):

@@ -1,4 +1,4 @@
-"""The shipped workflows: UI files, their API twins, layout and thumbnails."""
+"""The shipped workflows: what the UI files hold, their API twins, their thumbnails."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 from antipure.cli.core_nodes import ANY
 from antipure.cli.executor import NODES, Executor, check_node, check_nodes, execution_order
 from antipure.cli.graph import read_workflow
 from antipure.methods.errors import AntiPureError
-from antipure.methods.figures.inspection_sheet import inspection_sheet
+from antipure.nodes import NODE_CLASS_MAPPINGS
 from PIL import Image
 
 FOLDER = Path(__file__).resolve().parents[2] / "workflows"
@@ -37,40 +36,13 @@ def read_ui(name: str) -> dict:
     return json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
 
 
+def working_nodes(name: str) -> list[dict]:
+    return [node for node in read_ui(name)["nodes"] if node["type"] != "MarkdownNote"]
+
+
 @pytest.fixture
-def classes(tool) -> dict:
-    """Every node of the shipped workflows: this pack's, its stand-ins, and what is known of ComfyUI's own."""
-    return {**NODES, **tool("host_nodes").HOST_NODES}
-
-
-def widget_values(node: dict, classes: dict) -> dict:
-    """Names for `widgets_values`, in the order ComfyUI's frontend reads them."""
-    if node["type"] == "LoadImage":  # the core node has a combo and the upload button
-        image, button = node["widgets_values"]
-        assert button == "image"
-        return {"image": image}
-    values, named = list(node["widgets_values"]), {}
-    types = classes[node["type"]].INPUT_TYPES()
-    for name, (kind, *_) in {**types.get("required", {}), **types.get("optional", {})}.items():
-        if isinstance(kind, list) or kind in ("INT", "FLOAT", "STRING", "BOOLEAN"):
-            named[name] = values.pop(0)
-            if name == "seed":
-                assert values.pop(0) == "fixed"
-    assert values == []
-    return named
-
-
-def to_api(workflow: dict, classes: dict) -> dict:
-    """UI format to API format, as the frontend does when it queues a workflow."""
-    sources = {link[0]: [str(link[1]), link[2]] for link in workflow["links"]}
-    prompt = {}
-    for node in workflow["nodes"]:
-        if node["type"] == "MarkdownNote":
-            continue
-        inputs = widget_values(node, classes)
-        inputs.update({i["name"]: sources[i["link"]] for i in node["inputs"] if i["link"] is not None})
-        prompt[str(node["id"])] = {"class_type": node["type"], "_meta": {"title": node["title"]}, "inputs": inputs}
-    return prompt
+def twins(tool):
+    return tool("api_twins")
 
 
 def rectangle(node: dict) -> tuple[float, float, float, float]:
@@ -90,13 +62,11 @@ def test_names():
 
 
 @each_workflow
-def test_ui_and_api_are_the_same_graph(name, classes, tool):
-    prompt = read_workflow(name)
-    rest = tool("host_nodes").TRAIN_LORA_REST
-    for node in prompt.values():
-        if node["class_type"] == "TrainLoraNode":  # what not every version has, at core's own defaults
-            assert {key: node["inputs"].pop(key) for key in rest} == rest
-    assert to_api(read_ui(name), classes) == prompt
+def test_api_twin_is_what_the_ui_file_says(name, twins):
+    """Mend a failure with `python -m tools.api_twins --write`."""
+    prompt = twins.to_prompt(read_ui(name))
+    assert prompt == read_workflow(name)
+    assert twins.to_text(prompt) == (FOLDER / "api" / f"{name}.json").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", IN_PROCESS)
@@ -108,9 +78,9 @@ def test_api_workflow_is_valid(name):
 
 
 @pytest.mark.parametrize("name", SERVER_ONLY)
-def test_what_only_comfyui_can_run_says_so_in_one_sentence(name, classes, tmp_path):
+def test_what_only_comfyui_can_run_says_so_in_one_sentence(name, twins, tmp_path):
     prompt = read_workflow(name)
-    assert {node["class_type"] for node in prompt.values()} <= classes.keys()
+    assert {node["class_type"] for node in prompt.values()} <= NODES.keys() | twins.CORE_NODES.keys()
     with pytest.raises(AntiPureError) as caught:
         Executor(tmp_path).run(prompt)
     sentence = str(caught.value)
@@ -119,14 +89,6 @@ def test_what_only_comfyui_can_run_says_so_in_one_sentence(name, classes, tmp_pa
     assert "AntiPure" not in sentence
     assert "\n" not in sentence
     assert not list(tmp_path.iterdir())
-
-
-@each_workflow
-def test_ui_file_is_what_the_tool_writes(name, tool):
-    make_workflows = tool("make_workflows")
-    assert (FOLDER / f"{name}.json").read_text(encoding="utf-8") == make_workflows.to_json(
-        make_workflows.build_workflow(name)
-    )
 
 
 @each_workflow
@@ -150,14 +112,37 @@ def test_links_are_consistent(name):
 
 
 @each_workflow
-def test_outputs_are_the_nodes_own(name, classes):
-    for node in read_ui(name)["nodes"]:
-        if node["type"] != "MarkdownNote":
-            node_class = classes[node["type"]]
-            names = getattr(node_class, "RETURN_NAMES", None) or node_class.RETURN_TYPES
-            assert [(o["name"], o["type"]) for o in node["outputs"]] == list(
-                zip(names, node_class.RETURN_TYPES, strict=True)
-            )
+def test_sockets_and_widgets_are_the_nodes_own(name, twins):
+    for node in working_nodes(name):
+        types = twins.input_types(node["type"])
+        shown = {entry["name"]: entry for entry in node["inputs"] if entry["type"] != "IMAGEUPLOAD"}
+        assert shown.keys() <= types.keys()
+        sockets = {key: kind for key, (kind, options) in types.items() if not twins.is_widget(kind, options)}
+        assert {key: entry["type"] for key, entry in shown.items() if "widget" not in entry} == sockets
+        if node["type"] in NODE_CLASS_MAPPINGS:
+            assert shown.keys() == types.keys()
+
+
+@each_workflow
+def test_every_value_has_its_widget_and_seeds_are_fixed(name, twins):
+    for node in working_nodes(name):
+        seeds = [key for key in twins.input_types(node["type"]) if key in ("seed", "noise_seed")]
+        values = node["widgets_values"]
+        assert values.count("fixed") == len(seeds)
+        widgets = [entry for entry in node["inputs"] if "widget" in entry]  # the upload button is one, with a value
+        assert len(values) == len(widgets) + len(seeds)
+
+
+@each_workflow
+def test_outputs_are_the_nodes_own(name, twins):
+    for node in working_nodes(name):
+        if node["type"] in NODES:
+            types = NODES[node["type"]].RETURN_TYPES
+            names = getattr(NODES[node["type"]], "RETURN_NAMES", None) or types
+        else:
+            types = twins.CORE_NODES[node["type"]]["output"]
+            names = twins.CORE_NODES[node["type"]].get("output_name", types)
+        assert [(o["name"], o["type"]) for o in node["outputs"]] == list(zip(names, types, strict=True))
 
 
 @each_workflow
@@ -195,21 +180,16 @@ def test_thumbnail(name):
         assert picture.size == (512, 512)  # the browser's cards are square
 
 
-@pytest.mark.parametrize("size", [(64, 64), (40, 64), (90, 60), (700, 512)])
-def test_thumbnail_shows_the_cells_it_names(tool, size):
-    make_workflows = tool("make_workflows")
-    colours = {"original": 0.2, "protected": 0.4, "purified_clean": 0.6, "purified": 0.8}
-    pictures = {name: torch.full((1, 3, *size), value) for name, value in colours.items()}
-    array = (inspection_sheet(**pictures)[0] * 255).round().byte().permute(1, 2, 0).numpy()
-    sheet = Image.fromarray(array)
-    for column, value in enumerate(colours.values()):
-        cell = make_workflows.sheet_cell(sheet, 0, column)
-        assert cell.getpixel((0, 0)) == (round(value * 255),) * 3
-    thumbnail = make_workflows.make_thumbnail(sheet, (((0, 0), (0, 3)), ((0, 1), (0, 2))))
-    with Image.open(io.BytesIO(thumbnail)) as picture:
-        assert picture.size == (512, 512)
-        height = make_workflows.sheet_cell(sheet, 0, 0).height
-        top = max(0, 256 - height)  # two rows of cells, centred
-        left = max(0, 256 - round(256 * 256 / height))
-        for place, value in zip([(left, top), (256, top), (left, 256), (256, 256)], (0.2, 0.8, 0.4, 0.6), strict=True):
-            assert abs(picture.getpixel((place[0] + 8, place[1] + 8))[0] - round(value * 255)) < 8
+def test_a_thumbnail_shows_the_pictures_row_by_row(tool):
+    thumbnail = tool("thumbnail")
+    greys = (20, 90, 160, 230)
+    sheet = thumbnail.grid([Image.new("RGB", (64, 32), (grey,) * 3) for grey in greys], 2)
+    with Image.open(io.BytesIO(thumbnail.to_jpeg(sheet))) as picture:
+        assert picture.size == (512, 512)  # the pictures fill 512×256 in its middle
+        for place, grey in zip([(100, 160), (400, 160), (100, 350), (400, 350)], greys, strict=True):
+            assert abs(picture.getpixel(place)[0] - grey) < 8
+
+
+def test_a_thumbnail_without_pictures_shows_the_groups_from_top_to_bottom(tool):
+    picture = tool("thumbnail").steps([{"title": "1 · First", "color": "#ff0000"}, {"title": "2", "color": "#0000ff"}])
+    assert [picture.getpixel((60, y)) for y in (200, 300)] == [(255, 0, 0), (0, 0, 255)]

@@ -12,15 +12,24 @@ SHOWN = 256  # the side of what reports show of a picture
 
 
 def check_picture(picture: Tensor, name: str = "picture") -> None:
-    """Raise `AntiPureError` unless `picture` is a non-empty, finite float B×3×H×W tensor."""
+    """Raise `AntiPureError` unless `picture` is a non-empty, finite float B×3×H×W tensor.
+
+    Looking at the values waits for a GPU: once on the way of a picture. Functions that hand it on to one that calls
+    this need `check_shape` at most.
+    """
+    check_shape(picture, name)
+    if not torch.isfinite(picture).all():
+        raise AntiPureError(f"The {name} holds NaN or infinite pixels; mend the node or file it comes from.")
+
+
+def check_shape(picture: Tensor, name: str = "picture") -> None:
+    """`check_picture` as far as it waits for nothing: all but the values."""
     if picture.ndim != 4 or picture.shape[1] != 3:
         raise AntiPureError(f"The {name} has shape {tuple(picture.shape)}; give a batch of RGB pictures, B×3×H×W.")
     if picture.numel() == 0:
         raise AntiPureError(f"The {name} has no pixels (shape {tuple(picture.shape)}); give one of at least 1×1.")
     if not picture.is_floating_point():
         raise AntiPureError(f"The {name} holds {picture.dtype} values; give floats in 0..1.")
-    if not torch.isfinite(picture).all():
-        raise AntiPureError(f"The {name} holds NaN or infinite pixels; mend the node or file it comes from.")
 
 
 def to_pixels(picture: Tensor) -> Tensor:

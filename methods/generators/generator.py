@@ -71,6 +71,10 @@ class Generator(ABC):
         Raises `AntiPureError` as `edit` does.
         """
         check_picture(picture)
+        return self.edit_any_size(picture, edit)
+
+    def edit_any_size(self, picture: Tensor, edit: str) -> Tensor:
+        """`edit_picture` without a look at the values, which waits for a GPU: for loops."""
         height, width = picture.shape[-2:]
         pixels = to_pixels(picture.float()).to(self.device)
         scale = self.size / min(height, width)

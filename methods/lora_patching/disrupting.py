@@ -17,7 +17,7 @@ from ..attacks.pgd import pgd
 from ..attacks.settings import AttackSettings
 from ..errors import AntiPureError
 from ..generators.generator import Generator
-from ..pictures import check_picture, to_picture, to_pixels
+from ..pictures import check_shape, to_picture, to_pixels
 
 LEVELS = 0.05 * 127.5  # eps 0.05 on [-1, 1], in 8-bit levels
 STEP_LEVELS = 0.01 * 127.5
@@ -60,7 +60,7 @@ def disrupt(
     6.375 levels 6 are used. Every picture is attacked by itself; together, in one batch, only its random start differs.
     Raises `AntiPureError` for bad pictures, budgets or edits.
     """
-    check_picture(picture)
+    check_shape(picture)  # pgd looks at the values
     names = generator.edits if edits is None else tuple(edits)
     if not names:
         raise AntiPureError(f"No edit to disrupt was given; choose some of {', '.join(generator.edits)}.")
@@ -70,7 +70,7 @@ def disrupt(
     def apply(pixels: Tensor, edit: str) -> Tensor:
         if min(pixels.shape[-2:]) == generator.size:
             return generator.edit(pixels, edit)
-        return to_pixels(generator.edit_picture(to_picture(pixels), edit))
+        return to_pixels(generator.edit_any_size(to_picture(pixels), edit))
 
     return pgd(
         picture,

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..diffusion.denoiser import Denoiser
 from ..errors import AntiPureError
-from ..pictures import check_picture, round_8bit
+from ..pictures import check_shape, round_8bit
 from ..progress import Progress, silent
 from .purify import METHODS, purify
 from .settings import check_purifier
@@ -79,7 +79,7 @@ class Purifier:
         self.steps, self.denoisers, self.seed = list(steps), denoisers, seed
 
     def __call__(self, picture: Tensor, progress: Progress = silent) -> Tensor:
-        check_picture(picture)
+        check_shape(picture)  # every step looks at the values
         for step in self.steps:
             if isinstance(step, Purification):
                 picture = step.run(picture, self.denoiser_of(step), self.seed, progress)

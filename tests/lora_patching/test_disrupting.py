@@ -80,6 +80,16 @@ def test_bad_requests_are_refused(generator, picture):
         disrupt(generator, picture, [])
     with pytest.raises(AntiPureError):
         disrupt(generator, picture, settings=replace(DISRUPTING, levels=0))
+    with pytest.raises(AntiPureError, match="The picture holds NaN"):
+        disrupt(generator, torch.full_like(picture, float("nan")))
+
+
+def test_pictures_are_looked_at_once_and_never_in_the_loop(generator, monkeypatch):
+    """A look waits for a GPU. Other sizes than the generator's go through its resizing in every step."""
+    looked, isfinite = [], torch.isfinite
+    monkeypatch.setattr(torch, "isfinite", lambda x: looked.append(x.shape) or isfinite(x))
+    disrupt(generator, torch.rand(1, 3, 24, 30), ["Male", "Old"], replace(DISRUPTING, steps=3))
+    assert len(looked) == 1 + 3  # the picture, and every step's gradient
 
 
 def test_pgd_steps_are_constant_without_decay():

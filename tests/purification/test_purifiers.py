@@ -128,3 +128,27 @@ def test_purifiers_without_a_denoiser_are_refused():
         parse_purifier("gridpure5", {})
     with pytest.raises(AntiPureError, match="at least one"):
         parse_purifiers("# nothing\n", {})
+
+
+EVERY_KIND = ["none", "jpeg75", "median3", "gridpure1@1", "diffpure1", "diffpure_resized1"]
+
+
+@pytest.mark.parametrize("text", EVERY_KIND)
+def test_values_are_looked_at_once(denoisers, picture, text, monkeypatch):
+    """A look waits for a GPU."""
+    purifier = parse_purifier(text, denoisers, 5)
+    looked, isfinite = [], torch.isfinite
+    monkeypatch.setattr(torch, "isfinite", lambda x: looked.append(x.shape) or isfinite(x))
+    with purifier.session():
+        purifier(picture)
+    assert looked == [picture.shape]
+
+
+@pytest.mark.parametrize("text", [*EVERY_KIND, "jpeg75+gridpure1@1", "gridpure1@1+jpeg75"])
+def test_bad_pictures_are_refused_whatever_comes_first(denoisers, text):
+    broken = torch.rand(1, 3, 16, 16)
+    broken[0, 0, 3, 3] = float("nan")
+    with pytest.raises(AntiPureError, match="The picture holds NaN"):
+        run(text, denoisers, broken)
+    with pytest.raises(AntiPureError, match="B×3×H×W"):
+        run(text, denoisers, broken[:, :1])

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 WALLS = {
     # Two papers: each can be read, used and removed without the other.
     "methods.antipure": ["methods.lora_patching"],
-    "methods.lora_patching": ["methods.antipure", "methods.diffusion.checkpoints"],
+    "methods.lora_patching": ["methods.antipure", "methods.customization", "methods.diffusion.checkpoints"],
     # What AntiPure is compared with stands beside it, not on it.
     "methods.baselines": ["methods.antipure"],
     # What judges a protection knows none.

@@ -1,13 +1,14 @@
 """Customization: a LoRA that teaches a denoiser one subject, as whoever misuses a picture would train it.
 
-Ruiz et al., "DreamBooth" (CVPR 2023) with Hu et al., "LoRA" (ICLR 2022), the adapters being peft's: L_ddpm on random,
-mirrored crops of a few pictures, without prior preservation. It runs on any `Denoiser` that shows its network: pixel
-models, and a Stable Diffusion folder through `customization_pipeline`. Whatever happens, the network is afterwards as
-it was before.
+Ruiz et al., "DreamBooth" (CVPR 2023) with Hu et al., "LoRA" (ICLR 2022), the LoRA being a patch without gates
+(`lora_patching`): L_ddpm on random, mirrored crops of a few pictures, without prior preservation. It runs on any
+`Denoiser` that shows its network: pixel models, and a Stable Diffusion folder through `pipeline`. Whatever happens,
+the network is afterwards as it was before.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from ...kernels.tiles import cut
 from ..diffusion.denoiser import Denoiser, trainable_network
 from ..diffusion.loss import noised_loss
 from ..errors import AntiPureError
+from ..lora_patching.low_rank import PatchConfig
+from ..lora_patching.patch import is_patched, new_patch
 from ..pictures import check_picture, pad_reflect, random_stream, to_pixels
 
 # callback(done, total, loss): after every step; may raise to cancel. loss is a float.
@@ -64,48 +67,22 @@ class CustomizationSettings:
 
 
 class Customization:
-    """A subject that was learned, or is being learned: the adapters in a denoiser's network.
+    """A subject that was learned, or is being learned: the LoRA in a denoiser's network.
 
     losses: L_ddpm of every step so far. parameters: the LoRA's, the only ones that are trained.
     """
 
     def __init__(self, network: nn.Module, settings: CustomizationSettings, seed: int):
         self.losses: list[float] = []
-        self._state = _State(network)
-        try:
-            self.parameters = _add_adapters(network, settings, seed)
-        except BaseException:
-            self.remove()
-            raise
+        # s = alpha / sqrt(rank) = 1
+        lora = PatchConfig(settings.rank, alpha=math.sqrt(settings.rank), gate="none")
+        self._applied = new_patch(network, lora, seed, adapted_layers(network, settings.convolutions))
+        self._applied.evaluate()
+        self.parameters = self._applied.parameters()
 
     def remove(self) -> None:
-        """Take the adapters out: the very same modules, flags and bits as before. A second call does nothing."""
-        self._state.restore()
-
-
-class _State:
-    """What adapters change in a network: its modules, its own attributes, training modes and gradient flags.
-
-    peft has an `unload`, but it leaves attributes and flags behind, and cannot undo an injection that failed.
-    """
-
-    def __init__(self, network: nn.Module):
-        self.network, self.attributes = network, dict(vars(network))
-        self.modules = [(module, dict(module._modules), module.training) for module in network.modules()]
-        self.flags = [(parameter, parameter.requires_grad) for parameter in network.parameters()]
-
-    def restore(self) -> None:
-        with torch.inference_mode(False):
-            for name in set(vars(self.network)) - set(self.attributes):
-                delattr(self.network, name)
-            vars(self.network).update(self.attributes)
-            for module, children, training in self.modules:
-                module._modules.clear()
-                module._modules.update(children)
-                module.training = training
-            for parameter, flag in self.flags:
-                parameter.requires_grad_(flag)
-        self.attributes, self.modules, self.flags = dict(vars(self.network)), [], []
+        """Take the LoRA out: the very same modules, flags and bits as before. A second call does nothing."""
+        self._applied.remove()
 
 
 def adapted_layers(network: nn.Module, convolutions: bool) -> list[str]:
@@ -113,15 +90,12 @@ def adapted_layers(network: nn.Module, convolutions: bool) -> list[str]:
 
     Raises `AntiPureError` where there are none, or where adapters are in place already.
     """
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    modules = dict(network.named_modules())
-    if any(isinstance(module, BaseTunerLayer) for module in modules.values()):
+    if is_patched(network):
         raise AntiPureError("The network carries adapters already; remove them before customizing it.")
     names = []
-    for name, module in modules.items():
+    for name, module in network.named_modules():
         attention = isinstance(module, nn.Linear) and any(name == a or name.endswith(f".{a}") for a in ATTENTION)
-        if attention or (convolutions and isinstance(module, nn.Conv2d) and module.groups == 1):
+        if attention or (convolutions and name and isinstance(module, nn.Conv2d) and module.groups == 1):
             names.append(name)
     if not names:
         raise AntiPureError(
@@ -129,22 +103,6 @@ def adapted_layers(network: nn.Module, convolutions: bool) -> list[str]:
             "could take an adapter; customize a U-Net."
         )
     return names
-
-
-def _add_adapters(network: nn.Module, settings: CustomizationSettings, seed: int) -> list[nn.Parameter]:
-    from peft import LoraConfig, inject_adapter_in_model
-
-    names = adapted_layers(network, settings.convolutions)
-    before = {id(parameter) for parameter in network.parameters()}
-    # peft draws the first factors from torch's global stream, which is left as it was.
-    with torch.random.fork_rng(devices=[]):
-        torch.random.default_generator.manual_seed(int(torch.randint(2**62, (), generator=random_stream(seed, 0))))
-        inject_adapter_in_model(LoraConfig(r=settings.rank, lora_alpha=settings.rank, target_modules=names), network)
-    network.eval()  # no dropout of the network's own; the LoRA has none
-    added = [parameter for parameter in network.parameters() if id(parameter) not in before]
-    for parameter in network.parameters():
-        parameter.requires_grad_(id(parameter) not in before)
-    return added
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
@@ -66,7 +66,7 @@ def patchable_layers(network: nn.Module) -> dict[str, Patchable]:
 
 def is_patched(target: object) -> bool:
     """Whether the network carries a patch (of this pack, or another of peft's adapters)."""
-    return any(hasattr(module, "lora_A") for module in network_of(target).modules())
+    return any(hasattr(module, "adapter_layer_names") for module in network_of(target).modules())
 
 
 def parameter_overhead(target: object, config: PatchConfig) -> float:
@@ -82,13 +82,16 @@ class AppliedPatch:
     layers: the wrapping modules by name. strength: multiplies every update; can be set at any time.
     """
 
-    def __init__(self, network: nn.Module, config: PatchConfig):
+    def __init__(self, network: nn.Module, config: PatchConfig, layers: Sequence[str] | None = None):
         from .layer import inject
 
         targets = patchable_layers(network)
+        if layers is not None:
+            targets = {name: targets[name] for name in layers}
         self.network, self.config = network, config
         self._strength = 1.0
         self._trainable = [(p, p.requires_grad) for p in network.parameters()]
+        self._modes: list[tuple[nn.Module, bool]] = []
         self._attributes = set(vars(network))
         wrapped = {id(layer) for layer in targets.values()}
         # Every place a layer stands in: peft replaces the first only, and a layer may be shared.
@@ -201,25 +204,39 @@ class AppliedPatch:
         else:
             yield
 
+    def evaluate(self) -> None:
+        """Evaluation mode until the patch is removed: no dropout, and batch normalisation neither learns nor mixes."""
+        self._modes = [(module, module.training) for module in self.network.modules()]
+        self.network.eval()
+
     def unwrap(self) -> None:
         """Put the original modules back into the network, with the weights they have now (merged or not)."""
+        if not self._slots:  # done before; by now the network may carry another patch
+            return
         for parent, name, child in self._slots:
             parent._modules[name] = child
         for name in set(vars(self.network)) - self._attributes:
             delattr(self.network, name)
-        for parameter, trainable in self._trainable:
-            if parameter.requires_grad != trainable:
-                parameter.requires_grad_(trainable)
+        for module, training in self._modes:
+            module.training = training
+        with torch.inference_mode(False):
+            for parameter, trainable in self._trainable:
+                if parameter.requires_grad != trainable:
+                    parameter.requires_grad_(trainable)
+        self._slots = []
 
     def remove(self) -> None:
-        """The network as it was: its own modules, parameters and trainability. Calling it again does nothing."""
+        """The network as it was: its modules, parameters, trainability, modes. Calling it again does nothing."""
         self.unmerge()
         self.unwrap()
 
 
-def new_patch(target: object, config: PatchConfig, seed: int = 0) -> AppliedPatch:
-    """Put an untrained patch on a network: A Kaiming-uniform from the seed, B = 0, so nothing changes yet."""
-    applied = AppliedPatch(network_of(target), config)
+def new_patch(target: object, config: PatchConfig, seed: int = 0, layers: Sequence[str] | None = None) -> AppliedPatch:
+    """Put an untrained patch on a network: A Kaiming-uniform from the seed, B = 0, so nothing changes yet.
+
+    layers: names of some of `patchable_layers`; None: all of them.
+    """
+    applied = AppliedPatch(network_of(target), config, layers)
     for i, layer in enumerate(applied.layers.values()):
         kaiming(layer.factors[0], random_stream(seed, i))
     return applied

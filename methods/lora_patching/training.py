@@ -25,14 +25,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..architecture import fingerprint, network_of
+from ..architecture import fingerprint
 from ..attacks.pgd import pgd
 from ..attacks.settings import AttackSettings
 from ..errors import AntiPureError
 from ..generators.generator import Generator
 from ..pictures import check_picture, random_stream, to_picture, to_pixels
 from ..progress import Progress, silent
-from .disrupting import disruption_loss
+from .disrupting import LEVELS, STEP_LEVELS, STEPS, disruption_loss
 from .low_rank import PatchConfig
 from .mmfa import MMFA
 from .patch import AppliedPatch, LoraPatch, new_patch
@@ -49,7 +49,8 @@ class TrainingConfig:
     """Settings; the defaults are the paper's.
 
     mode: "defensive" (rank 16, 5 epochs) or "evaluation" (rank 8, 1 epoch). rank, epochs: None takes the mode's.
-    gate, alpha: as in `PatchConfig`. inner_steps, inner_step, eps: the attack inside, on [-1, 1].
+    gate, alpha: as in `PatchConfig`. inner_steps, levels, step_levels: the attack inside, in 8-bit
+    levels as `disrupting.disrupt`.
     learning_rate, betas: Adam's. batch: faces per step. precision: "fp32", or "bf16" for autocast in the networks
     (losses stay in fp32). seed: of the patch, the order of the faces and the attacks.
     preview_every: steps between preview pictures, 0 for none. save_every: steps between saved states.
@@ -60,9 +61,9 @@ class TrainingConfig:
     epochs: int | None = None
     gate: str = "scalar"
     alpha: float = 2.0
-    inner_steps: int = 10
-    inner_step: float = 0.01
-    eps: float = 0.05
+    inner_steps: int = STEPS
+    levels: float = LEVELS
+    step_levels: float = STEP_LEVELS
     learning_rate: float = 1e-3
     betas: tuple[float, float] = (0.5, 0.999)
     batch: int = 4
@@ -79,9 +80,10 @@ class TrainingConfig:
         for name in ("inner_steps", "batch", "save_every", "total_epochs"):
             if getattr(self, name) < 1:
                 raise AntiPureError(f"{name.removeprefix('total_')} is {getattr(self, name)}; at least 1 is needed.")
-        if not (0 < self.inner_step <= 2 and 0 < self.eps <= 2):
+        if not (0 < self.step_levels <= 255 and 0 < self.levels <= 255):
             raise AntiPureError(
-                f"The attack inside has steps of {self.inner_step} within {self.eps}; both must lie in 0..2."
+                f"The attack inside has steps of {self.step_levels:g} within {self.levels:g} levels; both must lie in "
+                "0..255."
             )
         if not self.learning_rate > 0:
             raise AntiPureError(f"The learning rate is {self.learning_rate}; it must be above 0.")
@@ -141,9 +143,10 @@ def train_patch(
         raise AntiPureError("An evaluation patch carries no warning; train a defensive one, or give no warning.")
     architecture = fingerprint(generator)
     # ComfyUI runs prompts in inference mode; clones made outside it are ordinary tensors.
-    with torch.inference_mode(False), torch.enable_grad(), _evaluating(network_of(generator)):
+    with torch.inference_mode(False), torch.enable_grad():
         applied = new_patch(generator, config.patch, config.seed)
         try:
+            applied.evaluate()
             run = _Run(generator, applied, faces.clone(), edits, config, warning, mmfa, architecture, state_file)
             run.train(progress)
             return run.result()
@@ -274,8 +277,8 @@ class _Run:
             attacked = pgd(
                 to_picture(x),
                 partial(disruption_loss, [partial(self._edit, edit=edit)]),
-                AttackSettings(levels=config.eps * 127.5, steps=config.inner_steps, seeds=seed),
-                step_levels=config.inner_step * 127.5,
+                AttackSettings(levels=config.levels, steps=config.inner_steps, seeds=seed),
+                step_levels=config.step_levels,
                 random_start=True,
                 decay=False,
                 rounded=False,
@@ -323,25 +326,18 @@ class _Run:
             "steps": len(self.history),
             "batch": config.batch,
             "learning_rate": config.learning_rate,
-            "inner": {"steps": config.inner_steps, "step": config.inner_step, "eps": config.eps},
+            # Files say it on [-1, 1], as the paper does.
+            "inner": {
+                "steps": config.inner_steps,
+                "step": config.step_levels / 127.5,
+                "eps": config.levels / 127.5,
+            },
             "precision": config.precision,
             "seed": config.seed,
             "mmfa": "off" if self.mmfa is None else self.mmfa.describe(),
         }
         patch = LoraPatch(config.patch, self.applied.tensors(), self.architecture, metadata)
         return TrainingResult(patch, self.history)
-
-
-@contextmanager
-def _evaluating(network: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while: batch normalisation must neither learn nor mix pictures."""
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -106,7 +107,30 @@ def test_only_the_lora_trains_and_all_of_it_gets_gradients(denoiser):
 
 
 def adapted_names(network: nn.Module) -> set[str]:
-    return {name.split(".lora_B")[0] for name, _ in network.named_parameters() if ".lora_B." in name}
+    return set(adapted_layers_of(network))
+
+
+def test_what_is_learned_is_a_lora_of_scale_1(denoiser):
+    """The same factors in peft's own layers, with alpha = rank."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    with customized(denoiser, pictures(2, 20), replace(QUICK, learning_rate=0.05)) as c:
+        found = predicted(denoiser)
+        names = adapted_layers_of(denoiser.network)
+        factors = [p.detach().clone() for p in c.parameters]
+    untouched = predicted(denoiser)
+    config = LoraConfig(r=2, lora_alpha=2, target_modules=names)
+    network = inject_adapter_in_model(config, denoiser.network)
+    slots = [p for name in names for p in network.get_submodule(name).parameters() if p.requires_grad]
+    with torch.no_grad():
+        for slot, factor in zip(slots, factors, strict=True):
+            slot.copy_(factor)
+    assert torch.allclose(predicted(denoiser), found, atol=1e-5)
+    assert (found - untouched).abs().max() > 1e-2
+
+
+def adapted_layers_of(network: nn.Module) -> list[str]:
+    return [name for name, module in network.named_modules() if hasattr(module, "lora_B")]
 
 
 def test_customizing_lowers_the_loss_on_what_it_saw(denoiser):
@@ -141,14 +165,14 @@ def test_network_comes_back_bit_for_bit(denoiser, way, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             customize(denoiser, pictures(1, 16), QUICK, callback=cancel)
     elif way == "bad adapters":
-        import peft
+        from antipure.methods.lora_patching import layer
 
-        def half_way(config, network):
+        def half_way(config, network, adapter):
             network.conv_in = nn.Identity()
             network.peft_config = {}
             raise ValueError("peft failed")
 
-        monkeypatch.setattr(peft, "inject_adapter_in_model", half_way)
+        monkeypatch.setattr(layer, "inject_adapter_in_model", half_way)
         with pytest.raises(ValueError, match="peft failed"):
             customize(denoiser, pictures(1, 16), QUICK)
     else:
@@ -400,8 +424,6 @@ def folder(tmp_path_factory) -> Path:
 
 
 def test_pipeline_end_to_end(folder):
-    from dataclasses import replace
-
     denoiser = load_pipeline(folder, "a photo of sks")
     assert (denoiser.tile, denoiser.multiple) == (16, 4)
     subject = pictures(2, 24)

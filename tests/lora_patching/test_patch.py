@@ -302,6 +302,47 @@ def test_strength_and_removal(net, x, gate):
     assert torch.equal(net(x), y)
 
 
+def test_some_layers_only(net):
+    before = snapshot(net)
+    applied = new_patch(net, PatchConfig(2, gate="none"), layers=["last", "first"])
+    assert list(applied.layers) == ["last", "first"]
+    assert {name for name, module in net.named_modules() if hasattr(module, "lora_A")} == {"first", "last"}
+    assert {name.split(".")[0] for name, p in net.named_parameters() if p.requires_grad} == {"first", "last"}
+    applied.remove()
+    assert_same(net, before)
+
+
+def test_evaluation_mode_ends_with_the_patch(net):
+    net.train()
+    net.norm.eval()
+    before = snapshot(net)
+    applied = new_patch(net, PatchConfig(2))
+    applied.evaluate()
+    assert not any(module.training for module in net.modules())
+    applied.remove()
+    assert_same(net, before)
+
+
+def test_removing_again_leaves_a_later_patch_alone(net):
+    first = new_patch(net, PatchConfig(2))
+    first.remove()
+    second = new_patch(net, PatchConfig(3))
+    second.evaluate()
+    carried = snapshot(net)
+    first.remove()
+    assert_same(net, carried)
+    second.remove()
+
+
+def test_any_adapter_of_pefts_counts_as_a_patch(net):
+    from peft import LoHaConfig, inject_adapter_in_model
+
+    inject_adapter_in_model(LoHaConfig(r=2, target_modules=["last"]), net)
+    assert is_patched(net)
+    with pytest.raises(AntiPureError, match="carries a patch already"):
+        new_patch(net, PatchConfig(2))
+
+
 @pytest.mark.parametrize("gate", ["none", "scalar"])
 def test_merged_equals_unmerged(net, x, gate):
     before, patch = snapshot(net), trained(net, gate)

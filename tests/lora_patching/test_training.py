@@ -114,7 +114,7 @@ def disturbed(generator, faces, patch) -> torch.Tensor:
 
 def test_an_evaluation_patch_makes_the_generator_robust(generator):
     before = state_of(generator)
-    config = TrainingConfig(mode="evaluation", epochs=8, learning_rate=5e-3, inner_steps=5, inner_step=0.02, batch=4)
+    config = TrainingConfig(mode="evaluation", epochs=8, learning_rate=5e-3, inner_steps=5, step_levels=2.55, batch=4)
     result = train_patch(generator, make_faces(16), config)
     assert state_of(generator) == before
     assert result.patch.config.rank == 8
@@ -327,8 +327,8 @@ def test_bad_input_is_refused_before_work_starts(generator, faces, arguments, me
         ({"epochs": 0}, "epochs is 0"),
         ({"batch": 0}, "batch is 0"),
         ({"inner_steps": 0}, "inner_steps is 0"),
-        ({"inner_step": 0.0}, "steps of 0"),
-        ({"eps": 3.0}, "within 3"),
+        ({"step_levels": 0.0}, "steps of 0"),
+        ({"levels": 300.0}, "within 300 levels"),
         ({"learning_rate": 0.0}, "learning rate is 0"),
         ({"rank": 0}, "rank is 0"),
         ({"gate": "open"}, "no gate 'open'"),

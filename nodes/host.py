@@ -211,7 +211,7 @@ class _Holder(nn.Module):
 def manage(owner):
     """Let ComfyUI's memory management know the weights of anything with a `network` and a `to`; elsewhere move them."""
     if not inside_comfyui():
-        owner.to(device())
+        move(owner, device())
         return owner
     import comfy.model_management
     import comfy.model_patcher
@@ -228,7 +228,13 @@ def ready_network(owner) -> None:
     """Bring what `manage` took on onto its device, wholly."""
     load_patchers([owner.host_patcher] if hasattr(owner, "host_patcher") else [])
     if hasattr(owner, "host_patcher"):
-        owner.to(owner.host_patcher.load_device)
+        move(owner, owner.host_patcher.load_device)
+
+
+def move(owner, device: torch.device) -> None:
+    """Outside the prompt's inference mode: what is moved in it can take no part in a backward pass."""
+    with torch.inference_mode(False), torch.no_grad():
+        owner.to(device)
 
 
 def load_patchers(patchers: list) -> None:
@@ -255,7 +261,7 @@ def ready(denoiser: Denoiser | CombinedDenoiser) -> Denoiser | CombinedDenoiser:
         # All in one call: ComfyUI makes room by unloading what is not in it.
         load_patchers([*own.values(), *shared])
         for member, patcher in own.items():
-            member.to(patcher.load_device)
+            move(member, patcher.load_device)
     for member in members:
         member.max_batch = None
         if member.device.type == "cuda":

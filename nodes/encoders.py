@@ -41,7 +41,7 @@ class LoadVisualEncoder:
 def borrowed_encoder(encoder) -> Iterator[Encoder]:
     """An `Encoder`, or ComfyUI's CLIP_VISION seen as one: its weights borrowed and returned as they were."""
     if isinstance(encoder, Encoder):
-        encoder.to(host.device())
+        host.move(encoder, host.device())
         yield encoder
         return
     model, patcher = getattr(encoder, "model", None), getattr(encoder, "patcher", None)

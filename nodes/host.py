@@ -81,7 +81,7 @@ def manage(owner):
     if isinstance(owner, Denoiser):
         owner.allowance = memory_allowance
     if not inside_comfyui():
-        owner.to(device())
+        move(owner, device())
         return owner
     import comfy.model_management
     import comfy.model_patcher
@@ -98,7 +98,13 @@ def ready_network(owner) -> None:
     """Bring what `manage` took on onto its device, wholly."""
     load_patchers([owner.host_patcher] if hasattr(owner, "host_patcher") else [])
     if hasattr(owner, "host_patcher"):
-        owner.to(owner.host_patcher.load_device)
+        move(owner, owner.host_patcher.load_device)
+
+
+def move(owner, device: torch.device) -> None:
+    """Outside the prompt's inference mode: what is moved in it can take no part in a backward pass."""
+    with torch.inference_mode(False), torch.no_grad():
+        owner.to(device)
 
 
 def load_patchers(patchers: list) -> None:
@@ -125,7 +131,7 @@ def ready(denoiser: Denoiser | CombinedDenoiser) -> Denoiser | CombinedDenoiser:
         # All in one call: ComfyUI makes room by unloading what is not in it.
         load_patchers([*own.values(), *shared])
         for member, patcher in own.items():
-            member.to(patcher.load_device)
+            move(member, patcher.load_device)
     return denoiser
 
 

@@ -345,8 +345,23 @@ def _without_dynamic_vram(patcher):
         return patcher
     try:
         with torch.inference_mode(False):
-            return patcher.clone(disable_dynamic=True)
+            plain = patcher.clone(disable_dynamic=True)
+            _in_declared_precision(plain.model)
+            return plain
     except RuntimeError as error:
         raise AntiPureError(
             f"This loader's model works with dynamic VRAM only ({error}); start ComfyUI with --disable-dynamic-vram."
         ) from error
+
+
+def _in_declared_precision(network: nn.Module) -> None:
+    """Give weights the precision that ComfyUI means them to compute in, which it notes on their modules.
+
+    Under dynamic VRAM a loader leaves them as the file has them, and every layer casts them as it runs. A copy without
+    dynamic VRAM does not cast: an fp16 file's VAE, which computes in bf16 on most GPUs, fails.
+    """
+    for module in network.modules():
+        for name, weight in list(module.named_parameters(recurse=False)):
+            meant = getattr(module, f"{name}_comfy_model_dtype", None)
+            if meant is not None and weight.dtype != meant and weight.is_floating_point():
+                setattr(module, name, nn.Parameter(weight.detach().to(meant), requires_grad=False))

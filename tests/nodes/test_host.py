@@ -27,7 +27,17 @@ def test_the_host_manages_the_weights(comfyui, tiny):
         managed = {id(p) for p in patchers[0].model.parameters()}
         assert managed == {id(p) for p in tiny.unet.parameters()}
     finally:
-        del tiny.host_patcher
+        del tiny.host_patcher, tiny.allowance
+
+
+def test_what_is_moved_within_a_prompt_still_serves_gradients(make_tiny, monkeypatch):
+    """The prompt runs in inference mode, and what torch makes there never takes part in a backward pass."""
+    monkeypatch.setattr(host, "device", lambda: torch.device("meta"))
+    with torch.inference_mode():
+        moved = host.manage(make_tiny())
+    for tensor in (*moved.unet.parameters(), moved.alphas_cumprod):
+        assert tensor.is_meta
+        assert not tensor.is_inference()
 
 
 def test_progress_reaches_the_bar_with_a_preview_at_the_end(comfyui):

@@ -153,7 +153,7 @@ def test_pictures_are_one_tile_up_to_512():
 
 
 def test_a_plain_patcher_stays_and_a_dynamic_one_is_replaced():
-    plain = types.SimpleNamespace()
+    plain = types.SimpleNamespace(model=torch.nn.Identity())
     assert latent_denoiser._without_dynamic_vram(plain) is plain
     seen = []
 
@@ -175,6 +175,29 @@ def test_a_plain_patcher_stays_and_a_dynamic_one_is_replaced():
 
     with pytest.raises(AntiPureError, match="disable-dynamic-vram"):
         latent_denoiser._without_dynamic_vram(ThirdParty())
+
+
+def test_a_replaced_patchers_weights_have_the_precision_they_compute_in():
+    """As ComfyUI 0.33 leaves them under dynamic VRAM: the file's fp16, where the VAE computes in bf16."""
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.GroupNorm(2, 4), torch.nn.Linear(2, 2)).half()
+    for name in ("weight_comfy_model_dtype", "bias_comfy_model_dtype"):
+        setattr(network[0], name, torch.bfloat16)
+        setattr(network[1], name, None)
+    expected = network[0].weight.detach().bfloat16()
+
+    class Dynamic:
+        def is_dynamic(self):
+            return True
+
+        def clone(self, disable_dynamic):
+            return types.SimpleNamespace(model=network)
+
+    with torch.inference_mode():
+        latent_denoiser._without_dynamic_vram(Dynamic())
+    assert {p.dtype for p in network[0].parameters()} == {torch.bfloat16}
+    assert torch.equal(network[0].weight, expected)
+    assert not any(p.is_inference() or p.requires_grad for p in network[0].parameters())
+    assert {p.dtype for layer in network[1:] for p in layer.parameters()} == {torch.float16}, "nothing is declared"
 
 
 def test_denoisers_without_borrowed_weights_prepare_nothing(tiny):

@@ -9,7 +9,7 @@ the network is afterwards as it was before.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -24,9 +24,7 @@ from ..errors import AntiPureError
 from ..lora_patching.low_rank import PatchConfig
 from ..lora_patching.patch import is_patched, new_patch
 from ..pictures import check_picture, pad_reflect, random_stream, to_pixels
-
-# callback(done, total, loss): after every step; may raise to cancel. loss is a float.
-Callback = Callable[[int, int, float], None]
+from ..progress import Progress, silent
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")  # diffusers' names of the layers of an attention block
 
@@ -111,10 +109,10 @@ def customized(
     pictures: Tensor,
     settings: CustomizationSettings | None = None,
     seed: int = 0,
-    callback: Callback | None = None,
+    progress: Progress = silent,
 ) -> Iterator[Customization]:
     """The denoiser customized on the pictures for as long as the block lasts. Arguments and errors as `customize`."""
-    customization = customize(denoiser, pictures, settings, seed, callback)
+    customization = customize(denoiser, pictures, settings, seed, progress)
     try:
         yield customization
     finally:
@@ -126,13 +124,13 @@ def customize(
     pictures: Tensor,
     settings: CustomizationSettings | None = None,
     seed: int = 0,
-    callback: Callback | None = None,
+    progress: Progress = silent,
 ) -> Customization:
     """Train a LoRA on the pictures and leave it in the denoiser's network, until `remove()`.
 
     pictures: B×3×H×W in 0..1, of one subject; smaller ones than a crop (`denoiser.tile_for`) are mirrored up to it.
     seed: of the adapters, crops, timesteps and noise. Same seed, machine and thread count: same bits.
-    callback: (done, total, loss) after every step; may raise to cancel, and the network is then as it was.
+    progress: with the loss of every step; a raise cancels, and the network is then as it was.
     To be called inside `denoiser.session()`. Gradients reach the LoRA only.
     Raises `AntiPureError` for bad pictures and settings, networks that take no adapters or carry some already, and
     a loss that is not finite.
@@ -147,7 +145,7 @@ def customize(
         source, tile = prepared(denoiser, pixels, settings.resize)
         customization = Customization(network, settings, seed)
         try:
-            _train(denoiser, customization, source, tile, settings, seed, callback)
+            _train(denoiser, customization, source, tile, settings, seed, progress)
         except BaseException:
             customization.remove()
             raise
@@ -185,7 +183,7 @@ def _train(
     tile: int,
     settings: CustomizationSettings,
     seed: int,
-    callback: Callback | None,
+    progress: Progress,
 ) -> None:
     optimizer = torch.optim.AdamW(customization.parameters, settings.learning_rate)
     for step in range(settings.steps):
@@ -201,8 +199,7 @@ def _train(
             raise AntiPureError("The customization's loss is not finite; use a higher precision or a lower rate.")
         optimizer.step()
         customization.losses.append(total)
-        if callback is not None:
-            callback(step + 1, settings.steps, total)
+        progress(step + 1, settings.steps, None, total)
 
 
 def _loss(

@@ -7,7 +7,6 @@ only safetensors: nothing is downloaded, no pickle is opened, no code of the fol
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -19,6 +18,7 @@ from ..errors import AntiPureError
 from ..files import reason
 from ..gradients.differentiation import saved_bytes
 from ..pictures import pad_reflect, random_stream, round_up
+from ..progress import Progress, silent
 from .dreambooth_lora import CustomizationSettings
 
 # DreamBooth-LoRA as it is commonly trained: attention only, all timesteps, whole pictures.
@@ -105,7 +105,7 @@ class PipelineDenoiser(Denoiser):
         guidance: float = 7.5,
         size: int | None = None,
         prompt: str | None = None,
-        on_step: Callable[[int, int], None] = lambda done, total: None,
+        progress: Progress = silent,
     ) -> Tensor:
         """`count` pictures of the prompt by the pipeline's own scheduler, with classifier-free guidance.
 
@@ -128,7 +128,7 @@ class PipelineDenoiser(Denoiser):
                 output_type="pt",
             )
             pictures.append(found.images.float().cpu().clamp(0, 1))
-            on_step(i + 1, count)
+            progress(i + 1, count)
         return torch.cat(pictures)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from ..errors import AntiPureError
 from ..pictures import check_picture, noise, random_stream, to_picture, to_pixels
+from ..progress import Progress, silent
 from .denoiser import Denoiser, add_noise, predict_x0
 
 
@@ -23,7 +23,7 @@ def generate(
     steps: int = 40,
     start: Tensor | None = None,
     timestep: int | None = None,
-    on_step: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = silent,
 ) -> Tensor:
     """Pictures from noise, by deterministic DDIM (Song et al., ICLR 2021, eq. 12 with sigma = 0).
 
@@ -65,7 +65,7 @@ def generate(
             x0 = denoiser.clamp(predict_x0(x, eps, abar[t].expand(len(x))))
             x = scheduler.step(x0, place, x).prev_sample
             done += len(x)
-            on_step(done, count * steps)
+            progress(done, count * steps)
         results.append(to_picture(denoiser.decode(x)).cpu())
     return torch.cat(results)
 

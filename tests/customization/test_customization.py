@@ -83,12 +83,12 @@ def test_only_the_lora_trains_and_all_of_it_gets_gradients(denoiser):
     before = {name: p.detach().clone() for name, p in denoiser.network.named_parameters()}
     untouched, seen = predicted(denoiser), []
 
-    def look(done, total, loss):
+    def look(done, total, picture, loss):
         flags = {name for name, p in denoiser.network.named_parameters() if p.requires_grad}
         assert all(".lora_" in name for name in flags)
         seen.append((done, total, loss, len(flags)))
 
-    with customized(denoiser, pictures(2, 20), QUICK, callback=look) as c:
+    with customized(denoiser, pictures(2, 20), QUICK, progress=look) as c:
         names = adapted_names(denoiser.network)
         assert {n for n in names if n.endswith("to_q")}, "attention is adapted"
         assert {"conv_in", "conv_out", "mid_block.resnets.0.conv1"} <= names
@@ -158,12 +158,12 @@ def test_network_comes_back_bit_for_bit(denoiser, way, monkeypatch):
             raise RuntimeError("inside")
     elif way == "cancel":
 
-        def cancel(done, total, loss):
+        def cancel(done, *_):
             if done == 2:
                 raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
-            customize(denoiser, pictures(1, 16), QUICK, callback=cancel)
+            customize(denoiser, pictures(1, 16), QUICK, progress=cancel)
     elif way == "bad adapters":
         from antipure.methods.lora_patching import layer
 

@@ -16,7 +16,7 @@ from ..attacks.settings import AttackSettings
 from ..attacks.tiled_loss import TiledLoss
 from ..diffusion.denoiser import Denoiser
 from ..errors import AntiPureError
-from ..pictures import check_picture
+from ..pictures import check_shape
 from .guidance import paper_terms
 from .objective import Objective
 from .perceptual import balance_colours, shaped_budget
@@ -61,10 +61,10 @@ def protect(
     settings: `Objective.steps` may run fewer of its steps, `Objective.shaped` scales its mask.
     To be called inside `denoiser.session()`.
     """
-    check_picture(picture)
-    settings.check(picture)
+    check_shape(picture)  # its values are looked at once, by `pgd`
     mask = settings.mask
     if objective.shaped:
+        settings.check(picture)
         shares = shaped_budget(picture)
         mask = shares if mask is None else shares * mask.to(shares)
     return pgd(

@@ -1,4 +1,4 @@
-"""The MODEL and VAE that ComfyUI has loaded, as a `Denoiser`: no second copy of the weights.
+"""The MODEL and VAE that ComfyUI has loaded, as a `Denoiser`: no second copy but under dynamic VRAM.
 
 Facts it rests on (inference tensors, dynamic VRAM, the VAE's
 cropping) are the same in ComfyUI 0.3.64, 0.8 and 0.33.
@@ -6,6 +6,7 @@ cropping) are the same in ComfyUI 0.3.64, 0.8 and 0.33.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import cast
@@ -26,6 +27,8 @@ from ..methods.gradients.malloc import return_free_memory
 from ..methods.gradients.memory_plan import CheckpointPolicy, SavedBytes, measure
 from ..methods.pictures import from_uint8, pad_reflect, round_up, to_pixels
 from . import host
+
+log = logging.getLogger(__name__)
 
 TILE = 512
 # Families whose VAEs have the same shapes, by ComfyUI's names of their latents, and how people call them.
@@ -340,18 +343,23 @@ def read_schedule(sampling) -> Schedule:
 
 
 def _without_dynamic_vram(patcher):
-    """A patcher that holds its weights for good: paged-in ones are gone before a backward pass reads them."""
+    """A patcher that holds its weights for good: paged-in ones are gone before a backward pass reads them.
+
+    Under dynamic VRAM it is a second copy of the weights, read from the file again; its size is logged.
+    """
     if not getattr(patcher, "is_dynamic", lambda: False)():
         return patcher
     try:
         with torch.inference_mode(False):
             plain = patcher.clone(disable_dynamic=True)
             _in_declared_precision(plain.model)
-            return plain
     except RuntimeError as error:
         raise AntiPureError(
             f"This loader's model works with dynamic VRAM only ({error}); start ComfyUI with --disable-dynamic-vram."
         ) from error
+    size = sum(p.nbytes for p in plain.model.parameters())
+    log.info("Dynamic VRAM: gradients need a copy of %s that stays, %.2f GB.", type(plain.model).__name__, size / 1e9)
+    return plain
 
 
 def _in_declared_precision(network: nn.Module) -> None:
@@ -361,7 +369,7 @@ def _in_declared_precision(network: nn.Module) -> None:
     dynamic VRAM does not cast: an fp16 file's VAE, which computes in bf16 on most GPUs, fails.
     """
     for module in network.modules():
-        for name, weight in list(module.named_parameters(recurse=False)):
+        for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
             meant = getattr(module, f"{name}_comfy_model_dtype", None)
-            if meant is not None and weight.dtype != meant and weight.is_floating_point():
-                setattr(module, name, nn.Parameter(weight.detach().to(meant), requires_grad=False))
+            if meant is not None and type(tensor) in (Tensor, nn.Parameter):  # quantised ones stay, to be refused
+                tensor.data = tensor.data.to(meant)

@@ -17,6 +17,7 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLES = ROOT / "bundled"
 
+torch.backends.cudnn.allow_tf32 = False  # where there is a GPU, equal means equal within float32's rounding
 torch.set_num_threads(1)  # the networks here are tiny: more threads only wait for each other
 
 

@@ -185,8 +185,8 @@ def run_in_checkout(request):
     if request.param is None:
         pytest.skip("set COMFYUI_PATH to a ComfyUI checkout, or a folder of them, to test with real ComfyUI classes")
 
-    def run(script: str) -> str:
-        command = [interpreter(request.param), str(Path(__file__).parent / script), str(ROOT), "--cpu"]
+    def run(script: str, *more: str) -> str:
+        command = [interpreter(request.param), str(Path(__file__).parent / script), str(ROOT), *more, "--cpu"]
         environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
         done = subprocess.run(command, cwd=request.param, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-4000:]

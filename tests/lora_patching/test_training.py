@@ -432,8 +432,9 @@ def test_warnings_that_cannot_be_drawn():
 
 def test_visibility_is_a_correlation():
     warning = text_warning(32, 32)
-    plain = torch.rand(4, 3, 32, 32) - 0.5
-    values = visibility(plain + torch.tensor([1.0, 0.1, -1.0, 0.0]).view(-1, 1, 1, 1) * warning + 0.2, plain, warning)
+    # Multiples of 1/256, which add up without rounding: noise of rounding correlates with anything.
+    plain = torch.randint(-128, 128, (4, 3, 32, 32)) / 256
+    values = visibility(plain + torch.tensor([1.0, 0.1, -1.0, 0.0]).view(-1, 1, 1, 1) * warning + 0.25, plain, warning)
     torch.testing.assert_close(values, torch.tensor([1.0, 1.0, -1.0, 0.0]), atol=2e-3, rtol=0)
     assert share_visible(values) == 0.5
 

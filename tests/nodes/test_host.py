@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 import types
 
 import pytest
 import torch
+from antipure.methods.generators.stargan import StarGAN, StarGANNetwork
+from antipure.methods.metrics.encoders import Encoder
 from antipure.nodes import host, progress
+from antipure.nodes.encoders import borrowed_encoder
 from antipure.nodes.progress import Progress
 
 
@@ -38,6 +42,48 @@ def test_what_is_moved_within_a_prompt_still_serves_gradients(make_tiny, monkeyp
     for tensor in (*moved.unet.parameters(), moved.alphas_cumprod):
         assert tensor.is_meta
         assert not tensor.is_inference()
+
+
+def tensors_of(owner) -> list[torch.Tensor]:
+    """Every tensor that a move takes along."""
+    network = owner.module if isinstance(owner, Encoder) else owner.network
+    own = [value for value in vars(owner).values() if isinstance(value, torch.Tensor)]
+    return [*network.parameters(), *network.buffers(), *own]
+
+
+def moved_denoiser(make_tiny):
+    return host.manage(make_tiny())
+
+
+def moved_generator(make_tiny):
+    network = StarGANNetwork(conv_dim=4, n_labels=2, blocks=1)
+    return host.manage(StarGAN(network, {"dark": (1.0, 0.0), "light": (0.0, 1.0)}, size=32))
+
+
+def moved_encoder(make_tiny):
+    module = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 3), torch.nn.BatchNorm2d(2))
+    with borrowed_encoder(Encoder("tiny", module, module=module)) as encoder:
+        return encoder
+
+
+@pytest.mark.parametrize("move", [moved_denoiser, moved_generator, moved_encoder])
+@pytest.mark.parametrize("inside", [False, True], ids=["outside ComfyUI", "inside ComfyUI"])
+def test_what_is_moved_in_inference_mode_still_carries_gradients(move, inside, make_tiny, request, monkeypatch):
+    """Prompts run in inference mode; "meta" stands for a GPU: a move there makes new tensors on any machine."""
+    if inside:
+        request.getfixturevalue("comfyui")
+        monkeypatch.setattr(sys.modules["comfy.model_management"], "get_torch_device", lambda: torch.device("meta"))
+    else:
+        monkeypatch.setattr(host, "device", lambda: torch.device("meta"))
+    with torch.inference_mode():
+        owner = move(make_tiny)
+        if inside and move is moved_denoiser:
+            host.ready(owner)
+        elif inside and move is moved_generator:
+            host.ready_network(owner)
+    tensors = tensors_of(owner)
+    assert {tensor.device.type for tensor in tensors} == {"meta"}
+    assert not any(tensor.is_inference() for tensor in tensors)
 
 
 def test_progress_reaches_the_bar_with_a_preview_at_the_end(comfyui):

@@ -177,13 +177,16 @@ def test_a_plain_patcher_stays_and_a_dynamic_one_is_replaced():
         latent_denoiser._without_dynamic_vram(ThirdParty())
 
 
-def test_a_replaced_patchers_weights_have_the_precision_they_compute_in():
+def test_a_replaced_patchers_weights_have_the_precision_they_compute_in(caplog):
     """As ComfyUI 0.33 leaves them under dynamic VRAM: the file's fp16, where the VAE computes in bf16."""
     network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.GroupNorm(2, 4), torch.nn.Linear(2, 2)).half()
     for name in ("weight_comfy_model_dtype", "bias_comfy_model_dtype"):
         setattr(network[0], name, torch.bfloat16)
         setattr(network[1], name, None)
     expected = network[0].weight.detach().bfloat16()
+    norm = torch.nn.BatchNorm2d(4).half()
+    norm.running_mean_comfy_model_dtype, norm.num_batches_tracked_comfy_model_dtype = torch.bfloat16, torch.int64
+    network.extend([norm])
 
     class Dynamic:
         def is_dynamic(self):
@@ -192,11 +195,13 @@ def test_a_replaced_patchers_weights_have_the_precision_they_compute_in():
         def clone(self, disable_dynamic):
             return types.SimpleNamespace(model=network)
 
-    with torch.inference_mode():
+    with torch.inference_mode(), caplog.at_level("INFO"):
         latent_denoiser._without_dynamic_vram(Dynamic())
+    assert "copy of Sequential that stays, 0.00 GB" in caplog.text
+    assert (norm.running_mean.dtype, norm.num_batches_tracked.dtype) == (torch.bfloat16, torch.int64)
     assert {p.dtype for p in network[0].parameters()} == {torch.bfloat16}
     assert torch.equal(network[0].weight, expected)
-    assert not any(p.is_inference() or p.requires_grad for p in network[0].parameters())
+    assert not any(p.is_inference() for p in network[0].parameters())
     assert {p.dtype for layer in network[1:] for p in layer.parameters()} == {torch.float16}, "nothing is declared"
 
 

@@ -103,6 +103,7 @@ def test_disrupting_acts_through_the_resizing_of_an_editing_tool(generator):
 
 @pytest.mark.parametrize("gate", ["scalar", "input"])
 def test_applying_makes_a_copy_that_shares_weights_and_leaves_the_original(generator, faces, gate):
+    host.manage(generator)  # as its loader does: where there is a GPU, the copy goes there, and what they share
     patch = random_patch(generator, gate)
     before = node("EditFace").edit(generator, faces, "all")[0]
     copied, model = node("LoraPatchApply").apply(patch, 1.0, generator=generator)

@@ -118,8 +118,16 @@ def _load_safetensors(path: Path) -> tuple[nn.Module, Tensor, int | None, int]:
         return _load_adm(path, state)
     config = json.loads(metadata["config"])
     state = {k: v.float() for k, v in state.items()}
-    unet = _build_unet(config["unet"], state, path)
-    return unet, beta_schedule(config["scheduler"]), config["tile"], config["patch"]
+    betas = beta_schedule(config["scheduler"])
+    if config.get("network") == "strided":
+        from .strided import StridedUNet
+
+        abar = torch.cumprod(1 - betas, 0)
+        unet = StridedUNet(**config["unet"], log_snr=(abar / (1 - abar)).log())
+        unet.load_state_dict(state, strict=True)
+    else:
+        unet = _build_unet(config["unet"], state, path)
+    return unet, betas, config["tile"], config["patch"]
 
 
 def _load_adm(path: Path, state: object) -> tuple[nn.Module, Tensor, int | None, int]:

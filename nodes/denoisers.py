@@ -25,9 +25,9 @@ class LoadDenoiser:
             denoiser=inputs.choice(
                 model_folders.list_models("denoisers"),
                 model_folders.BUNDLED,
-                "'bundled' is the 64-px model shipped with the pack, 'bundled_held_out' a second one of another "
-                "kind, to measure with. Put others into models/antipure: an ADM checkpoint (.pt, .safetensors) or "
-                "a diffusers folder.",
+                "'bundled' is the 64-px model shipped with the pack. 'bundled_held_out', a sibling of it, and "
+                "'bundled_judge', of another family and other pictures, are there to measure with. Put others into "
+                "models/antipure: an ADM checkpoint (.pt, .safetensors) or a diffusers folder.",
             ),
             precision=inputs.choice(
                 DTYPES,

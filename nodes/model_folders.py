@@ -26,7 +26,11 @@ class Kind(NamedTuple):
     bundled: dict[str, Path] = {}
 
 
-_BUNDLED_DENOISERS = {BUNDLED: checkpoints.BUNDLED, "bundled_held_out": checkpoints.BUNDLED_HELD_OUT}
+_BUNDLED_DENOISERS = {
+    BUNDLED: checkpoints.BUNDLED,
+    "bundled_held_out": checkpoints.BUNDLED_HELD_OUT,
+    "bundled_judge": checkpoints.BUNDLED_JUDGE,
+}
 KINDS = {
     "denoisers": Kind("antipure", (".safetensors", ".pt", ".pth"), ("unet", "config.json"), _BUNDLED_DENOISERS),
     "generators": Kind("antipure_generators", (".safetensors", ".ckpt", ".pth", ".pt"), (), {BUNDLED: loading.BUNDLED}),

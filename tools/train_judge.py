@@ -23,7 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from antipure.methods.strided import StridedUNet
+from antipure.methods.diffusion.strided import StridedUNet
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn

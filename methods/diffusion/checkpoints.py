@@ -22,6 +22,8 @@ from .pixel import PixelDenoiser
 BUNDLED = BUNDLED_FOLDER / "denoiser.safetensors"
 # Another architecture, trained apart: a purifier that nothing here is made against.
 BUNDLED_HELD_OUT = BUNDLED.with_name("held_out_denoiser.safetensors")
+# Another family of networks and other pictures: no sibling of the two.
+BUNDLED_JUDGE = BUNDLED.with_name("judge_denoiser.safetensors")
 OWN_FORMAT = "antipure-pixel-denoiser"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -45,7 +47,8 @@ def load_denoiser(
     if compile not in MODES:
         raise AntiPureError(f"The way to compile '{compile}' is unknown; choose one of {', '.join(MODES)}.")
     path = Path(path) if path is not None else BUNDLED
-    if not path.exists() and path in (BUNDLED, BUNDLED_HELD_OUT):
+    names = {BUNDLED: "bundled", BUNDLED_HELD_OUT: "bundled_held_out", BUNDLED_JUDGE: "bundled_judge"}
+    if not path.exists() and path in names:
         raise AntiPureError(f"This installation lacks its own file bundled/{path.name}; install the pack again.")
     if not path.exists():
         raise AntiPureError(f"There is no denoiser at {path}; give a checkpoint file or a diffusers folder.")
@@ -63,7 +66,7 @@ def load_denoiser(
         unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub has no such overload
         abar = torch.cumprod(1 - betas.double(), 0).float()
         denoiser = PixelDenoiser(unet, abar, tile=tile, patch=patch, dtype=DTYPES[precision], compile=compile)
-        denoiser.name = {BUNDLED: "bundled", BUNDLED_HELD_OUT: "bundled_held_out"}.get(path, path.name)
+        denoiser.name = names.get(path, path.name)
         return denoiser
 
 
@@ -123,7 +126,7 @@ def _load_safetensors(path: Path) -> tuple[nn.Module, Tensor, int | None, int]:
         from .strided import StridedUNet
 
         abar = torch.cumprod(1 - betas, 0)
-        unet = StridedUNet(**config["unet"], log_snr=(abar / (1 - abar)).log())
+        unet: nn.Module = StridedUNet(**config["unet"], log_snr=(abar / (1 - abar)).log())
         unet.load_state_dict(state, strict=True)
     else:
         unet = _build_unet(config["unet"], state, path)

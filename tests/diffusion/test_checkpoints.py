@@ -384,6 +384,7 @@ def test_the_bundled_denoisers_have_names(tmp_path, monkeypatch):
     shutil.copy(checkpoints.BUNDLED, stand_in)
     monkeypatch.setattr(checkpoints, "BUNDLED_HELD_OUT", stand_in)
     assert load_denoiser().name == "bundled"
+    assert load_denoiser(checkpoints.BUNDLED_JUDGE).name == "bundled_judge"
     assert load_denoiser(stand_in).name == "bundled_held_out"
     shutil.copy(stand_in, tmp_path / "other.safetensors")
     assert load_denoiser(tmp_path / "other.safetensors").name == "other.safetensors"

@@ -13,7 +13,7 @@ from antipure.nodes import model_folders
 
 
 def test_outside_comfyui_any_path_is_a_model():
-    assert model_folders.list_models("denoisers") == ["bundled", "bundled_held_out"]
+    assert model_folders.list_models("denoisers") == ["bundled", "bundled_held_out", "bundled_judge"]
     assert model_folders.find_model("denoisers", "bundled") == checkpoints.BUNDLED
     assert model_folders.find_model("generators", "bundled") == loading.BUNDLED
     assert model_folders.find_model("denoisers", "some/file.pt") == Path("some/file.pt")
@@ -25,7 +25,13 @@ def test_models_folder_lists_files_and_folders_and_nothing_else(comfyui):
     (comfyui.folder / "sub").mkdir()
     (comfyui.folder / "sub" / "adm.pt").touch()
     (comfyui.folder / "notes.txt").touch()
-    assert model_folders.list_models("denoisers") == ["bundled", "bundled_held_out", "faces", "sub/adm.pt"]
+    assert model_folders.list_models("denoisers") == [
+        "bundled",
+        "bundled_held_out",
+        "bundled_judge",
+        "faces",
+        "sub/adm.pt",
+    ]
     assert model_folders.find_model("denoisers", "sub/adm.pt") == comfyui.folder / "sub" / "adm.pt"
 
 

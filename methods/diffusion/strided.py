@@ -33,12 +33,21 @@ class Block(nn.Module):
         self.second = nn.Conv2d(channels, channels, 3, padding=1)
         nn.init.zeros_(self.film.weight)
         nn.init.zeros_(self.film.bias)
-        nn.init.zeros_(self.second.weight)
-        nn.init.zeros_(self.second.bias)
+        for parameter in self.second.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         scale, shift = self.film(embedding)[:, :, None, None].chunk(2, 1)
         return x + self.second(F.relu(self.first(x)) * (1 + scale) + shift)
+
+
+class Level(nn.ModuleList):
+    """Blocks that run one after another."""
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        for block in self:
+            x = block(x, embedding)
+        return x
 
 
 class StridedUNet(nn.Module):
@@ -50,6 +59,9 @@ class StridedUNet(nn.Module):
     log_snr: T values, log(abar / (1 - abar)), of the schedule it is trained for.
     x: B×3×H×W in [-1, 1], sides multiples of 2^(levels - 1). t: B 0-based timesteps. sample: B×3×H×W.
     """
+
+    log_snr: Tensor
+    frequencies: Tensor
 
     def __init__(
         self,
@@ -72,31 +84,29 @@ class StridedUNet(nn.Module):
         self.level = nn.Sequential(nn.Linear(33, embedding), nn.ReLU(), nn.Linear(embedding, embedding), nn.ReLU())
         self.head = nn.Conv2d(3, widths[0], 3, padding=1)
         self.encoder = nn.ModuleList(
-            nn.ModuleList(Block(width, embedding) for _ in range(n)) for width, n in zip(widths, encoder, strict=True)
+            Level(Block(width, embedding) for _ in range(n)) for width, n in zip(widths, encoder, strict=True)
         )
         pairs = list(zip(widths, widths[1:], strict=False))
         self.down = nn.ModuleList(nn.Conv2d(above, below, 3, stride=2, padding=1) for above, below in pairs)
         self.up = nn.ModuleList(nn.Conv2d(below, above, 1) for above, below in pairs)
         self.decoder = nn.ModuleList(
-            nn.ModuleList(Block(width, embedding) for _ in range(n)) for width, n in zip(widths, decoder, strict=False)
+            Level(Block(width, embedding) for _ in range(n)) for width, n in zip(widths, decoder, strict=False)
         )
         self.tail = nn.Conv2d(widths[0], 3, 3, padding=1)
-        nn.init.zeros_(self.tail.weight)
-        nn.init.zeros_(self.tail.bias)
+        for parameter in self.tail.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor, t: Tensor) -> Prediction:
         log_snr = self.log_snr[t.expand(len(x))][:, None]  # B×1, about -10..9
         waves = log_snr * self.frequencies
         embedding = self.level(torch.cat([log_snr / 8, waves.sin(), waves.cos()], 1))
         h, skips = self.head(self.gain * x), []
-        for number, blocks in enumerate(self.encoder):
+        for number, level in enumerate(self.encoder):
             if number:
                 skips.append(h)
                 h = self.down[number - 1](h)
-            for block in blocks:
-                h = block(h, embedding)
-        for up, blocks in zip(reversed(self.up), reversed(self.decoder), strict=True):
+            h = level(h, embedding)
+        for up, level in zip(reversed(self.up), reversed(self.decoder), strict=True):
             h = F.interpolate(up(h), scale_factor=2.0, mode="nearest") + skips.pop()
-            for block in blocks:
-                h = block(h, embedding)
+            h = level(h, embedding)
         return Prediction(self.tail(h))

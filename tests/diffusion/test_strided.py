@@ -4,10 +4,10 @@ import json
 
 import pytest
 import torch
-from antipure.methods.checkpoints import load_denoiser
+from antipure.methods.diffusion.checkpoints import load_denoiser
+from antipure.methods.diffusion.strided import StridedUNet
 from antipure.methods.errors import AntiPureError
-from antipure.methods.purification import gridpure
-from antipure.methods.strided import StridedUNet
+from antipure.methods.purification.gridpure import gridpure
 from safetensors.torch import save_file
 
 SETTINGS = {"block_out_channels": [8, 16, 24], "encoder": [1, 1, 1], "decoder": [1, 1], "embedding": 16}

@@ -69,6 +69,36 @@ def test_out_of_memory_shrinks_every_member(pair):
     assert [loss.shrunk for loss in losses] == [1, 1]
 
 
+class Noted(Fixed):
+    """Notes what is asked of it, and the stream's first number each time."""
+
+    def __init__(self, value: float):
+        super().__init__(value)
+        self.log = []
+
+    def prepare(self, pixels, generator):
+        self.log.append(("prepare", int(torch.randint(2**62, (), generator=generator))))
+
+    def terms(self, pixels, generator):
+        self.log.append(("terms", int(torch.randint(2**62, (), generator=generator))))
+        yield from super().terms(pixels, generator)
+
+    def stepped(self):
+        self.log.append(("stepped", None))
+
+
+@pytest.mark.parametrize(("mode", "asked"), [("mean", [1, 1]), ("worst", [2, 1])])
+def test_members_prepare_on_their_own_streams_and_only_who_was_taken_steps(pair, mode, asked):
+    losses = [Noted(1.0), Noted(3.0)]
+    pgd(picture(16), lambda clean: CombinedDenoiser(pair, mode).combine(losses), AttackSettings(levels=4, steps=1))
+    for loss, times in zip(losses, asked, strict=True):
+        kinds, numbers = zip(*loss.log, strict=True)
+        stepped = mode == "mean" or loss is losses[0]
+        assert kinds == ("prepare", *["terms"] * times, *["stepped"] * stepped)
+        assert len({number for number in numbers if number is not None}) == 1, "one stream for all of a step"
+    assert losses[0].log[0] != losses[1].log[0]
+
+
 @pytest.mark.parametrize("mode", ["mean", "worst"])
 def test_protects_reproducibly_against_both(pair, mode):
     both = combine(*pair, mode)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..methods.errors import AntiPureError
-from ..methods.files import BUNDLED_FOLDER, write_file
+from ..methods.files import BUNDLED_FOLDER, write_new
 
 ANY = "*"  # ComfyUI's type that takes every other
 
@@ -86,9 +87,8 @@ class SaveImage:
             array = np.clip(255.0 * image.float().cpu().numpy(), 0, 255).astype(np.uint8)
             buffer = io.BytesIO()
             Image.fromarray(array).save(buffer, "PNG", compress_level=4)
-            path = target.parent / f"{target.name}{i:05}_.png"
-            write_file(path, buffer.getvalue())
-            files.append(path)
+            paths = (target.parent / f"{target.name}{number:05}_.png" for number in count(i))
+            files.append(write_new(paths, buffer.getvalue()))
         return {"ui": {"files": files}}
 
 

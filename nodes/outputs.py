@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 
 from ..methods.errors import AntiPureError
+from ..methods.files import write_new
 from . import host
 
 SAVED_PATCHES = "antipure_patches"
@@ -38,10 +40,7 @@ def saved_path(name: str, suffix: str) -> Path:
     return path.with_name(path.name + suffix)
 
 
-def new_output_path(prefix: str, suffix: str) -> Path:
-    """A path that does not exist yet for something a node saves: `saved_path` with a number."""
+def save_new(prefix: str, suffix: str, content: bytes) -> Path:
+    """Save what a node made under `saved_path` with the first number that is free; that path."""
     base = saved_path(prefix, "")
-    number = 1
-    while (path := base.with_name(f"{base.name}_{number:05}{suffix}")).exists():
-        number += 1
-    return path
+    return write_new((base.with_name(f"{base.name}_{number:05}{suffix}") for number in count(1)), content)

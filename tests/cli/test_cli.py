@@ -173,6 +173,19 @@ def test_a_full_disk_leaves_nothing_behind(photo, tmp_path, capsys, monkeypatch)
     assert not [p for p in (tmp_path / "out").rglob("*") if p.is_file()]
 
 
+def test_processes_that_save_at_once_overwrite_nothing(tmp_path):
+    code = (
+        "import sys, torch; from pathlib import Path; from antipure.cli.core_nodes import SaveImage\n"
+        "for i in range(15):\n"
+        "    image = torch.full((1, 2, 2, 3), (int(sys.argv[2]) * 15 + i) / 255)\n"
+        "    SaveImage(Path(sys.argv[1])).save(image, 'run/a')"
+    )
+    runs = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path), str(i)]) for i in range(3)]
+    assert [run.wait() for run in runs] == [0, 0, 0]
+    saved = list((tmp_path / "run").iterdir())
+    assert sorted(pixels(path)[0, 0, 0] for path in saved) == list(range(45))
+
+
 def test_unchanged_nodes_run_once(photo, tmp_path, monkeypatch):
     from antipure import NODE_CLASS_MAPPINGS
 

@@ -75,10 +75,15 @@ class SaveImage:
     def INPUT_TYPES(cls) -> dict:
         return {"required": {"images": ("IMAGE", {}), "filename_prefix": ("STRING", {})}}
 
-    def save(self, images: torch.Tensor, filename_prefix: str = "ComfyUI") -> dict:
-        target = (self.folder / f"{filename_prefix}_").resolve()
-        if not target.is_relative_to(self.folder.resolve()):
+    def place(self, filename_prefix: str) -> Path:
+        """Where its files go, without number and suffix. Raises `AntiPureError` for a place outside of its folder."""
+        target = (self.folder / f"{filename_prefix}_".replace("\0", "")).resolve()
+        if "\0" in filename_prefix or not target.is_relative_to(self.folder.resolve()):
             raise AntiPureError(f"The filename prefix '{filename_prefix}' leads out of the output folder.")
+        return target
+
+    def save(self, images: torch.Tensor, filename_prefix: str = "ComfyUI") -> dict:
+        target = self.place(filename_prefix)
         pattern = re.compile(re.escape(target.name) + r"(\d+)_\.png")
         existing = target.parent.glob("*.png") if target.parent.is_dir() else ()
         taken = [int(m.group(1)) for m in (pattern.fullmatch(p.name) for p in existing) if m]

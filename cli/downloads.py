@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import io
-import os
-import re
 import unicodedata
 import warnings
-from collections.abc import Iterator
-from itertools import count
 from pathlib import Path
 from urllib.parse import urlencode
 
 from PIL import Image
 
 from ..methods.errors import AntiPureError
-from ..methods.files import write_new
+from ..methods.files import free_names, write_new
 from . import connection
 from .connection import Server
 from .terminal import controls, one_line
@@ -76,23 +72,6 @@ def _legal(part: str) -> str:
         part = part[1:]
     part = part.strip(". ")
     return f"_{part}" if part.partition(".")[0].rstrip().upper() in _RESERVED else part
-
-
-def free_names(path: Path) -> Iterator[Path]:
-    """This path and, counting on, others beside it: a_00002_.png after ComfyUI's a_00001_.png, a_2.png after a.png.
-
-    Left out are those that differ from a file there in upper and lower case only: elsewhere they are one.
-    """
-    taken = {name.casefold() for name in os.listdir(path.parent)} if path.parent.is_dir() else set()
-    numbered = re.fullmatch(r"(.*_)([0-9]{1,20})_", path.stem, re.DOTALL)
-    for number in count():
-        if numbered:
-            prefix, digits = numbered.groups()
-            name = f"{prefix}{int(digits) + number:0{len(digits)}}_{path.suffix}"
-        else:
-            name = f"{path.stem}_{number + 1}{path.suffix}" if number else path.name
-        if name.casefold() not in taken:
-            yield path.with_name(name)
 
 
 def is_what_it_claims(suffix: str, data: bytes) -> bool:

@@ -15,6 +15,7 @@ import uuid
 from pathlib import Path
 
 from ..methods.errors import AntiPureError
+from ..methods.files import check_writable
 from . import connection
 from .connection import Server, Unreachable, connect_websocket
 from .downloads import download
@@ -35,6 +36,8 @@ def run_on_server(url: str, prompt: dict, out: Path) -> Result:
     Raises `AntiPureError` when the server cannot be reached, refuses the workflow, or fails.
     """
     server = Server(url)
+    if any("Save" in str(node["class_type"]) for node in prompt.values()):
+        check_writable(out)
     _check_nodes(server, prompt)
     prompt = _upload_pictures(server, prompt)
     client_id, prompt_id = str(uuid.uuid4()), str(uuid.uuid4())

@@ -5,10 +5,13 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import re
+import tempfile
 import uuid
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 
 import torch
@@ -77,6 +80,19 @@ def write_file(path: Path, content: bytes) -> None:
         temporary.write_bytes(content)
 
 
+def check_writable(folder: Path) -> None:
+    """Raise `AntiPureError` now where a file in this folder, made or not yet, could not be written later."""
+    place = folder.absolute()
+    nearest = next((path for path in (place, *place.parents) if os.path.lexists(path)), place)
+    try:
+        with tempfile.TemporaryFile(dir=nearest):
+            pass
+    except OSError as error:
+        raise AntiPureError(
+            f"{folder} cannot be written ({error.strerror or error}); choose another place, or change its permissions."
+        ) from error
+
+
 def write_new(paths: Iterable[Path], content: bytes) -> Path:
     """Write a file under the first of these paths that is free, complete or not at all; that path.
 
@@ -91,6 +107,25 @@ def write_new(paths: Iterable[Path], content: bytes) -> Path:
         while not _claim(temporary, path):
             path = next(remaining)
     return path
+
+
+def free_names(path: Path) -> Iterator[Path]:
+    """This path and, counting on, others beside it: a_00002_.png after ComfyUI's a_00001_.png, a_2.png after a.png.
+
+    Left out are those that differ from a file there in upper and lower case only: elsewhere they are one.
+    """
+    taken: set[str] = set()
+    with suppress(OSError):  # a folder that is not there yet
+        taken = {name.casefold() for name in os.listdir(path.parent)}
+    numbered = re.fullmatch(r"(.*_)([0-9]{1,20})_", path.stem, re.DOTALL)
+    for number in count():
+        if numbered:
+            prefix, digits = numbered.groups()
+            name = f"{prefix}{int(digits) + number:0{len(digits)}}_{path.suffix}"
+        else:
+            name = f"{path.stem}_{number + 1}{path.suffix}" if number else path.name
+        if name.casefold() not in taken:
+            yield path.with_name(name)
 
 
 def _claim(temporary: Path, path: Path) -> bool:

@@ -9,7 +9,7 @@ import torch
 from ..methods.errors import AntiPureError
 from ..methods.figures.inspection_sheet import labelled_sheet
 from ..methods.figures.loss_curve import loss_curve
-from ..methods.files import safetensors_bytes
+from ..methods.files import check_writable, safetensors_bytes
 from ..methods.generators.procedural_faces import HELD_OUT
 from ..methods.lora_patching.defence_report import defence_report
 from ..methods.lora_patching.diffusion_training import ModelTrainingConfig, train_model_patch
@@ -121,6 +121,8 @@ class TrainLoraPatch:
         size = generator.size
         warning = _warning(warning_text, warning_picture, size, size) if mode == "defensive" else None
         state_file = outputs.saved_path(state, ".state") if state else None
+        if state_file is not None:
+            check_writable(state_file.parent)
         with ExitStack() as borrowed:
             encoders = [
                 None if encoder is None else borrowed.enter_context(borrowed_encoder(encoder))
@@ -257,6 +259,16 @@ class SaveLoraPatch:
             optional={"model": inputs.wire("MODEL", "Needed for a standard LoRA: what the patch was made for.")},
             node_id=True,
         )
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, filename_prefix=None) -> bool | str:
+        """Asked before any node runs: a training whose patch cannot be saved does not begin."""
+        try:
+            if isinstance(filename_prefix, str):  # else it is wired
+                check_writable(outputs.saved_path(filename_prefix, "").parent)
+        except AntiPureError as error:
+            return str(error)
+        return True
 
     def save(self, patch, filename_prefix, format, model=None, node_id=None) -> dict:  # noqa: A002
         if format == FORMATS[0]:

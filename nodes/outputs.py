@@ -34,8 +34,8 @@ def saved_path(name: str, suffix: str) -> Path:
 
         root = Path(folder_paths.get_output_directory())
     root = (root / SAVED_PATCHES).resolve()
-    path = (root / name).resolve()
-    if not path.is_relative_to(root) or not name.strip() or path == root:
+    path = (root / name.replace("\0", "")).resolve()
+    if "\0" in name or not path.is_relative_to(root) or not name.strip() or path == root:
         raise AntiPureError(f"The name '{name}' leads out of the output folder; give a plain name.")
     return path.with_name(path.name + suffix)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from antipure.methods import files
 from antipure.methods.errors import AntiPureError
-from antipure.methods.files import write_file, write_new
+from antipure.methods.files import check_writable, free_names, write_file, write_new
 
 
 def numbered(folder: Path):
@@ -73,3 +73,51 @@ def test_names_as_long_as_the_disk_allows(tmp_path):
     assert write_new([tmp_path / ("m" * 255)], b"y").read_bytes() == b"y"
     with pytest.raises(AntiPureError, match="cannot be written"):
         write_file(tmp_path / ("n" * 256), b"x")
+
+
+@pytest.mark.parametrize(
+    ("name", "taken", "free"),
+    [
+        ("a.png", [], "a.png"),
+        ("a.png", ["a.png", "a_2.png"], "a_3.png"),
+        ("a.png", ["A.PNG"], "a_2.png"),
+        ("a_00001_.png", ["a_00001_.png", "a_00003_.png"], "a_00002_.png"),
+        ("a_99_.png", ["a_99_.png"], "a_100_.png"),
+        ("a_1.png", ["a_1.png"], "a_1_2.png"),
+        ("report", ["report"], "report_2"),
+    ],
+)
+def test_names_count_on(tmp_path, name, taken, free):
+    for file in taken:
+        (tmp_path / file).touch()
+    assert next(free_names(tmp_path / name)) == tmp_path / free
+
+
+@pytest.mark.parametrize("folder", ["", "new", "new/and/deeper"])
+def test_a_folder_that_can_be_written_is_not_made(tmp_path, folder):
+    check_writable(tmp_path / folder)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("folder", ["file", "file/below", "nowhere", "nowhere/below"])
+def test_what_is_no_folder_cannot_be_written(tmp_path, folder):
+    (tmp_path / "file").touch()
+    (tmp_path / "nowhere").symlink_to(tmp_path / "missing")
+    with pytest.raises(AntiPureError, match="cannot be written"):
+        check_writable(tmp_path / folder)
+
+
+def test_a_read_only_disk_is_noticed(tmp_path, monkeypatch):
+    def read_only(**_):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(files.tempfile, "TemporaryFile", read_only)
+    with pytest.raises(AntiPureError, match="Read-only file system"):
+        check_writable(tmp_path)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="to root every folder is open")
+def test_a_closed_folder_is_noticed(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(AntiPureError, match="Permission denied"):
+        check_writable(tmp_path / "below")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..methods.errors import AntiPureError
-from ..methods.files import BUNDLED_FOLDER, write_file
+from ..methods.files import BUNDLED_FOLDER, write_new
 
 ANY = "*"  # ComfyUI's type that takes every other
 
@@ -74,10 +75,15 @@ class SaveImage:
     def INPUT_TYPES(cls) -> dict:
         return {"required": {"images": ("IMAGE", {}), "filename_prefix": ("STRING", {})}}
 
-    def save(self, images: torch.Tensor, filename_prefix: str = "ComfyUI") -> dict:
-        target = (self.folder / f"{filename_prefix}_").resolve()
-        if not target.is_relative_to(self.folder.resolve()):
+    def place(self, filename_prefix: str) -> Path:
+        """Where its files go, without number and suffix. Raises `AntiPureError` for a place outside of its folder."""
+        target = (self.folder / f"{filename_prefix}_".replace("\0", "")).resolve()
+        if "\0" in filename_prefix or not target.is_relative_to(self.folder.resolve()):
             raise AntiPureError(f"The filename prefix '{filename_prefix}' leads out of the output folder.")
+        return target
+
+    def save(self, images: torch.Tensor, filename_prefix: str = "ComfyUI") -> dict:
+        target = self.place(filename_prefix)
         pattern = re.compile(re.escape(target.name) + r"(\d+)_\.png")
         existing = target.parent.glob("*.png") if target.parent.is_dir() else ()
         taken = [int(m.group(1)) for m in (pattern.fullmatch(p.name) for p in existing) if m]
@@ -86,9 +92,8 @@ class SaveImage:
             array = np.clip(255.0 * image.float().cpu().numpy(), 0, 255).astype(np.uint8)
             buffer = io.BytesIO()
             Image.fromarray(array).save(buffer, "PNG", compress_level=4)
-            path = target.parent / f"{target.name}{i:05}_.png"
-            write_file(path, buffer.getvalue())
-            files.append(path)
+            paths = (target.parent / f"{target.name}{number:05}_.png" for number in count(i))
+            files.append(write_new(paths, buffer.getvalue()))
         return {"ui": {"files": files}}
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ..methods.errors import AntiPureError
+from ..methods.files import check_writable
 from ..nodes import NODE_CLASS_MAPPINGS
 from ..nodes.outputs import output_folder
 from .core_nodes import ANY, LoadImage, PreviewAny, PreviewImage, SaveImage
@@ -116,8 +117,10 @@ class Executor:
         """Execute the workflow. Everything that can be checked is checked before the first node runs."""
         order = execution_order(prompt)
         check_nodes(prompt)
-        for node_id in order:
-            check_node(prompt, node_id)
+        with output_folder(self.folder):
+            for node_id in order:
+                check_node(prompt, node_id)
+                self._check_place(prompt[node_id])
         result = Result()
         signatures: dict[str, tuple] = {}
         outputs: dict[str, tuple] = {}
@@ -132,6 +135,11 @@ class Executor:
                     result.files[node_id] = shown.get("files", [])
                     result.ui[node_id] = {key: value for key, value in shown.items() if key != "files"}
         return result
+
+    def _check_place(self, node: dict) -> None:
+        prefix = node.get("inputs", {}).get("filename_prefix")
+        if NODES[node["class_type"]] is SaveImage and isinstance(prefix, str):
+            check_writable(SaveImage(self.folder).place(prefix).parent)
 
     def _execute(self, node: dict, outputs: dict[str, tuple]) -> tuple[tuple, dict]:
         node_class = NODES[node["class_type"]]

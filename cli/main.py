@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from ..methods.errors import AntiPureError
+from ..methods.memory import is_out_of_memory, out_of_memory
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -192,6 +193,11 @@ def main(argv: list[str] | None = None) -> int:
             _run(args)
     except AntiPureError as error:
         print(f"antipure: {error}", file=sys.stderr)
+        return 2
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        print(f"antipure: {out_of_memory(error, 'this', 'take a smaller picture or model')}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("antipure: cancelled", file=sys.stderr)

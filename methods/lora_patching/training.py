@@ -30,6 +30,7 @@ from ..attacks.pgd import pgd
 from ..attacks.settings import AttackSettings
 from ..errors import AntiPureError
 from ..generators.generator import Generator
+from ..memory import enough_memory
 from ..pictures import check_picture, random_stream, to_picture, to_pixels
 from ..progress import Progress, silent
 from .disrupting import LEVELS, STEP_LEVELS, STEPS, disruption_loss
@@ -143,17 +144,17 @@ def train_patch(
         raise AntiPureError("An evaluation patch carries no warning; train a defensive one, or give no warning.")
     architecture = fingerprint(generator)
     # ComfyUI runs prompts in inference mode; clones made outside it are ordinary tensors.
-    with torch.inference_mode(False), torch.enable_grad():
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        enough_memory("a training step", "use a smaller batch, bf16, or close other programs"),
+    ):
         applied = new_patch(generator, config.patch, config.seed)
         try:
             applied.evaluate()
             run = _Run(generator, applied, faces.clone(), edits, config, warning, mmfa, architecture, state_file)
             run.train(progress)
             return run.result()
-        except torch.cuda.OutOfMemoryError as error:
-            raise AntiPureError(
-                "The GPU has not enough memory for a training step; use a smaller batch, bf16, or close other programs."
-            ) from error
         finally:
             applied.remove()
 

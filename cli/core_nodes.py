@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -12,18 +13,21 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..methods.errors import AntiPureError
 from ..methods.files import BUNDLED_FOLDER, write_file
+from .graph import shown
 
+_LONGEST = 200
 ANY = "*"  # ComfyUI's type that takes every other
 
 
 def find_picture(name: str) -> Path:
     """A path as given, or the name of a bundled sample."""
-    path = Path(name).expanduser()
-    if path.exists():
-        return path
-    if (BUNDLED_FOLDER / path.name).is_file() and path.suffix == ".png":
-        return BUNDLED_FOLDER / path.name
-    raise AntiPureError(f"There is no picture {name}; give the path of a PNG, JPEG or WebP file.")
+    with suppress(OSError, ValueError, RuntimeError):  # too long, a NUL in it, a home that nobody has
+        path = Path(name).expanduser()
+        if path.exists():
+            return path
+        if (BUNDLED_FOLDER / path.name).is_file() and path.suffix == ".png":
+            return BUNDLED_FOLDER / path.name
+    raise AntiPureError(f"There is no picture {shown(str(name))[1:-1]}; give the path of a PNG, JPEG or WebP file.")
 
 
 class LoadImage:
@@ -73,6 +77,13 @@ class SaveImage:
     @classmethod
     def INPUT_TYPES(cls) -> dict:
         return {"required": {"images": ("IMAGE", {}), "filename_prefix": ("STRING", {})}}
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, filename_prefix: str | None = None) -> bool | str:
+        """Before anything is computed. File systems take 255 bytes for a name; a number and an ending are added."""
+        if any(len(part.encode("utf-8", "replace")) > _LONGEST for part in (filename_prefix or "").split("/")):
+            return f"filename_prefix is {shown(filename_prefix)}; give a name of at most {_LONGEST} bytes."
+        return True
 
     def save(self, images: torch.Tensor, filename_prefix: str = "ComfyUI") -> dict:
         target = (self.folder / f"{filename_prefix}_").resolve()

@@ -50,7 +50,7 @@ class LoadGenerator:
     def INPUT_TYPES(cls) -> dict:
         names = model_folders.list_models("generators")
         tooltip = "'bundled', or a file in models/antipure_generators (.safetensors, .ckpt, .pth, .pt)."
-        return inputs.declare(generator=inputs.choice(names, model_folders.BUNDLED, tooltip))
+        return inputs.declare(generator=inputs.file(names, tooltip, model_folders.BUNDLED))
 
     def load(self, generator) -> tuple:
         return (host.manage(load_generator(model_folders.find_model("generators", generator))),)

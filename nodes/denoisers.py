@@ -47,12 +47,8 @@ class LoadDenoiser:
         )
 
     @classmethod
-    def IS_CHANGED(cls, denoiser: str, precision: str, compile: str = OFF) -> str:
-        path = model_folders.find_model("denoisers", denoiser)
-        if not path.exists():
-            return denoiser
-        stat = path.stat()
-        return f"{path}:{stat.st_mtime_ns}:{stat.st_size}"
+    def IS_CHANGED(cls, denoiser=None, **_) -> str:
+        return model_folders.model_state("denoisers", denoiser)
 
     def load(self, denoiser: str, precision: str, compile: str = OFF) -> tuple:
         path = model_folders.find_model("denoisers", denoiser)

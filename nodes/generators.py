@@ -52,6 +52,10 @@ class LoadGenerator:
         tooltip = "'bundled', or a file in models/antipure_generators (.safetensors, .ckpt, .pth, .pt)."
         return inputs.declare(generator=inputs.file(names, tooltip, model_folders.BUNDLED))
 
+    @classmethod
+    def IS_CHANGED(cls, generator=None, **_) -> str:
+        return model_folders.model_state("generators", generator)
+
     def load(self, generator) -> tuple:
         return (host.manage(load_generator(model_folders.find_model("generators", generator))),)
 

@@ -286,6 +286,10 @@ class LoadLoraPatch:
         names = model_folders.list_models("patches")
         return inputs.declare(patch=inputs.file(names, "A patch that Save LoRA Patch wrote."))
 
+    @classmethod
+    def IS_CHANGED(cls, patch=None, **_) -> str:
+        return model_folders.model_state("patches", patch)
+
     def load(self, patch) -> tuple:
         loaded = load_patch(model_folders.find_model("patches", patch))
         notes = ", ".join(f"{key} {value}" for key, value in loaded.metadata.items() if not isinstance(value, dict))

@@ -52,6 +52,10 @@ class QualityMetrics:
             node_id=True,
         )
 
+    @classmethod
+    def IS_CHANGED(cls, clip=None, **_) -> str:
+        return model_folders.model_state("encoders", clip)
+
     def measure(self, image, clip, reference=None, node_id=None) -> dict:
         sets = [from_image(image)[0]] + ([] if reference is None else [from_image(reference, "reference")[0]])
         pictures = [one for x in sets for one in x.split(1)]

@@ -21,7 +21,7 @@ from ..pictures import (
 )
 from ..progress import Progress, silent
 from .ddpm import sdedit
-from .settings import check_purifier
+from .settings import check_purifier, nan_if_infinite
 
 
 @torch.no_grad()
@@ -67,7 +67,8 @@ def gridpure(
 
         try:
             z = denoiser.encode(tiles)
-            return denoiser.decode(sdedit(denoiser, z, timestep, generators, on_step, substeps))
+            pixels = denoiser.decode(sdedit(denoiser, z, timestep, generators, on_step, substeps))
+            return nan_if_infinite(pixels, pixels)
         except BaseException:
             done = before
             raise

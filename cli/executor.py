@@ -13,7 +13,9 @@ from ..nodes import NODE_CLASS_MAPPINGS
 from ..nodes.outputs import output_folder
 from .core_nodes import ANY, LoadImage, PreviewAny, PreviewImage, SaveImage
 from .graph import is_link, title
+from .pictures import Source
 from .result import Result
+from .sources import alpha_is_a_mask, loader_of
 
 CORE_NODES = {"LoadImage": LoadImage, "SaveImage": SaveImage, "PreviewImage": PreviewImage, "PreviewAny": PreviewAny}
 NODES: dict[str, Any] = {**NODE_CLASS_MAPPINGS, **CORE_NODES}
@@ -111,6 +113,7 @@ class Executor:
     def __init__(self, folder: str | Path = "output"):
         self.folder = Path(folder)
         self._cache: dict[tuple, tuple] = {}
+        self._sources: dict[tuple, Source] = {}  # of LoadImage, by signature
 
     def run(self, prompt: dict) -> Result:
         """Execute the workflow. Everything that can be checked is checked before the first node runs."""
@@ -124,8 +127,14 @@ class Executor:
         with torch.inference_mode(), output_folder(self.folder):  # inference mode: as in ComfyUI
             for node_id in order:
                 signatures[node_id] = _signature(prompt[node_id], signatures)
+                source = self._source(prompt, node_id, signatures)
+                if source is not None:
+                    signatures[node_id] += (source.changes,)  # whether alpha is a mask stands elsewhere in the workflow
+                    result.notes += [note for note in source.notes if note not in result.notes]
                 if signatures[node_id] not in self._cache:
-                    self._cache[signatures[node_id]] = self._execute(prompt[node_id], outputs)
+                    self._cache[signatures[node_id]] = self._execute(
+                        prompt[node_id], outputs, source, signatures[node_id]
+                    )
                 outputs[node_id], shown = self._cache[signatures[node_id]]
                 result.outputs[node_id] = outputs[node_id]
                 if shown:
@@ -133,14 +142,24 @@ class Executor:
                     result.ui[node_id] = {key: value for key, value in shown.items() if key != "files"}
         return result
 
-    def _execute(self, node: dict, outputs: dict[str, tuple]) -> tuple[tuple, dict]:
+    def _source(self, prompt: dict, node_id: str, signatures: dict[str, tuple]) -> Source | None:
+        """The file that a SaveImage's pictures are made from; None where there is none, and for other nodes."""
+        if NODES[prompt[node_id]["class_type"]] is not SaveImage or (loader := loader_of(prompt, node_id)) is None:
+            return None
+        source = self._sources[signatures[loader]]
+        return source.opaque() if alpha_is_a_mask(prompt, loader) else source
+
+    def _execute(self, node: dict, outputs: dict[str, tuple], source: Source | None, signature: tuple) -> tuple:
+        """The node's outputs, and what it shows."""
         node_class = NODES[node["class_type"]]
-        instance = node_class(self.folder) if node_class is SaveImage else node_class()
+        instance = node_class(self.folder, source) if node_class is SaveImage else node_class()
         inputs = {
             key: outputs[value[0]][value[1]] if is_link(value) else value
             for key, value in node.get("inputs", {}).items()
         }
         returned = getattr(instance, node_class.FUNCTION)(**inputs)
+        if isinstance(instance, LoadImage):
+            self._sources[signature] = instance.source
         if isinstance(returned, dict):
             return returned.get("result", ()), returned.get("ui", {})
         return returned, {}

@@ -164,6 +164,8 @@ def _run(args: argparse.Namespace) -> None:
     else:
         prompt = _protect(args) if args.command == "protect" else _purify(args)
     result = run_workflow(prompt, args.out, args.server)
+    for note in result.notes:
+        print(f"antipure: {note}", file=sys.stderr)
     # Once each: Preview as Text shows what another node has shown already.
     for text in dict.fromkeys(text for shown in result.ui.values() for text in shown.get("text", [])):
         print(text)

@@ -118,7 +118,7 @@ def _bad_pickle(path: Path) -> None:
     [
         (["protect", "missing.png"], "no picture"),
         (["protect", "text.txt"], "not a picture"),
-        (["protect", "cut.png"], "not a picture"),
+        (["protect", "cut.png"], "truncated"),
         (["protect", "photo.png", "--levels", "0"], "levels"),
         (["protect", "photo.png", "--levels", "-4"], "levels"),
         (["protect", "photo.png", "--steps", "0"], "steps"),

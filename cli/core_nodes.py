@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from itertools import count
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from ..methods.errors import AntiPureError
-from ..methods.files import write_file
+from ..methods.files import write_new
 from .pictures import Frame, Source, find_picture, read_picture
 
 ANY = "*"  # ComfyUI's type that takes every other
@@ -57,10 +58,15 @@ class SaveImage:
     def INPUT_TYPES(cls) -> dict:
         return {"required": {"images": ("IMAGE", {}), "filename_prefix": ("STRING", {})}}
 
-    def save(self, images: torch.Tensor, filename_prefix: str = "ComfyUI") -> dict:
-        target = (self.folder / f"{filename_prefix}_").resolve()
-        if not target.is_relative_to(self.folder.resolve()):
+    def place(self, filename_prefix: str) -> Path:
+        """Where its files go, without number and suffix. Raises `AntiPureError` for a place outside of its folder."""
+        target = (self.folder / f"{filename_prefix}_".replace("\0", "")).resolve()
+        if "\0" in filename_prefix or not target.is_relative_to(self.folder.resolve()):
             raise AntiPureError(f"The filename prefix '{filename_prefix}' leads out of the output folder.")
+        return target
+
+    def save(self, images: torch.Tensor, filename_prefix: str = "ComfyUI") -> dict:
+        target = self.place(filename_prefix)
         pattern = re.compile(re.escape(target.name) + r"(\d+)_\.png")
         existing = target.parent.glob("*.png") if target.parent.is_dir() else ()
         taken = [int(m.group(1)) for m in (pattern.fullmatch(p.name) for p in existing) if m]
@@ -68,9 +74,8 @@ class SaveImage:
         frames = iter(self._frames(images))
         for i, image in enumerate(images, start=max(taken, default=0) + 1):
             array = np.clip(255.0 * image.float().cpu().numpy(), 0, 255).astype(np.uint8)
-            path = target.parent / f"{target.name}{i:05}_.png"
-            write_file(path, next(frames).png(array))
-            files.append(path)
+            paths = (target.parent / f"{target.name}{number:05}_.png" for number in count(i))
+            files.append(write_new(paths, next(frames).png(array)))
         return {"ui": {"files": files}}
 
     def _frames(self, images: torch.Tensor) -> tuple[Frame, ...]:

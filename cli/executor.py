@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ..methods.errors import AntiPureError
+from ..methods.files import check_writable
 from ..nodes import NODE_CLASS_MAPPINGS
 from ..nodes.outputs import output_folder
 from .core_nodes import ANY, LoadImage, PreviewAny, PreviewImage, SaveImage
@@ -119,8 +120,10 @@ class Executor:
         """Execute the workflow. Everything that can be checked is checked before the first node runs."""
         order = execution_order(prompt)
         check_nodes(prompt)
-        for node_id in order:
-            check_node(prompt, node_id)
+        with output_folder(self.folder):
+            for node_id in order:
+                check_node(prompt, node_id)
+                self._check_place(prompt[node_id])
         result = Result()
         signatures: dict[str, tuple] = {}
         outputs: dict[str, tuple] = {}
@@ -148,6 +151,11 @@ class Executor:
             return None
         source = self._sources[signatures[loader]]
         return source.opaque() if alpha_is_a_mask(prompt, loader) else source
+
+    def _check_place(self, node: dict) -> None:
+        prefix = node.get("inputs", {}).get("filename_prefix")
+        if NODES[node["class_type"]] is SaveImage and isinstance(prefix, str):
+            check_writable(SaveImage(self.folder).place(prefix).parent)
 
     def _execute(self, node: dict, outputs: dict[str, tuple], source: Source | None, signature: tuple) -> tuple:
         """The node's outputs, and what it shows."""

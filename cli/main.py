@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from ..methods.errors import AntiPureError
+from .terminal import complain
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -165,7 +166,7 @@ def _run(args: argparse.Namespace) -> None:
         prompt = _protect(args) if args.command == "protect" else _purify(args)
     result = run_workflow(prompt, args.out, args.server)
     for note in result.notes:
-        print(f"antipure: {note}", file=sys.stderr)
+        complain(note)
     # Once each: Preview as Text shows what another node has shown already.
     for text in dict.fromkeys(text for shown in result.ui.values() for text in shown.get("text", [])):
         print(text)

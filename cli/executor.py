@@ -10,11 +10,14 @@ from pathlib import Path
 import torch
 
 from ..methods.errors import AntiPureError
+from ..methods.files import check_writable
 from ..nodes.outputs import output_folder
 from .checks import NODES, check_node, check_nodes, execution_order, needed
-from .core_nodes import SaveImage
+from .core_nodes import LoadImage, SaveImage
 from .graph import is_link, shown
+from .pictures import Source
 from .result import Result
+from .sources import alpha_is_a_mask, loader_of
 
 
 class Executor:
@@ -26,6 +29,7 @@ class Executor:
     def __init__(self, folder: str | Path = "output"):
         self.folder = Path(folder)
         self._cache: dict[str, tuple] = {}
+        self._sources: dict[str, Source] = {}  # of LoadImage, by signature
 
     def run(self, prompt: dict) -> Result:
         """Execute the workflow. Everything that can be checked is checked before the first node runs."""
@@ -33,13 +37,12 @@ class Executor:
         check_nodes(prompt)
         order = execution_order(prompt)
         types = {name: NODES[name].INPUT_TYPES() for name in {node["class_type"] for node in prompt.values()}}
-        checked = {
-            node_id: {
-                "class_type": prompt[node_id]["class_type"],
-                "inputs": check_node(prompt, node_id, types[prompt[node_id]["class_type"]]),
-            }
-            for node_id in order
-        }
+        checked: dict[str, dict] = {}
+        with output_folder(self.folder):
+            for node_id in order:
+                name = prompt[node_id]["class_type"]
+                checked[node_id] = {"class_type": name, "inputs": check_node(prompt, node_id, types[name])}
+                self._check_place(checked[node_id])
         result = Result()
         signatures: dict[str, str] = {}
         outputs: dict[str, tuple] = {}
@@ -51,8 +54,15 @@ class Executor:
                     for key, value in node["inputs"].items()
                 }
                 signatures[node_id] = _signature(node, values, signatures)
+                source = self._source(checked, node_id, signatures)
+                if source is not None:
+                    # Whether alpha is a mask stands elsewhere in the workflow.
+                    signatures[node_id] += f" {source.changes}"
+                    result.notes += [note for note in source.notes if note not in result.notes]
                 if signatures[node_id] not in self._cache:
-                    self._cache[signatures[node_id]] = self._execute(node["class_type"], values)
+                    self._cache[signatures[node_id]] = self._execute(
+                        node["class_type"], values, source, signatures[node_id]
+                    )
                 outputs[node_id], shown = self._cache[signatures[node_id]]
                 result.outputs[node_id] = outputs[node_id]
                 if shown:
@@ -60,13 +70,28 @@ class Executor:
                     result.ui[node_id] = {key: value for key, value in shown.items() if key != "files"}
         return result
 
-    def _execute(self, name: str, values: dict) -> tuple[tuple, dict]:
+    def _source(self, prompt: dict, node_id: str, signatures: dict[str, str]) -> Source | None:
+        """The file that a SaveImage's pictures are made from; None where there is none, and for other nodes."""
+        if NODES[prompt[node_id]["class_type"]] is not SaveImage or (loader := loader_of(prompt, node_id)) is None:
+            return None
+        source = self._sources[signatures[loader]]
+        return source.opaque() if alpha_is_a_mask(prompt, loader) else source
+
+    def _check_place(self, node: dict) -> None:
+        prefix = node["inputs"].get("filename_prefix")
+        if NODES[node["class_type"]] is SaveImage and isinstance(prefix, str):
+            check_writable(SaveImage(self.folder).place(prefix).parent)
+
+    def _execute(self, name: str, values: dict, source: Source | None, signature: str) -> tuple[tuple, dict]:
+        """The node's outputs, and what it shows."""
         node_class = NODES[name]
-        instance = node_class(self.folder) if node_class is SaveImage else node_class()
+        instance = node_class(self.folder, source) if node_class is SaveImage else node_class()
         try:
             returned = getattr(instance, node_class.FUNCTION)(**values)
         except OSError as error:  # of names and disks: what the node did not expect, the system says in words
             raise AntiPureError(f"{name} failed: {shown(str(error))[1:-1]}.") from error
+        if isinstance(instance, LoadImage):
+            self._sources[signature] = instance.source
         if isinstance(returned, dict):
             return returned.get("result", ()), returned.get("ui", {})
         return returned, {}

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ..methods.errors import AntiPureError
 from ..methods.memory import is_out_of_memory, out_of_memory
+from .terminal import complain
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -165,6 +166,8 @@ def _run(args: argparse.Namespace) -> None:
     else:
         prompt = _protect(args) if args.command == "protect" else _purify(args)
     result = run_workflow(prompt, args.out, args.server)
+    for note in result.notes:
+        complain(note)
     # Once each: Preview as Text shows what another node has shown already.
     for text in dict.fromkeys(text for shown in result.ui.values() for text in shown.get("text", [])):
         print(text)
@@ -197,7 +200,7 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        print(f"antipure: {out_of_memory(error, 'this', 'take a smaller picture or model')}", file=sys.stderr)
+        complain(out_of_memory(error, "this", "take a smaller picture or model"))
         return 2
     except KeyboardInterrupt:
         print("antipure: cancelled", file=sys.stderr)

@@ -450,6 +450,58 @@ def test_warnings_are_ink_with_an_outline_on_nothing(text, size):
         assert torch.equal(target[:, warning[0] == 0], torch.full_like(target[:, warning[0] == 0], value))
 
 
+@pytest.mark.parametrize(
+    ("text", "other"), [("ВНИМАНИЕ", "ПОДДЕЛКА"), ("ΨΕΥΔΕΣ", "ΑΛΗΘΕΣ"), ("ÄÖ", "ÜÉ"), ("→", "←"), ("FÄKE", "FÖKE")]
+)
+def test_different_texts_are_different_pictures(text, other):
+    """Both were the same boxes."""
+    first, second = text_warning(64, 64, text), text_warning(64, 64, other)
+    assert (first > 0.5).any()
+    assert (first - second).abs().max() > 0.5
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("偽造された画像", "偽 (U+507D), 造 (U+9020)"),
+        ("FAKE 한국", "characters 한 (U+D55C), 국 (U+AD6D) cannot be drawn"),
+        ("مزيف", "U+0645"),  # DejaVu has the letters, but they have to be joined and run from the right
+        ("FA\tKE", "characters U+0009 cannot"),
+        ("FA\u200dKE", "characters U+200D cannot"),
+        ("\ue000\u0301", "U+E000"),
+        ("".join(map(chr, range(0x4E00, 0x4E20))), "(U+4E07), ... cannot be drawn"),
+    ],
+)
+def test_characters_that_cannot_be_drawn_are_named(text, named):
+    with pytest.raises(AntiPureError, match="use Latin, Greek or Cyrillic letters") as caught:
+        text_warning(64, 64, text)
+    assert named in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_plain_warnings_are_drawn_in_the_built_in_font_as_ever(monkeypatch):
+    """Trained patches carry them: their bytes are not to change."""
+    from antipure.methods.lora_patching import warning
+    from PIL import Image, ImageDraw, ImageFont
+
+    monkeypatch.setattr(warning, "lacking", lambda *_: pytest.fail("another font was looked at"))
+    monkeypatch.setattr(warning, "_fitted", lambda ink, *_: ink)
+    for text in ("FAKE", "AI\nEDITED", "~!{|}`", "“©”"):
+        font = ImageFont.load_default(size=160)
+        left, top, right, bottom = map(
+            round, ImageDraw.Draw(Image.new("L", (1, 1))).multiline_textbbox((0, 0), text, font=font, align="center")
+        )
+        image = Image.new("L", (right - left, bottom - top))
+        ImageDraw.Draw(image).multiline_text((-left, -top), text, font=font, align="center", fill=255)
+        assert torch.equal(text_warning(64, 64, text)[0, 0], torch.tensor(list(image.tobytes())).view(
+            image.height, image.width) / 255)  # fmt: skip
+    assert torch.equal(text_warning(64, 64, "AI\r\nEDITED"), text_warning(64, 64, "AI\nEDITED"))
+
+
+def test_letters_and_their_accents_may_come_apart():
+    assert torch.equal(text_warning(64, 64, "U\u0308BER"), text_warning(64, 64, "ÜBER"))
+
+
 def test_warnings_without_a_scalable_font(monkeypatch):
     from PIL import ImageFont
 
@@ -462,6 +514,10 @@ def test_warnings_without_a_scalable_font(monkeypatch):
 
     monkeypatch.setattr(ImageFont, "load_default", old)
     assert (text_warning(64, 64, "FAKE") > 0.5).any()
+    assert (text_warning(64, 64, "“FAKE”") > 0.5).any()
+    monkeypatch.setattr(ImageFont, "truetype", lambda *_, **__: (_ for _ in ()).throw(ImportError("no _imagingft")))
+    with pytest.raises(AntiPureError, match="only draw plain letters"):
+        text_warning(64, 64, "FÄKE")
 
 
 def test_a_users_picture_as_warning():

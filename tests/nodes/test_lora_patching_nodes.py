@@ -150,6 +150,18 @@ def test_names_that_leave_the_folder_are_refused(generator, output, name):
     assert not output.exists()
 
 
+def test_a_place_that_cannot_be_written_is_found_before_training(generator, faces, output, monkeypatch):
+    output.parent.mkdir()
+    output.touch()
+    check = node("SaveLoraPatch").VALIDATE_INPUTS
+    assert "cannot be written" in check("mine/patch")
+    assert "plain name" in check("../x")
+    assert check() is True, "it is wired"
+    monkeypatch.setattr("antipure.nodes.lora_patch.train_patch", lambda *_, **__: pytest.fail("it was trained"))
+    with pytest.raises(AntiPureError, match="cannot be written"):
+        train(generator, faces, state="a")
+
+
 def test_a_standard_lora_needs_the_model_it_is_for(generator, output):
     with pytest.raises(AntiPureError, match="wire the MODEL"):
         node("SaveLoraPatch").save(random_patch(generator), "x", "standard LoRA")

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import AntiPureError
-from ..files import read_pickle, read_safetensors, reason
+from ..files import read_weights, reason
 from .inception import SIGNATURE, FidInception
 from .lpips import AlexNet
 
@@ -145,10 +145,7 @@ def _state_dict(path: str | Path) -> dict[str, Tensor]:
             f"There is no encoder at {path}; give a state dict as .safetensors or .pth ('antipure fetch-models' "
             "downloads some)."
         )
-    state = read_safetensors(path)[0] if path.suffix == ".safetensors" else read_pickle(path, "a plain state dict")
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise AntiPureError(f"{path} holds no plain state dict; save the network's state_dict() to safetensors.")
-    return state
+    return read_weights(path, "the network's state_dict(), as safetensors or .pth")[0]
 
 
 def _load_state(network: nn.Module, state: dict[str, Tensor], path: str | Path, name: str) -> None:

@@ -255,6 +255,15 @@ def test_broken_states_are_refused_by_name(kind):
         generator_from_state(state | {victim: state[victim][:, :, :, :-1]})
 
 
+@pytest.mark.parametrize("wrapped", [("ema",), ("state_dict", "gen"), ("model", "module."), ("gen_test", "module.")])
+def test_wrapped_states_are_the_generator_inside(wrapped):
+    state = content = build("StarGAN").state_dict()
+    for name in reversed(wrapped):
+        content = {name + k: v for k, v in content.items()} if name.endswith(".") else {name: content, "epoch": 3}
+    found = generator_from_state(content).network.state_dict()
+    assert all(torch.equal(found[key], value) for key, value in state.items())
+
+
 class Payload:
     def __reduce__(self):
         import os

@@ -15,7 +15,7 @@ from antipure.cli.core_nodes import LoadImage
 from antipure.cli.executor import Executor
 from antipure.cli.graph import read_workflow, set_inputs
 from antipure.cli.main import main
-from antipure.cli.pictures import find_picture, read_picture
+from antipure.cli.pictures import check_picture_file, find_picture, read_picture
 from antipure.cli.sources import KEEPING, loader_of
 from antipure.methods.errors import AntiPureError
 from antipure.nodes import NODE_CLASS_MAPPINGS
@@ -180,6 +180,22 @@ def test_nodes_that_keep_a_picture_are_nodes_with_that_picture():
     assert loader_of({"1": {"class_type": "SaveImage", "inputs": {"images": ["2", 0]}},
                       "2": {"class_type": "AntiPureEditFaces", "inputs": {"image": ["3", 0]}},
                       "3": {"class_type": "LoadImage", "inputs": {}}}, "1") is None  # fmt: skip
+
+
+def test_links_that_lead_nowhere_lead_to_no_file():
+    saver = {"class_type": "SaveImage", "inputs": {"images": ["2", 0]}}
+    circle = {"class_type": "AntiPureProtect", "inputs": {"image": ["2", 0]}}
+    assert loader_of({"1": saver, "2": circle}, "1") is None
+    assert loader_of({"1": saver}, "1") is None
+
+
+def test_what_a_comfyui_leaves_out_is_known_without_decoding(tmp_path, monkeypatch):
+    Image.new("RGBA", (8, 8)).save(tmp_path / "a.png", icc_profile=profile())
+    Image.new("RGB", (8, 8)).save(tmp_path / "b.png", dpi=(300, 300))
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", lambda _: pytest.fail("it was decoded"))
+    told = check_picture_file(tmp_path / "a.png")
+    assert told == ["a.png has alpha and colour profile, which ComfyUI's Save Image does not save."]
+    assert check_picture_file(tmp_path / "b.png") == []
 
 
 @pytest.mark.parametrize("kind", ["gif", "webp", "png", "tif"])

@@ -27,6 +27,7 @@ FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "AVIF", "BMP", "GIF", "TIFF", "PPM", "J
 KINDS = "a PNG, JPEG, WebP, AVIF, BMP, GIF or TIFF file"
 MOST_PIXELS = 178_956_970  # of all frames together; where Pillow's own limit is
 AS_THEY_ARE = {"RGB": "", "RGBA": "", "L": "is grey", "LA": "is grey", "P": "has a palette", "PA": "has a palette"}
+_ORIENTATION = 274  # EXIF's
 _ICC, _X_RESOLUTION, _SUBFILE_TYPE, _REDUCED = 34675, 282, 254, 1  # TIFF's tags, and the bit of a thumbnail
 
 
@@ -172,6 +173,8 @@ def _read(path: Path, opened: Image.Image) -> tuple[np.ndarray, np.ndarray | Non
         frame, lost = _beside_colours(opened, tags)
         changes.update(dict.fromkeys(lost))
         picture = ImageOps.exif_transpose(opened)
+        if frame.dpi and opened.getexif().get(_ORIENTATION) in (5, 6, 7, 8):  # lay on its side
+            frame = replace(frame, dpi=frame.dpi[::-1])
         if picture.mode.startswith("I"):
             if np.asarray(picture).max() > 65535:
                 raise AntiPureError(f"{path} holds values of more than 16 bits; save it with 8 or 16 bits first.")
@@ -211,6 +214,8 @@ def _converted(path: Path, opened: Image.Image) -> Iterator[str]:
         raise AntiPureError(f"{path} holds floating-point values, whose range nobody knows; save it with 8 or 16 bits.")
     if ";16" in f"{opened.mode} {getattr(opened, 'tile', '')}" or opened.mode == "I":
         yield "has 16 bits a channel; 8 of them are kept"
+        if "transparency" in opened.info:  # a colour of 16 bits, which no 8-bit one is equal to
+            yield "has a transparent colour of 16 bits a channel, which is left out"
     elif said := AS_THEY_ARE.get(opened.mode, f"is of mode {opened.mode}"):
         yield f"{said}; it is saved as RGB"
 

@@ -124,6 +124,15 @@ def test_profile_and_resolution_are_saved_again(kind, command, tmp_path):
         assert picture.info["dpi"] == pytest.approx((300, 150), abs=0.02)
 
 
+def test_resolution_turns_with_the_picture(tmp_path):
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.new("RGB", (30, 20)).save(tmp_path / "a.png", exif=exif, dpi=(300, 150))
+    (picture,) = processed(tmp_path / "a.png", tmp_path / "out")
+    assert picture.size == (20, 30)
+    assert picture.info["dpi"] == pytest.approx((150, 300), abs=0.02)
+
+
 def test_colour_information_of_png_is_saved_again(tmp_path):
     information = PngImagePlugin.PngInfo()
     primaries = (31270, 32900, 64000, 33000, 21000, 71000, 15000, 6000)
@@ -265,6 +274,12 @@ def test_colours_of_16_bits_are_told(tmp_path, capsys):
     write_png(tmp_path / "a.png", 20, 20, bits=16)
     processed(tmp_path / "a.png", tmp_path / "out")
     assert capsys.readouterr().err == "antipure: a.png has 16 bits a channel; 8 of them are kept.\n"
+
+
+def test_a_transparent_colour_of_16_bits_is_told_to_be_left_out(tmp_path, capsys):
+    Image.fromarray(np.full((20, 20), 30000, np.uint16)).save(tmp_path / "a.png", transparency=30000)
+    processed(tmp_path / "a.png", tmp_path / "out")
+    assert "has a transparent colour of 16 bits a channel, which is left out" in capsys.readouterr().err
 
 
 def test_plain_pictures_are_saved_as_ever(tmp_path, capsys):

@@ -14,11 +14,12 @@ T = TypeVar("T")
 @dataclass
 class Result:
     """files: pictures written by SaveImage. ui: what output nodes show besides. outputs: what the nodes returned
-    (in process only). Each per node id."""
+    (in process only). Each per node id. notes: in words, what saved pictures lost of the file they are made from."""
 
     files: dict[str, list[Path]] = field(default_factory=dict)
     ui: dict[str, dict] = field(default_factory=dict)
     outputs: dict[str, tuple] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     def texts(self) -> list[str]:
         """What nodes show as text."""

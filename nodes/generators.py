@@ -6,12 +6,12 @@ import torch
 
 from ..methods.attacks.settings import AttackSettings
 from ..methods.errors import AntiPureError
-from ..methods.generators.loading import load_generator
+from ..methods.generators.loading import LARGEST_SIZE, load_generator
 from ..methods.generators.procedural_faces import HELD_OUT, SIDE, draw_faces
 from ..methods.lora_patching.disrupting import LEVELS, STEP_LEVELS, STEPS, disrupt
 from ..methods.metrics import image as metrics
 from . import host, inputs, model_folders
-from .convert import difference_view, from_image, from_mask, to_image
+from .convert import NOTHING_CHANGED, all_forbidden, difference_view, from_image, from_mask, to_image
 from .progress import Progress
 
 ALL_EDITS = "all"
@@ -50,10 +50,22 @@ class LoadGenerator:
     def INPUT_TYPES(cls) -> dict:
         names = model_folders.list_models("generators")
         tooltip = "'bundled', or a file in models/antipure_generators (.safetensors, .ckpt, .pth, .pt)."
-        return inputs.declare(generator=inputs.choice(names, model_folders.BUNDLED, tooltip))
+        side = (
+            "The side in pixels that the network was trained at, which weights do not tell: 128 for the smaller models "
+            "of StarGAN and AttGAN. 0: what the file says, else 256."
+        )
+        return inputs.declare(
+            generator=inputs.file(names, tooltip, model_folders.BUNDLED),
+            optional={"size": inputs.integer(0, 0, LARGEST_SIZE, side)},
+        )
 
-    def load(self, generator) -> tuple:
-        return (host.manage(load_generator(model_folders.find_model("generators", generator))),)
+    @classmethod
+    def IS_CHANGED(cls, generator=None, **_) -> str:
+        return model_folders.model_state("generators", generator)
+
+    def load(self, generator, size=0) -> tuple:
+        path = model_folders.find_model("generators", generator)
+        return (host.manage(load_generator(path, size=size or None)),)
 
 
 class EditFace:
@@ -142,9 +154,12 @@ class DisruptProtect:
         values = zip(metrics.linf_levels(picture, protected), metrics.psnr(picture, protected), strict=True)
         for i, (largest, psnr) in enumerate(values):
             lines.append(f"picture {i + 1}: largest change {largest:.0f} levels, PSNR {psnr:.2f} dB")
+            if all_forbidden(mask, i):
+                lines.append(NOTHING_CHANGED)
         report = "\n".join(lines)
+        shown = to_image(protected, alpha), to_image(difference_view(picture, protected, levels))
         host.show_text(report, node_id)
-        return to_image(protected, alpha), to_image(difference_view(picture, protected, levels)), report
+        return *shown, report
 
 
 class ProceduralFaces:

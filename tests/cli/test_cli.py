@@ -121,7 +121,7 @@ def _bad_pickle(path: Path) -> None:
     [
         (["protect", "missing.png"], "no picture"),
         (["protect", "text.txt"], "not a picture"),
-        (["protect", "cut.png"], "not a picture"),
+        (["protect", "cut.png"], "truncated"),
         (["protect", "photo.png", "--levels", "0"], "levels"),
         (["protect", "photo.png", "--levels", "-4"], "levels"),
         (["protect", "photo.png", "--steps", "0"], "steps"),
@@ -154,7 +154,7 @@ def test_mistakes_get_one_sentence_and_write_nothing(arguments, sentence, photo,
     Image.new("RGB", (8, 8)).save("small.png")
     Path("ui.json").write_text(json.dumps({"nodes": [], "links": []}))
     foreign = read_workflow("protect")
-    foreign["9"] = {"class_type": "KSampler", "inputs": {}}
+    foreign["9"] = {"class_type": "KSampler", "inputs": {"latent_image": ["3", 0]}}
     Path("foreign.json").write_text(json.dumps(foreign))
     assert main([*arguments, *(["--out", "out"] if arguments[0] != "measure" else [])]) == 2
     error = capsys.readouterr().err.strip()

@@ -21,6 +21,7 @@ from tempfile import TemporaryDirectory
 
 from ..methods.errors import AntiPureError
 from .model_registry import MODELS, Model
+from .terminal import show
 
 _SECONDS = 60  # without any answer
 # What a network raises; any other OSError is the disk's.
@@ -39,10 +40,10 @@ def run_fetch_models(names: list[str], models: Path | None, *, accept_licence: b
     if unknown:
         raise AntiPureError(f"There is no model '{unknown[0]}' to fetch; there are {', '.join(MODELS)}.")
     if not names:
-        print(listing(models))
+        show(listing(models))
     for name in names:
         for path in fetch(name, models, accept_licence=accept_licence, registry=MODELS):
-            print(path)
+            show(path)
 
 
 def listing(models: Path) -> str:

@@ -399,4 +399,4 @@ def test_names_are_printed_without_control_characters(tmp_path, capsys):
     name = "a\x1b[31m\n.png"
     Image.new("P", (20, 20)).save(tmp_path / name)
     _, _, source = read_picture(tmp_path / name)
-    assert source.notes == ["a?[31m?.png has a palette; it is saved as RGB."]
+    assert source.notes == ["a\\u001b[31m .png has a palette; it is saved as RGB."]

@@ -11,8 +11,10 @@ import torch
 
 from ..methods.errors import AntiPureError
 from ..methods.files import write_new
+from .graph import shown
 from .pictures import Frame, Source, find_picture, read_picture
 
+_LONGEST = 200
 ANY = "*"  # ComfyUI's type that takes every other
 
 
@@ -57,6 +59,13 @@ class SaveImage:
     @classmethod
     def INPUT_TYPES(cls) -> dict:
         return {"required": {"images": ("IMAGE", {}), "filename_prefix": ("STRING", {})}}
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, filename_prefix: str | None = None) -> bool | str:
+        """Before anything is computed. File systems take 255 bytes for a name; a number and an ending are added."""
+        if any(len(part.encode("utf-8", "replace")) > _LONGEST for part in (filename_prefix or "").split("/")):
+            return f"filename_prefix is {shown(filename_prefix)}; give a name of at most {_LONGEST} bytes."
+        return True
 
     def place(self, filename_prefix: str) -> Path:
         """Where its files go, without number and suffix. Raises `AntiPureError` for a place outside of its folder."""

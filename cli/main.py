@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from ..methods.errors import AntiPureError
+from ..methods.memory import is_out_of_memory, out_of_memory
 from .terminal import complain, show
 
 
@@ -195,6 +196,11 @@ def main(argv: list[str] | None = None) -> int:
             _run(args)
     except AntiPureError as error:
         complain(error)
+        return 2
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        complain(out_of_memory(error, "this", "take a smaller picture or model"))
         return 2
     except KeyboardInterrupt:
         complain("cancelled")

@@ -143,11 +143,11 @@ def _opened(path: Path) -> Iterator[Image.Image]:
             warnings.simplefilter("ignore")  # about what is said in words here
             with path.open("rb") as file, Image.open(file, formats=formats) as opened:
                 yield opened
-    except AntiPureError:
+    except (AntiPureError, MemoryError):  # the command has a sentence for the latter
         raise
     except UnidentifiedImageError as error:
         raise AntiPureError(f"{path} is not a picture of a kind that is read here; give {KINDS}.") from error
-    except (Image.DecompressionBombError, MemoryError) as error:
+    except Image.DecompressionBombError as error:
         raise AntiPureError(_too_many(path)) from error
     except Exception as error:  # damaged pictures make decoders raise nearly anything
         if isinstance(error, OSError) and error.errno:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import pickle
 import re
@@ -20,6 +21,16 @@ from torch import Tensor
 from .errors import AntiPureError
 
 BUNDLED_FOLDER = Path(__file__).resolve().parents[1] / "bundled"  # what the package ships
+HEADER_LIMIT = JSON_LIMIT = 16 * 2**20  # bytes: the largest models' are a tenth of it
+SAFE_TORCH = (2, 6)
+# Where trainers put the state dict: averaged weights before raw ones (HiSD's are gen_test), generators by their names.
+NESTS = (
+    *("gen_test", "gen", "G", "generator", "ema", "model_ema", "ema_state_dict", "params_ema", "state_dict"),
+    *("model_state_dict", "model", "params", "shadow"),
+)
+WRAPPERS = ("module.", "_orig_mod.", "model.")  # DataParallel, torch.compile, Lightning
+FORMATS = (".safetensors", ".bin")
+VARIANTS = ("fp32", "ema", "fp16", "bf16")
 
 
 def reason(error: Exception) -> str:
@@ -27,10 +38,37 @@ def reason(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
+def regular_file(path: Path) -> Path:
+    """The path; raises `AntiPureError` where it is missing or a folder, a pipe or a device, which may never end."""
+    if not path.is_file():
+        what = "is no file" if path.exists() else "does not exist"
+        raise AntiPureError(f"{path} {what}; give another path, or download or copy it again.")
+    return path
+
+
+def read_json(path: Path) -> dict:
+    """The settings in a JSON file; raises `AntiPureError` for a missing, damaged or absurdly large or deep one."""
+    if regular_file(path).stat().st_size > JSON_LIMIT:
+        raise AntiPureError(f"{path} is too large for settings; download or copy the folder again.")
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise AntiPureError(f"{path} cannot be read ({error.strerror or error}).") from error
+    except (ValueError, RecursionError) as error:
+        raise AntiPureError(f"{path} is not valid JSON; download or copy the folder again.") from error
+    if not isinstance(settings, dict):
+        raise AntiPureError(f"{path} holds no settings; download or copy the folder again.")
+    return settings
+
+
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a safetensors file; raises `AntiPureError` for an incomplete one."""
+    """Tensors and metadata of a safetensors file; raises `AntiPureError` for an incomplete one.
+
+    Its library checks that tensors lie side by side inside the file, so they take no more memory than that.
+    """
     from safetensors import SafetensorError, safe_open
 
+    check_header(path)
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -39,10 +77,62 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise AntiPureError(f"{path} is not a complete safetensors file; download or copy it again.") from error
 
 
+def weight_names(path: Path) -> set[str]:
+    """The names of the tensors in a safetensors file, without reading them. Raises as `read_safetensors` does."""
+    from safetensors import SafetensorError, safe_open
+
+    check_header(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            return set(file.keys())
+    except (SafetensorError, OSError) as error:
+        raise AntiPureError(f"{path} is not a complete safetensors file; download or copy it again.") from error
+
+
+def check_header(path: Path) -> None:
+    """Raise `AntiPureError` for a safetensors header of absurd size, of which its library would parse 100 MB."""
+    try:
+        with regular_file(path).open("rb") as file:
+            header = int.from_bytes(file.read(8), "little")
+            size = os.fstat(file.fileno()).st_size
+    except OSError as error:
+        raise AntiPureError(f"{path} cannot be read ({error.strerror or error}).") from error
+    if HEADER_LIMIT < header < size:
+        raise AntiPureError(f"{path} has a header of {header // 2**20} MB, far beyond any model's; it is not read.")
+
+
+def check_pickles_are_safe(path: Path) -> None:
+    """Raise `AntiPureError` where this torch runs code that a pickle hides from `weights_only` (CVE-2025-32434)."""
+    version = re.match(r"(\d+)\.(\d+)", str(torch.__version__))  # such as 2.6.0a0+git123.nv25.01
+    if version is None or (int(version[1]), int(version[2])) < SAFE_TORCH:
+        raise AntiPureError(
+            f"{path} is a pickle, from which torch {torch.__version__} may run code (CVE-2025-32434), so it was not "
+            "loaded; update torch to 2.6 or newer, or convert the file to safetensors."
+        )
+
+
+def _check_archive(path: Path) -> None:
+    """Raise `AntiPureError` where an archive's entries would take more memory than the file: torch compresses none."""
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+    packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
+    if packed or sum(entry.file_size for entry in entries) > path.stat().st_size:
+        raise AntiPureError(
+            f"{path} holds compressed entries, which torch never writes and which may grow without bound, so it was "
+            "not loaded; save it again with torch.save, or convert it to safetensors."
+        )
+
+
 def read_pickle(path: Path, wanted: str = "an ADM .pt file") -> dict:
     """What a torch checkpoint holds, read with `weights_only`; raises `AntiPureError` where that is refused."""
+    check_pickles_are_safe(regular_file(path))
     try:
+        with path.open("rb") as file:
+            if file.read(4) == b"PK\x03\x04":  # how torch itself recognises its archives
+                _check_archive(path)
         return torch.load(path, map_location="cpu", weights_only=True)
+    except AntiPureError:
+        raise
     except pickle.UnpicklingError as error:
         text = str(error)
         if zipfile.is_zipfile(path) and ("GLOBAL" in text or "Unsupported" in text or "weights_only" in text.lower()):
@@ -53,6 +143,86 @@ def read_pickle(path: Path, wanted: str = "an ADM .pt file") -> dict:
         raise AntiPureError(f"{path} is no checkpoint that can be read safely; give {wanted}.") from error
     except Exception as error:  # damaged pickles make the reader raise nearly anything
         raise AntiPureError(f"{path} is not a complete checkpoint; download or copy it again.") from error
+
+
+def read_weights(path: Path, wanted: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The state dict in a file, by name, and its metadata: the one way in for weights of every kind.
+
+    A .safetensors file, or else a torch checkpoint, which may nest the state dict under a name in `NESTS`. Names that
+    wrappers put before all others ("module.", ...) are taken off.
+    wanted: what is asked for, for errors. Raises `AntiPureError` naming the path.
+    """
+    if path.suffix.lower() == ".safetensors":
+        state, metadata = read_safetensors(path)
+        return unwrap(state) or {}, metadata
+    found = unwrap(read_pickle(path, wanted))
+    if not found:
+        raise AntiPureError(f"{path} holds no plain state dict; give {wanted}.")
+    # Views that repeat their values, or many of one storage: gigabytes once converted, from a file of a few bytes.
+    # Twice is room for tied weights.
+    if sum(value.numel() * value.element_size() for value in found.values()) > 2 * path.stat().st_size:
+        raise AntiPureError(f"{path} holds tensors far larger than the file itself; save its plain weights again.")
+    return found, {}
+
+
+def unwrap(checkpoint: object, depth: int = 8) -> dict[str, Tensor] | None:
+    """The state dict in a checkpoint: tensors by name, without its wrappers; None where there is none.
+
+    Averaged weights are preferred to raw ones, as whoever publishes both means them to be used.
+    depth: how many nests may lie in each other; a pickle may contain itself.
+    """
+    if not isinstance(checkpoint, Mapping) or depth == 0:
+        return None
+    nests = (checkpoint[name] for name in NESTS if isinstance(checkpoint.get(name), Mapping))
+    for nest in nests:
+        if inner := unwrap(nest, depth - 1):
+            return inner
+    state = {key: value for key, value in checkpoint.items() if key != "n_averaged"}  # torch's AveragedModel counts
+    if not all(isinstance(key, str) and _is_plain(value) for key, value in state.items()):
+        return None
+    while state and (prefix := next((p for p in WRAPPERS if all(key.startswith(p) for key in state)), None)):
+        state = {key[len(prefix) :]: value for key, value in state.items()}
+    return state
+
+
+def _is_plain(value: object) -> bool:
+    """Whether a value is a tensor with its values in memory, neither sparse, quantised nor without any."""
+    return isinstance(value, Tensor) and value.layout == torch.strided and not (value.is_meta or value.is_quantized)
+
+
+def find_weights(folder: Path, stem: str, suffixes: tuple[str, ...] = FORMATS) -> tuple[list[Path], str | None]:
+    """Files that hold the weights of a Hugging Face folder, and which of its variants they are.
+
+    stem: such as "diffusion_pytorch_model". One file, or the shards its `.index.json` names; safetensors before
+    pickles, unless `suffixes` leaves these out; full precision before the variants in `VARIANTS`.
+    Raises `AntiPureError` where there are none, or a shard is missing.
+    """
+    for variant in (None, *VARIANTS):
+        for suffix in suffixes:
+            inner = "" if variant is None else f".{variant}"
+            whole, index = folder / f"{stem}{inner}{suffix}", folder / f"{stem}{suffix}.index{inner}.json"
+            if whole.is_file():
+                return [whole], variant
+            if index.is_file():
+                return _shards(index, suffix), variant
+    raise AntiPureError(f"{folder} has no {stem}.safetensors; download or copy the folder again.")
+
+
+def _shards(index: Path, suffix: str) -> list[Path]:
+    names = read_json(index).get("weight_map")
+    names = set(names.values()) if isinstance(names, dict) and all(map(_is_text, names.values())) else set()
+    # Plain names alone: a path in them could lead anywhere.
+    if not names or any(Path(name).name != name or "\\" in name or not name.endswith(suffix) for name in names):
+        raise AntiPureError(f"{index} names no {suffix} files; download or copy the folder again.")
+    shards = [index.parent / name for name in sorted(names)]
+    missing = next((shard for shard in shards if not shard.is_file()), None)
+    if missing is not None:
+        raise AntiPureError(f"{missing.parent} lacks {missing.name}, a part of the weights; download it again.")
+    return shards
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and "\0" not in value
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:

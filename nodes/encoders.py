@@ -32,6 +32,10 @@ class LoadVisualEncoder:
         tooltip = "A folder or file in models/antipure_encoders; nothing is downloaded."
         return inputs.declare(encoder=inputs.file(model_folders.list_models("encoders"), tooltip))
 
+    @classmethod
+    def IS_CHANGED(cls, encoder=None, **_) -> str:
+        return model_folders.model_state("encoders", encoder)
+
     def load(self, encoder) -> tuple:
         path = model_folders.find_model("encoders", encoder)
         return (transformers_encoder(path) if path.is_dir() else file_encoder(path),)

@@ -40,6 +40,10 @@ class FaceMetrics:
             node_id=True,
         )
 
+    @classmethod
+    def IS_CHANGED(cls, pack=None, **_) -> str:
+        return model_folders.model_state("faces", pack)
+
     def measure(self, image, clean, pack, threshold, node_id=None) -> dict:
         picture, _ = from_image(image)
         known, _ = from_image(clean, "clean picture")

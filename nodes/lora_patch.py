@@ -6,6 +6,7 @@ from contextlib import ExitStack
 
 import torch
 
+from ..methods.attacks.ensemble import CombinedDenoiser
 from ..methods.errors import AntiPureError
 from ..methods.figures.inspection_sheet import labelled_sheet
 from ..methods.figures.loss_curve import loss_curve
@@ -178,7 +179,7 @@ class TrainModelPatch:
         warning_picture=None, node_id=None,
     ) -> tuple:  # fmt: skip
         picture, _ = from_image(pictures, "training set")
-        if not hasattr(denoiser, "session"):
+        if isinstance(denoiser, CombinedDenoiser):
             raise AntiPureError("Combined denoisers have no single network to patch; wire one of them here.")
         warning = _warning(warning_text, warning_picture, *picture.shape[-2:])
         config = ModelTrainingConfig(
@@ -296,6 +297,10 @@ class LoadLoraPatch:
     def INPUT_TYPES(cls) -> dict:
         names = model_folders.list_models("patches")
         return inputs.declare(patch=inputs.file(names, "A patch that Save LoRA Patch wrote."))
+
+    @classmethod
+    def IS_CHANGED(cls, patch=None, **_) -> str:
+        return model_folders.model_state("patches", patch)
 
     def load(self, patch) -> tuple:
         loaded = load_patch(model_folders.find_model("patches", patch))

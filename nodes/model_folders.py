@@ -5,6 +5,7 @@ Inside ComfyUI its model folders; outside of it plain paths.
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -106,4 +107,27 @@ def find_model(kind: str, name: str) -> Path:
         what, folder = _SINGULAR.get(kind, kind.removesuffix("s")), KINDS[kind].folder
         fetched = " ('antipure fetch-models' downloads some)" if kind in ("encoders", "faces") else ""
         raise AntiPureError(f"There is no {what} '{name}' in models/{folder}; put it there{fetched} and refresh.")
-    return Path(name)
+    path = Path(name)
+    try:
+        path.exists()
+    except (OSError, ValueError):  # longer than names can be
+        raise AntiPureError(f"'{name[:60]}…' is no name of a file; give the path of one.") from None
+    return path
+
+
+def model_state(kind: str, name: object) -> str:
+    """What IS_CHANGED of a node says that loads this model: another text once any of its files was replaced.
+
+    A folder's own time tells only of files that come and go, so those inside are looked at. What names no model, such
+    as a link, gives itself: loading says what is wrong.
+    """
+    lines = []
+    try:
+        path = find_model(kind, str(name))
+        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+            if file.is_file():  # follows links, such as those in a Hugging Face cache, to what they stand for
+                stat = file.stat()
+                lines.append(f"{file}:{stat.st_mtime_ns}:{stat.st_size}:{stat.st_ino}")
+    except (AntiPureError, OSError, ValueError):
+        return str(name)
+    return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest() if lines else str(name)

@@ -8,6 +8,10 @@ for is read from names and shapes, except what a state dict does not hold:
   not divide cannot have been built so: it is taken to have one head everywhere, the default of ADM's own UNet.
 * the order of rows in `qkv`: per head (q, k, v), "legacy", as in every released unconditional model.
 * dropout: none, the networks are used for inference only.
+
+Networks that change the size by plain convolutions have the same names, and are refused. improved-diffusion (Nichol &
+Dhariwal 2021) knows no others: one to four heads, cosine schedules and 4000 steps leave no trace in the weights, and
+with wrong ones the network computes something else, silently.
 """
 
 from __future__ import annotations
@@ -79,17 +83,22 @@ def adm_config(state: Mapping[str, Tensor]) -> dict:
         raise AntiPureError(
             "This ADM checkpoint is class-conditional (it has 'label_emb.weight'); load an unconditional one instead."
         )
+    if any(key.startswith("input_blocks.") and ".0.op." in key for key in state):
+        raise AntiPureError(
+            "It changes sizes by plain convolutions, as improved-diffusion's networks do: their heads and noise "
+            "schedule cannot be read from weights; convert it to a diffusers folder, or give an ADM model "
+            "(resblock_updown)."
+        )
     parts = {".".join(key.split(".")[:4]) for key in state}  # such as input_blocks.1.0.in_layers
     levels, layers = _depth(parts)
     firsts = [f"input_blocks.{1 + level * (layers + 1)}" for level in range(levels)]  # first res block of each level
     channels = [_shape(state, f"{name}.0.out_layers.3.weight")[0] for name in firsts]
     attention = [f"{name}.1.qkv" in parts for name in firsts]
     width = _shape(state, "time_embed.0.weight")[1]
-    resnet = levels == 1 or f"input_blocks.{1 + layers}.0.in_layers" in parts
     scale_shift = _shape(state, f"{firsts[0]}.0.emb_layers.1.weight")[0] == 2 * channels[0]
     attended = [c for c, has in zip(channels, attention, strict=True) if has] + channels[-1:]  # the middle: always
 
-    plain = ("ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D") if resnet else ("DownBlock2D", "UpBlock2D")
+    plain = ("ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D")
     config = {
         "sample_size": SIDES.get(tuple(c / width for c in channels)),
         "in_channels": _shape(state, "input_blocks.0.0.weight")[1],
@@ -100,8 +109,8 @@ def adm_config(state: Mapping[str, Tensor]) -> dict:
         "layers_per_block": layers,
         "down_block_types": tuple("AttnDownBlock2D" if has else plain[0] for has in attention),
         "up_block_types": tuple("AttnUpBlock2D" if has else plain[1] for has in reversed(attention)),
-        "downsample_type": "resnet" if resnet else "conv",
-        "upsample_type": "resnet" if resnet else "conv",
+        "downsample_type": "resnet",
+        "upsample_type": "resnet",
         "resnet_time_scale_shift": "scale_shift" if scale_shift else "default",
         # None: as many channels per head as the level has.
         "attention_head_dim": None if any(c % HEAD_CHANNELS for c in attended) else HEAD_CHANNELS,
@@ -198,11 +207,7 @@ def _depth(parts: set[str]) -> tuple[int, int]:
         len({part.split(".")[1] for part in parts if part.startswith(prefix)})
         for prefix in ("input_blocks.", "output_blocks.")
     )
-    ups = [
-        i
-        for i in range(outputs)
-        if any(f"output_blocks.{i}.{j}.{kind}" in parts for j in (1, 2) for kind in ("in_layers", "conv"))
-    ]
+    ups = [i for i in range(outputs) if any(f"output_blocks.{i}.{j}.in_layers" in parts for j in (1, 2))]
     levels = len(ups) + 1
     period = outputs // levels
     even = inputs == outputs == levels * period and ups == list(range(period - 1, outputs - 1, period))
@@ -230,13 +235,11 @@ def _layer_names(config: dict) -> dict[str, str]:
             blocks[f"{down}.resnets.{i}"] = f"input_blocks.{first + i + 1}.0"
             blocks[f"{down}.attentions.{i}"] = f"input_blocks.{first + i + 1}.1"
         blocks[f"{down}.downsamplers.0"] = f"input_blocks.{first + layers + 1}.0"
-        names[f"{down}.downsamplers.0.conv"] = f"input_blocks.{first + layers + 1}.0.op"
         for i in range(layers + 1):
             blocks[f"{up}.resnets.{i}"] = f"output_blocks.{first + i}.0"
             blocks[f"{up}.attentions.{i}"] = f"output_blocks.{first + i}.1"
         last = 2 if config["up_block_types"][level] == "AttnUpBlock2D" else 1
         blocks[f"{up}.upsamplers.0"] = f"output_blocks.{first + layers}.{last}"
-        names[f"{up}.upsamplers.0.conv"] = f"output_blocks.{first + layers}.{last}.conv"
     names.update((f"{ours}.{a}", f"{theirs}.{b}") for ours, theirs in blocks.items() for a, b in LAYERS.items())
     return names
 

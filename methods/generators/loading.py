@@ -7,15 +7,15 @@ with `weights_only`; exported programs (.pt2) can carry code and are refused.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from ..architecture import COUNTERS, fill
 from ..errors import AntiPureError
-from ..files import BUNDLED_FOLDER, read_pickle, read_safetensors, reason
+from ..files import BUNDLED_FOLDER, read_weights, reason, unwrap
 from .attgan import AttGAN, AttGANNetwork
 from .generator import Generator
 from .hisd import HiSD, HiSDNetwork
@@ -23,11 +23,9 @@ from .stargan import StarGAN, StarGANNetwork, default_labels
 
 BUNDLED = BUNDLED_FOLDER / "toy_stargan.safetensors"
 OWN_FORMAT = "antipure-stargan"
+SMALLEST_SIZE, LARGEST_SIZE = 8, 1024
 WANTED = "a StarGAN, AttGAN or HiSD generator checkpoint"
-# Where trainers put the generator's state: HiSD (its averaged weights first), AttGAN, others.
-NESTS = ("gen_test", "gen", "G", "generator", "state_dict")
 # Bookkeeping of normalisation layers; batch normalisation needs its means and variances, StarGAN's must not use them.
-COUNTERS = ("num_batches_tracked",)
 STATISTICS = ("running_mean", "running_var", *COUNTERS)
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -37,8 +35,8 @@ def load_generator(
 ) -> Generator:
     """Load a face-editing generator from a file (None: the bundled toy), float32, frozen.
 
-    size: side it was trained at; weights do not tell, so published models are taken to be of 256 (StarGAN's CelebA
-        model comes in 128 too).
+    size: side it was trained at, 8 to 1024; weights do not tell, so published models are taken to be of 256 (StarGAN's
+        and AttGAN's come in 128 too).
     Raises `AntiPureError` naming the path when it is no such generator, is incomplete, or holds code.
     """
     path = Path(path) if path is not None else BUNDLED
@@ -49,6 +47,11 @@ def load_generator(
     with torch.inference_mode(False), torch.no_grad():
         try:
             generator = _load(path, size)
+            side = generator.size
+            if not isinstance(side, int) or isinstance(side, bool) or not SMALLEST_SIZE <= side <= LARGEST_SIZE:
+                raise AntiPureError(
+                    f"Its size is {side!r}; give a whole number of pixels from {SMALLEST_SIZE} to {LARGEST_SIZE}."
+                )
         except AntiPureError as error:
             if str(path) in str(error):
                 raise
@@ -59,35 +62,23 @@ def load_generator(
 
 
 def _load(path: Path, size: int | None) -> Generator:
-    metadata: dict[str, str] = {}
-    if path.suffix == ".safetensors":
-        state, metadata = read_safetensors(path)
-    else:
-        state = read_pickle(path, WANTED)
+    state, metadata = read_weights(path, WANTED)
     if metadata.get("format") != OWN_FORMAT:
         return generator_from_state(state, size=size)
     config = json.loads(metadata["config"])
     labels = {edit: tuple(values) for edit, values in config["labels"].items()}
-    return StarGAN(_stargan(generator_state(state)), labels, size=size or config["size"])
-
-
-def generator_state(checkpoint: object) -> dict[str, Tensor]:
-    """The generator's tensors in a checkpoint, without the names wrappers put before them."""
-    state = checkpoint
-    while isinstance(state, Mapping) and (nest := next((n for n in NESTS if isinstance(state.get(n), Mapping)), None)):
-        state = state[nest]
-    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise AntiPureError(f"It holds no generator's weights; give {WANTED}.")
-    return {key.removeprefix("module."): value for key, value in state.items()}
+    return StarGAN(_stargan(state), labels, size=size or config["size"])
 
 
 def generator_from_state(checkpoint: object, *, size: int | None = None) -> Generator:
     """The generator a checkpoint's names describe, with the default edits of its architecture.
 
-    checkpoint: a state dict, or a dictionary that holds one under a name in `NESTS`.
+    checkpoint: a state dict, or a dictionary that holds one under a name in `files.NESTS`.
     Raises `AntiPureError` for other networks, and naming the first key that is missing, misshapen, or has no place.
     """
-    state = generator_state(checkpoint)
+    state = unwrap(checkpoint)
+    if state is None:
+        raise AntiPureError(f"It holds no generator's weights; give {WANTED}.")
     size = size or 256
     if "main.0.weight" in state and "main.3.weight" in state and state["main.0.weight"].ndim == 4:
         network = _stargan(state)
@@ -165,21 +156,5 @@ def _shape(state: dict[str, Tensor], key: str) -> torch.Size:
 
 def _fill(network: Network, state: dict[str, Tensor], ignored: tuple[str, ...] = ()) -> Network:
     """A network built without memory, given the state's weights as float32; `ignored`: last parts of names."""
-    state = {key: value.float() for key, value in state.items() if key.rpartition(".")[2] not in ignored}
-    targets = {k: v for k, v in network.state_dict().items() if k.rpartition(".")[2] not in COUNTERS}
-    for key, target in targets.items():
-        shape = _shape(state, key)
-        if shape != target.shape:
-            raise AntiPureError(
-                f"'{key}' has shape {tuple(shape)}, where its other keys ask for {tuple(target.shape)}."
-            )
-        if not torch.isfinite(state[key]).all():
-            raise AntiPureError(f"'{key}' holds NaN or infinite weights.")
-    extra = next((key for key in state if key not in targets), None)
-    if extra is not None:
-        raise AntiPureError(f"It has '{extra}', which has no place in the generator its other keys describe.")
-    network.load_state_dict(state, strict=False, assign=True)
-    for module in network.modules():  # the only tensors a state may lack
-        if getattr(module, "num_batches_tracked", None) is not None:
-            module.num_batches_tracked = torch.zeros((), dtype=torch.long)
+    fill(network, {key: value for key, value in state.items() if key.rpartition(".")[2] not in ignored})
     return network

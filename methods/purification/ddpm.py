@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..diffusion.denoiser import Denoiser, add_noise, predict_x0
 from ..pictures import noise
+from .settings import nan_if_infinite
 
 
 def ddpm_step(
@@ -66,7 +67,7 @@ def sdedit(
     for t, before in zip(timesteps, [*timesteps[1:], -1], strict=True):
         eps, variance = denoiser.predict(x, torch.full((len(x),), t, device=x.device))
         step_noise = noise(shape, generators, x.device) if before >= 0 else None
-        x = ddpm_step(denoiser, x, eps, t, step_noise, variance, before)
+        x = nan_if_infinite(ddpm_step(denoiser, x, eps, t, step_noise, variance, before), eps)
         on_step()
     return x
 

@@ -19,7 +19,7 @@ from ..pictures import (
 )
 from ..progress import Progress, silent
 from .ddpm import sdedit
-from .settings import check_purifier
+from .settings import check_purifier, nan_if_infinite
 
 
 @torch.no_grad()
@@ -65,7 +65,8 @@ def diffpure(
         z = denoiser.encode(pixels)
         for iteration in range(iterations):
             z = sdedit(denoiser, z, timestep, [random_stream(seed, iteration)], on_step, substeps)
-        pixels = denoiser.decode(z)
+        decoded = denoiser.decode(z)
+        pixels = nan_if_infinite(decoded, decoded)
         if resize:
             pixels = F.interpolate(pixels, (h, w), mode="bicubic", antialias=True)
         results.append(round_8bit(to_picture(pixels[..., :h, :w])))

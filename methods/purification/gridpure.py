@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ...kernels.tiles import average_tiles, cut
 from ..diffusion.denoiser import Denoiser
+from ..memory import is_out_of_memory
 from ..pictures import (
     check_picture,
     grid_positions,
@@ -20,7 +21,7 @@ from ..pictures import (
 )
 from ..progress import Progress, silent
 from .ddpm import sdedit
-from .settings import check_purifier
+from .settings import check_purifier, nan_if_infinite
 
 
 @torch.no_grad()
@@ -66,7 +67,8 @@ def gridpure(
 
         try:
             z = denoiser.encode(tiles)
-            return denoiser.decode(sdedit(denoiser, z, timestep, generators, on_step, substeps))
+            pixels = denoiser.decode(sdedit(denoiser, z, timestep, generators, on_step, substeps))
+            return nan_if_infinite(pixels, pixels)
         except BaseException:
             done = before
             raise
@@ -103,8 +105,8 @@ def in_batches(
             tiles[part.start : part.stop] = work(tiles[part.start : part.stop], [stream(i) for i in part])
             start = part.stop
             continue
-        except torch.cuda.OutOfMemoryError:
-            if not denoiser.batching.shrink():
+        except Exception as error:
+            if not is_out_of_memory(error) or not denoiser.batching.shrink():
                 raise
         # Outside the handler: only here the failed attempt's tensors are gone.
         torch.cuda.empty_cache()

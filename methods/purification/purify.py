@@ -16,6 +16,7 @@ from ..errors import AntiPureError
 from ..progress import Progress, silent
 from .diffpure import diffpure
 from .gridpure import gridpure
+from .settings import check_purified
 from .vae import vae_round_trip
 
 METHODS = ("gridpure", "diffpure", "diffpure_resized", "vae")
@@ -33,12 +34,18 @@ def purify(
     progress: Progress = silent,
     substeps: int = 0,
 ) -> Tensor:
-    """One of `METHODS`; settings that a method has no use for (gamma, the VAE's timestep) are ignored."""
+    """One of `METHODS`; settings that a method has no use for (gamma, the VAE's timestep) are ignored.
+
+    Raises `AntiPureError` for bad pictures and settings, and where the denoiser's values are not finite.
+    """
     if method not in METHODS:
         raise AntiPureError(f"There is no purifier '{method}'; choose one of {', '.join(METHODS)}.")
-    if method == "vae":
-        return vae_round_trip(picture, denoiser, iterations=iterations, progress=progress)
     settings: dict[str, Any] = {"timestep": timestep, "iterations": iterations, "seed": seed, "progress": progress}
-    if method == "gridpure":
-        return gridpure(picture, denoiser, gamma=gamma, substeps=substeps, **settings)
-    return diffpure(picture, denoiser, resize=method == "diffpure_resized", substeps=substeps, **settings)
+    if method == "vae":
+        pure = vae_round_trip(picture, denoiser, iterations=iterations, progress=progress)
+    elif method == "gridpure":
+        pure = gridpure(picture, denoiser, gamma=gamma, substeps=substeps, **settings)
+    else:
+        pure = diffpure(picture, denoiser, resize=method == "diffpure_resized", substeps=substeps, **settings)
+    check_purified(pure)
+    return pure

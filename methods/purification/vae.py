@@ -16,7 +16,7 @@ from ..pictures import (
     to_pixels,
 )
 from ..progress import Progress, silent
-from .settings import check_purifier
+from .settings import check_purifier, nan_if_infinite
 
 
 @torch.no_grad()
@@ -36,7 +36,8 @@ def vae_round_trip(picture: Tensor, denoiser: Denoiser, *, iterations: int = 1, 
         for iteration in range(iterations):
             pixels = to_pixels(single)
             pixels = pad_reflect(pixels, round_up(h, denoiser.multiple), round_up(w, denoiser.multiple))
-            pixels = denoiser.decode(denoiser.encode(pixels))
+            decoded = denoiser.decode(denoiser.encode(pixels))
+            pixels = nan_if_infinite(decoded, decoded)
             single = round_8bit(to_picture(pixels[..., :h, :w]))
             progress(i * iterations + iteration + 1, len(picture) * iterations, single)
         results.append(single)

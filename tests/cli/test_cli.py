@@ -153,7 +153,7 @@ def test_mistakes_get_one_sentence_and_write_nothing(arguments, sentence, photo,
     Image.new("RGB", (8, 8)).save("small.png")
     Path("ui.json").write_text(json.dumps({"nodes": [], "links": []}))
     foreign = read_workflow("protect")
-    foreign["9"] = {"class_type": "KSampler", "inputs": {}}
+    foreign["9"] = {"class_type": "KSampler", "inputs": {"latent_image": ["3", 0]}}
     Path("foreign.json").write_text(json.dumps(foreign))
     assert main([*arguments, *(["--out", "out"] if arguments[0] != "measure" else [])]) == 2
     error = capsys.readouterr().err.strip()

@@ -108,6 +108,7 @@ def test_a_mask_drawn_as_alpha_is_a_mask(tmp_path, capsys):
     # The saver's own inputs are the same where only another node takes the mask: it is not to be taken from the cache.
     elsewhere = copy.deepcopy(base)
     elsewhere["9"] = {"class_type": "AntiPureProtect", "inputs": {**base["3"]["inputs"], "mask": ["1", 1]}}
+    elsewhere["10"] = {"class_type": "PreviewImage", "inputs": {"images": ["9", 0]}}
     modes = [Image.open(executor.run(prompt).files["4"][0]).mode for prompt in (base, elsewhere)]
     assert modes == ["RGBA", "RGB"]
 
@@ -344,6 +345,17 @@ def test_too_many_pixels_are_called_so_before_they_are_decoded(size, tmp_path, c
     write_png(tmp_path / "a.png", *size, rows=b"")
     monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", lambda _: pytest.fail("it was decoded"))
     assert "too many pixels, more than 179 million" in refusal(str(tmp_path / "a.png"), capsys, tmp_path)
+
+
+def test_running_out_of_memory_is_not_called_damage(tmp_path, capsys, monkeypatch):
+    def exhausted(_):
+        raise MemoryError
+
+    Image.new("RGB", (20, 20)).save(tmp_path / "a.png")
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", exhausted)
+    error = refusal(str(tmp_path / "a.png"), capsys, tmp_path)
+    assert "memory" in error
+    assert "damaged" not in error
 
 
 def test_the_pixels_of_all_frames_count(tmp_path, capsys, monkeypatch):

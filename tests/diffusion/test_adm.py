@@ -65,7 +65,7 @@ def skip_if_inexpressible(state: dict[str, torch.Tensor]) -> None:
         pytest.skip("a first multiplier other than 1 needs diffusers 0.32")
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [name for name in CASES if name != CONV])
 def test_output_equals_the_original_implementation(name):
     case = CASES[name]
     state = random_state(case)
@@ -112,19 +112,14 @@ def test_the_512_pixel_layout_fills_the_model():
     assert unet.time_proj(torch.tensor([1])).shape == (1, 256)
 
 
-def test_config_of_the_conv_layout():
-    config = adm_config(meta_state(CASES[CONV]["shapes"]))
-    assert config["sample_size"] is None  # multipliers (1, 2, 4) belong to none of ADM's sizes
-    assert config["down_block_types"] == ("AttnDownBlock2D", "DownBlock2D", "AttnDownBlock2D")
-    assert config["up_block_types"] == ("AttnUpBlock2D", "UpBlock2D", "AttnUpBlock2D")
-    assert (config["downsample_type"], config["upsample_type"]) == ("conv", "conv")
-    assert config["resnet_time_scale_shift"] == "default"
-    assert config["attention_head_dim"] is None  # 64 does not divide the 32 channels of the first level
-    assert config["out_channels"] == 3
+def test_the_conv_layout_is_refused():
+    """With other heads or another schedule than assumed it would compute something else, and neither is in the file."""
+    with pytest.raises(AntiPureError, match="plain convolutions, as improved-diffusion's"):
+        adm_config(meta_state(CASES[CONV]["shapes"]))
 
 
 def test_half_precision_weights_become_float32():
-    state = {key: value.half() for key, value in random_state(CASES[CONV]).items()}
+    state = {key: value.half() for key, value in random_state(CASES[SMALL]).items()}
     unet = load_adm_unet(state)
     assert {p.dtype for p in unet.parameters()} == {torch.float32}
 

@@ -223,7 +223,7 @@ def test_transformers_folders_that_cannot_be_used(clip_folder, tmp_path):
     ).save_pretrained(text)
     refuse(text, "takes no pictures")
     (clip_folder / "preprocessor_config.json").write_text("{")
-    refuse(clip_folder, "is damaged")
+    refuse(clip_folder, "is not valid JSON")
     (clip_folder / "preprocessor_config.json").write_text('{"image_std": [0, 0, 0]}')
     refuse(clip_folder, "no usable normalisation")
     weights = clip_folder / "model.safetensors"
@@ -268,6 +268,9 @@ def test_resnet50_from_a_state_dict(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torchvision", types.ModuleType("torchvision"))
     monkeypatch.setitem(sys.modules, "torchvision.models", models)
     original = Tiny()
+    wrapped = {"module." + key: value for key, value in original.state_dict().items()}
+    torch.save({"state_dict": wrapped, "epoch": 90}, tmp_path / "wrapped.pth")
+    assert torch.equal(resnet50_encoder(tmp_path / "wrapped.pth").module.conv.weight, original.conv.weight)
     torch.save(original.state_dict(), tmp_path / "resnet50.pth")
     e = resnet50_encoder(tmp_path / "resnet50.pth")
     assert (e.size, e.mean) == (224, IMAGENET_MEAN)

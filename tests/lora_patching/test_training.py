@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import sys
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -176,6 +178,64 @@ def test_resuming_equals_running_through(generator, tmp_path, gate):
     assert len(longer.history) == 18
     with pytest.raises(AntiPureError, match="more than the 12 asked for"):
         train_patch(generator, faces, config, state_file=state)
+
+
+class InterruptedAt:
+    """Ctrl-C at the n-th line that Python is about to run of a step, its Adam included; None only notes the lines."""
+
+    FILES = ("training.py", "training_state.py", "adam.py", "optimizer.py")
+
+    def __init__(self, line: int | None, step: int):
+        self.line, self.step, self.armed = line, step, False
+        self.seen: list[str] = []  # the file of each line
+
+    def __enter__(self):
+        sys.settrace(self._called)
+        return self
+
+    def __exit__(self, *_):
+        sys.settrace(None)
+
+    def _called(self, frame, event, arg):
+        name = frame.f_code.co_name
+        if name == "_step" and "step" in frame.f_locals:
+            self.armed = frame.f_locals["step"] == self.step
+        if name == "_save":
+            self.armed = False  # the step is over; that a file appears whole or not at all is tested elsewhere
+        return self._line if frame.f_code.co_filename.endswith(self.FILES) else None
+
+    def _line(self, frame, event, arg):
+        if event == "line" and self.armed:
+            self.seen.append(Path(frame.f_code.co_filename).name)
+            if len(self.seen) - 1 == self.line:
+                self.armed = False
+                sys.settrace(None)
+                raise KeyboardInterrupt
+        return self._line
+
+
+def test_ctrl_c_at_any_line_of_a_step_repeats_nothing(generator, tmp_path):
+    """Also within Adam's update, and between it and the history."""
+    faces, config = make_faces(1), replace(QUICK, inner_steps=1, preview_every=0, save_every=1, rank=1)
+    whole = train_patch(generator, faces, config)
+    assert len(whole.history) == 2
+    state = tmp_path / "face.state"
+    with InterruptedAt(None, 1) as run:
+        train_patch(generator, faces, config, state_file=state)
+    ours = [i for i, file in enumerate(run.seen) if file.startswith("training")]
+    adams = [i for i, file in enumerate(run.seen) if not file.startswith("training")]
+    assert len(ours) > 40
+    assert len(adams) > 400
+    kept = set()
+    for line in [*ours, *adams[::37]]:
+        state.unlink()
+        with pytest.raises(KeyboardInterrupt), InterruptedAt(line, 1):
+            train_patch(generator, faces, config, state_file=state)
+        kept.add(len(torch.load(state, weights_only=True)["history"]))
+        resumed = train_patch(generator, faces, config, state_file=state)
+        assert same_tensors(resumed.patch.tensors, whole.patch.tensors), line
+        assert resumed.history == whole.history, line
+    assert kept == {1, 2}
 
 
 def test_states_that_do_not_belong(generator, tmp_path):
@@ -364,13 +424,11 @@ def test_generators_that_cannot_be_trained(change, message):
     assert not is_patched(generator)
 
 
-def test_out_of_memory_is_one_sentence():
-    def full(y):
-        raise torch.cuda.OutOfMemoryError("out of memory")
-
-    generator = broken(full)
+def test_out_of_memory_is_one_sentence(no_room):
+    generator = broken(no_room)
     before = state_of(generator)
-    with pytest.raises(AntiPureError, match="not enough memory for a training step"):
+    whose = "The GPU has" if no_room.gpu else "There is"
+    with pytest.raises(AntiPureError, match=f"^{whose} not enough memory for a training step"):
         train_patch(generator, make_faces(2), QUICK)
     assert state_of(generator) == before
 

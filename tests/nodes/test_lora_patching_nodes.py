@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from antipure.methods.architecture import fingerprint
+from antipure.methods.attacks.ensemble import combine
 from antipure.methods.errors import AntiPureError
 from antipure.methods.generators.procedural_faces import draw_faces
 from antipure.methods.generators.stargan import StarGAN, StarGANNetwork
@@ -290,6 +291,16 @@ def test_a_model_patch_trains_on_the_pixel_denoiser(tiny):
     assert patch.metadata["mode"] == "defensive"
     assert "30 steps" in report
     assert curve.shape[-1] == 3
+
+
+@pytest.mark.parametrize("mode", ["mean", "worst"])
+def test_combined_denoisers_have_no_network_to_patch(tiny, make_tiny, mode):
+    other = make_tiny(seed=1)
+    combined = combine(combine(tiny, other, mode), make_tiny(seed=2), "mean")
+    before = {key: value.clone() for key, value in other.unet.state_dict().items()}
+    with pytest.raises(AntiPureError, match="no single network to patch; wire one of them here"):
+        node("TrainModelPatch").train(combined, torch.rand(1, 16, 16, 3), "A", 1, 1, 4, "scalar", 1e-2, 0)
+    assert all(torch.equal(before[key], value) for key, value in other.unet.state_dict().items())
 
 
 def test_standard_lora_files_hold_the_dense_update(generator, tmp_path):

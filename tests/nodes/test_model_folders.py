@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from antipure.methods.diffusion import checkpoints
 from antipure.methods.errors import AntiPureError
 from antipure.methods.generators import loading
-from antipure.nodes import model_folders
+from antipure.nodes import NODE_CLASS_MAPPINGS, model_folders
 
 
 def test_outside_comfyui_any_path_is_a_model():
@@ -64,3 +65,73 @@ def test_comfyui_learns_of_every_folder_and_of_saved_patches(comfyui, monkeypatc
     expected = {(name, str(root / name)) for name in names}
     assert set(added) == expected | {("antipure_patches", str(root / "output" / "antipure_patches"))}
     assert len(added) == 6
+
+
+# Every node with an input that lists models, and the folder of that kind.
+LOADERS = {
+    ("AntiPureLoadDenoiser", "denoiser"): "antipure",
+    ("AntiPureLoadGenerator", "generator"): "antipure_generators",
+    ("AntiPureLoadLoraPatch", "patch"): "antipure_patches",
+    ("AntiPureLoadVisualEncoder", "encoder"): "antipure_encoders",
+    ("AntiPureFaceMetrics", "pack"): "insightface",
+    ("AntiPureQualityMetrics", "clip"): "antipure_encoders",
+}
+PARTS = {"antipure": "unet/weights.safetensors", "antipure_generators": None, "insightface": "det_10g.onnx"}
+PARTS |= {"antipure_patches": "adapter_config.json", "antipure_encoders": "config.json"}
+
+
+def test_no_loader_is_forgotten(comfyui):
+    """Models of every kind lie in their folders: an input that offers one belongs to a node that notices changes."""
+    for kind in model_folders.KINDS.values():
+        folder = comfyui.folder.parent / kind.folder
+        folder.mkdir(parents=True, exist_ok=True)
+        if kind.suffixes:
+            (folder / f"mark{kind.suffixes[0]}").touch()
+        else:
+            (folder / "mark").mkdir()
+            (folder / "mark" / "det_1.onnx").touch()
+    found = set()
+    for name, node in NODE_CLASS_MAPPINGS.items():
+        for inputs in node.INPUT_TYPES().values():
+            for key, declared in inputs.items():
+                options = declared[0] if isinstance(declared[0], (list, tuple)) else declared[-1]
+                offered = options.get("options", []) if isinstance(options, dict) else options
+                if any(str(option).startswith("mark") for option in offered):
+                    found.add((name, key))
+    assert found == set(LOADERS)
+
+
+@pytest.mark.parametrize(("node", "key"), LOADERS)
+@pytest.mark.parametrize("form", ["file", "folder"])
+def test_replaced_models_are_noticed(comfyui, node, key, form):
+    folder, node = comfyui.folder.parent / LOADERS[node, key], NODE_CLASS_MAPPINGS[node]
+    if form == "folder" and PARTS[folder.name] is None or form == "file" and folder.name == "insightface":
+        pytest.skip("no model of this kind has this form")
+    name = "model" if form == "folder" else "model.safetensors"
+    path = folder / name / PARTS[folder.name] if form == "folder" else folder / name
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"first")
+    os.utime(path, ns=(10**18, 10**18))
+    others = {k: None for inputs in node.INPUT_TYPES().values() for k in inputs if k != key}  # as the shell gives them
+    before = node.IS_CHANGED(**{key: name})
+    assert before == node.IS_CHANGED(**{key: name}, **others), "nothing changed"
+    path.write_bytes(b"again")
+    os.utime(path, ns=(10**18 + 1, 10**18 + 1))
+    replaced = node.IS_CHANGED(**{key: name})
+    assert replaced != before
+    (path.parent / "new.safetensors").write_bytes(b"")
+    assert (node.IS_CHANGED(**{key: name}) != replaced) == (form == "folder")
+    path.write_bytes(b"longer")
+    os.utime(path, ns=(10**18 + 1, 10**18 + 1))
+    assert node.IS_CHANGED(**{key: name}) != replaced
+
+
+@pytest.mark.parametrize(("node", "key"), LOADERS)
+@pytest.mark.parametrize("inside", [True, False])
+def test_what_names_no_model_does_not_stop_the_question(request, node, key, inside):
+    if inside:
+        request.getfixturevalue("comfyui")
+    node = NODE_CLASS_MAPPINGS[node]
+    for value in ("no such model", "", "none", ["3", 0], None, "a\0b", 5):
+        assert node.IS_CHANGED(**{key: value}) == node.IS_CHANGED(**{key: value})
+    assert node.IS_CHANGED() == node.IS_CHANGED()

@@ -10,10 +10,12 @@ import torch
 import torch.nn.functional as F
 from antipure.methods.diffusion.denoiser import Denoiser
 from antipure.methods.errors import AntiPureError
+from antipure.methods.memory import is_out_of_memory
 from antipure.methods.pictures import random_stream, round_8bit, to_picture, to_pixels
 from antipure.methods.purification.ddpm import ddpm_step, respaced_timesteps, sdedit
 from antipure.methods.purification.diffpure import diffpure
 from antipure.methods.purification.gridpure import gridpure
+from antipure.methods.purification.purify import METHODS, purify
 from antipure.methods.purification.vae import vae_round_trip
 from diffusers import DDPMScheduler
 
@@ -343,7 +345,7 @@ def test_small_memory_gives_the_same_picture_in_more_batches(make_tiny, spy_on):
     assert (difference > 0).mean() < 0.001
 
 
-def test_out_of_memory_halves_the_batch_and_changes_nothing(make_tiny, monkeypatch):
+def test_out_of_memory_halves_the_batch_and_changes_nothing(make_tiny, monkeypatch, no_room):
     """A device with room for five tiles, an estimate that says more."""
     x = picture(40, 60)
     roomy, small = make_tiny(), make_tiny()
@@ -353,7 +355,7 @@ def test_out_of_memory_halves_the_batch_and_changes_nothing(make_tiny, monkeypat
     def limited(x_t, t):
         sizes.append(len(x_t))
         if len(x_t) > 5:
-            raise torch.cuda.OutOfMemoryError("no room")
+            no_room()
         return predict(x_t, t)
 
     monkeypatch.setattr(small, "predict", limited)
@@ -365,12 +367,10 @@ def test_out_of_memory_halves_the_batch_and_changes_nothing(make_tiny, monkeypat
     assert (difference > 0).mean() < 0.001
     assert calls[-1][0] == calls[-1][1] == 2 * 3 * 29
 
-    def full(x_t, t):
-        raise torch.cuda.OutOfMemoryError("no room")
-
-    monkeypatch.setattr(small, "predict", full)
-    with pytest.raises(torch.cuda.OutOfMemoryError):
+    monkeypatch.setattr(small, "predict", no_room)
+    with pytest.raises((RuntimeError, MemoryError)) as caught:
         gridpure(x, small, timestep=3, iterations=2)
+    assert is_out_of_memory(caught.value)
 
 
 def test_gamma_keeps_that_share_of_the_input(tiny):
@@ -495,3 +495,46 @@ def test_vae_round_trip_keeps_shape_and_changes_the_picture():
 def test_vae_round_trip_needs_a_vae(tiny):
     with pytest.raises(AntiPureError, match="has no VAE"):
         vae_round_trip(picture(16, 16), tiny)
+
+
+class Failing(Denoiser):
+    """A denoiser whose network, encoder or decoder gives one value that is no number, from the second call on."""
+
+    def __init__(self, inner: Denoiser, where: str, value: float):
+        self.inner, self.where, self.value = inner, where, value
+        self.alphas_cumprod, self.tile, self.multiple = inner.alphas_cumprod, inner.tile, inner.multiple
+        self.clip_x0, self.latent, self.calls = True, True, 0
+
+    def _spoil(self, where: str, values: torch.Tensor) -> torch.Tensor:
+        if where == self.where:
+            self.calls += 1
+            if self.calls > 1:
+                values = values.clone()
+                values[0, 0, 0, 0] = self.value
+        return values
+
+    def encode(self, pixels):
+        return self._spoil("encode", pixels)
+
+    def decode(self, latent):
+        return self._spoil("decode", latent)
+
+    def predict(self, x_t, t):
+        return self._spoil("predict", self.inner.predict(x_t, t)[0]), None
+
+    def bytes_per_pixel(self):
+        return self.inner.bytes_per_pixel()
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("where", ["predict", "decode", "encode"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_picture_that_is_no_picture_is_never_returned(tiny, method, where, value):
+    """NaN would be saved as black; an infinite prediction gives finite, saturated pixels, since x0_hat is clamped."""
+    settings = {"timestep": 2, "iterations": 2}
+    batch = picture(16, 16, batch=2)
+    purify(method, batch, Failing(tiny, "nowhere", value), **settings)
+    if method == "vae" and where == "predict":
+        return  # it asks no network
+    with pytest.raises(AntiPureError, match="gives NaN or infinite values for this picture, so nothing was purified"):
+        purify(method, batch, Failing(tiny, where, value), **settings)

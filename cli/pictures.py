@@ -21,6 +21,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from ..methods.errors import AntiPureError
 from ..methods.files import BUNDLED_FOLDER
+from .terminal import one_line
 
 # What is opened, whatever a file's name says: Pillow knows formats that start other programs (EPS) or read other files.
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "AVIF", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "TGA")
@@ -88,11 +89,7 @@ class Source:
     @property
     def notes(self) -> list[str]:
         """A printable line for each change."""
-        return [f"{_printable(self.name)} {change}." for change in self.changes]
-
-
-def _printable(name: str) -> str:
-    return "".join(c if c.isprintable() else "?" for c in name)
+        return [f"{one_line(self.name)} {change}." for change in self.changes]
 
 
 def find_picture(name: str) -> Path:
@@ -133,7 +130,7 @@ def check_picture_file(path: Path) -> list[str]:
         alpha = "A" in opened.getbands() or "transparency" in opened.info
     beside = {"alpha": alpha, "colour profile": frame.profile, "colour information": frame.chunks}
     lost = " and ".join(name for name, there in beside.items() if there)
-    return [f"{_printable(path.name)} has {lost}, which ComfyUI's Save Image does not save."] if lost else []
+    return [f"{one_line(path.name)} has {lost}, which ComfyUI's Save Image does not save."] if lost else []
 
 
 @contextmanager
@@ -146,11 +143,11 @@ def _opened(path: Path) -> Iterator[Image.Image]:
             warnings.simplefilter("ignore")  # about what is said in words here
             with path.open("rb") as file, Image.open(file, formats=formats) as opened:
                 yield opened
-    except AntiPureError:
+    except (AntiPureError, MemoryError):  # the command has a sentence for the latter
         raise
     except UnidentifiedImageError as error:
         raise AntiPureError(f"{path} is not a picture of a kind that is read here; give {KINDS}.") from error
-    except (Image.DecompressionBombError, MemoryError) as error:
+    except Image.DecompressionBombError as error:
         raise AntiPureError(_too_many(path)) from error
     except Exception as error:  # damaged pictures make decoders raise nearly anything
         if isinstance(error, OSError) and error.errno:

@@ -347,6 +347,17 @@ def test_too_many_pixels_are_called_so_before_they_are_decoded(size, tmp_path, c
     assert "too many pixels, more than 179 million" in refusal(str(tmp_path / "a.png"), capsys, tmp_path)
 
 
+def test_running_out_of_memory_is_not_called_damage(tmp_path, capsys, monkeypatch):
+    def exhausted(_):
+        raise MemoryError
+
+    Image.new("RGB", (20, 20)).save(tmp_path / "a.png")
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", exhausted)
+    error = refusal(str(tmp_path / "a.png"), capsys, tmp_path)
+    assert "memory" in error
+    assert "damaged" not in error
+
+
 def test_the_pixels_of_all_frames_count(tmp_path, capsys, monkeypatch):
     frames = [Image.new("L", (3000, 3000), i) for i in range(25)]
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
@@ -400,4 +411,4 @@ def test_names_are_printed_without_control_characters(tmp_path, capsys):
     name = "a\x1b[31m\n.png"
     Image.new("P", (20, 20)).save(tmp_path / name)
     _, _, source = read_picture(tmp_path / name)
-    assert source.notes == ["a?[31m?.png has a palette; it is saved as RGB."]
+    assert source.notes == ["a\\u001b[31m .png has a palette; it is saved as RGB."]

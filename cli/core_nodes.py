@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-import io
 import re
+from itertools import count
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..methods.errors import AntiPureError
-from ..methods.files import BUNDLED_FOLDER, write_file
+from ..methods.files import write_new
+from .graph import shown
+from .pictures import Frame, Source, find_picture, read_picture
 
+_LONGEST = 200
 ANY = "*"  # ComfyUI's type that takes every other
 
 
-def find_picture(name: str) -> Path:
-    """A path as given, or the name of a bundled sample."""
-    path = Path(name).expanduser()
-    if path.exists():
-        return path
-    if (BUNDLED_FOLDER / path.name).is_file() and path.suffix == ".png":
-        return BUNDLED_FOLDER / path.name
-    raise AntiPureError(f"There is no picture {name}; give the path of a PNG, JPEG or WebP file.")
-
-
 class LoadImage:
+    """source: after `load`, what the file holds that IMAGE and MASK do not."""
+
+    source: Source
     RETURN_TYPES = ("IMAGE", "MASK")
 
     @classmethod
@@ -42,23 +37,12 @@ class LoadImage:
     FUNCTION = "load"
 
     def load(self, image: str) -> tuple:
-        path = find_picture(image)
-        try:
-            with Image.open(path) as opened:
-                picture = ImageOps.exif_transpose(opened)
-                if picture.mode.startswith("I"):
-                    picture = picture.point(lambda value: value / 256).convert("L")
-                alpha = None
-                if "A" in picture.getbands() or "transparency" in picture.info:
-                    alpha = np.asarray(picture.convert("RGBA"))[..., 3]
-                array = np.asarray(picture.convert("RGB"))
-        except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise AntiPureError(f"{path} is not a picture that can be read; give a PNG, JPEG or WebP file.") from error
-        pixels = torch.from_numpy(array.astype(np.float32) / 255.0)[None]
+        array, alpha, self.source = read_picture(find_picture(image))
+        pixels = torch.from_numpy(array.astype(np.float32) / 255.0)
         if alpha is None:
-            mask = torch.zeros(1, 64, 64)
+            mask = torch.zeros(len(pixels), 64, 64)
         else:
-            mask = 1 - torch.from_numpy(alpha.astype(np.float32) / 255.0)[None]
+            mask = 1 - torch.from_numpy(alpha.astype(np.float32) / 255.0)
         return pixels, mask
 
 
@@ -67,29 +51,47 @@ class SaveImage:
     OUTPUT_NODE = True
     FUNCTION = "save"
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, source: Source | None = None):
+        """source: the file that the pictures are made from; what it holds beside colours is saved with them."""
         self.folder = folder
+        self.source = source
 
     @classmethod
     def INPUT_TYPES(cls) -> dict:
         return {"required": {"images": ("IMAGE", {}), "filename_prefix": ("STRING", {})}}
 
-    def save(self, images: torch.Tensor, filename_prefix: str = "ComfyUI") -> dict:
-        target = (self.folder / f"{filename_prefix}_").resolve()
-        if not target.is_relative_to(self.folder.resolve()):
+    @classmethod
+    def VALIDATE_INPUTS(cls, filename_prefix: str | None = None) -> bool | str:
+        """Before anything is computed. File systems take 255 bytes for a name; a number and an ending are added."""
+        if any(len(part.encode("utf-8", "replace")) > _LONGEST for part in (filename_prefix or "").split("/")):
+            return f"filename_prefix is {shown(filename_prefix)}; give a name of at most {_LONGEST} bytes."
+        return True
+
+    def place(self, filename_prefix: str) -> Path:
+        """Where its files go, without number and suffix. Raises `AntiPureError` for a place outside of its folder."""
+        target = (self.folder / f"{filename_prefix}_".replace("\0", "")).resolve()
+        if "\0" in filename_prefix or not target.is_relative_to(self.folder.resolve()):
             raise AntiPureError(f"The filename prefix '{filename_prefix}' leads out of the output folder.")
+        return target
+
+    def save(self, images: torch.Tensor, filename_prefix: str = "ComfyUI") -> dict:
+        target = self.place(filename_prefix)
         pattern = re.compile(re.escape(target.name) + r"(\d+)_\.png")
         existing = target.parent.glob("*.png") if target.parent.is_dir() else ()
         taken = [int(m.group(1)) for m in (pattern.fullmatch(p.name) for p in existing) if m]
         files = []
+        frames = iter(self._frames(images))
         for i, image in enumerate(images, start=max(taken, default=0) + 1):
             array = np.clip(255.0 * image.float().cpu().numpy(), 0, 255).astype(np.uint8)
-            buffer = io.BytesIO()
-            Image.fromarray(array).save(buffer, "PNG", compress_level=4)
-            path = target.parent / f"{target.name}{i:05}_.png"
-            write_file(path, buffer.getvalue())
-            files.append(path)
+            paths = (target.parent / f"{target.name}{number:05}_.png" for number in count(i))
+            files.append(write_new(paths, next(frames).png(array)))
         return {"ui": {"files": files}}
+
+    def _frames(self, images: torch.Tensor) -> tuple[Frame, ...]:
+        """What is saved with each picture: the source's frames, where they are its frames."""
+        if self.source is None or (len(images), *images.shape[1:3]) != (len(self.source.frames), *self.source.size):
+            return (Frame(),) * len(images)
+        return self.source.frames
 
 
 class PreviewImage:

@@ -1,28 +1,38 @@
 """`antipure fetch-models`: download weights that metrics use, when the user says so and never otherwise.
 
-`torch.hub` writes a download beside its place under another name, checks its sha256 and then renames it: whatever
-happens on the way, there is the whole file or none. Nothing of it is executed.
+A download is written beside its place under another name, its sha256 is checked, and then it is renamed: whatever
+happens on the way, there is the whole file or none. No more is taken than the known size (`torch.hub`'s own download
+takes whatever comes). Nothing of it is executed.
 """
 
 from __future__ import annotations
 
+import hashlib
 import http.client
 import os
 import shutil
-import socket
 import ssl
 import sys
+import time
 import urllib.error
+import urllib.request
+import uuid
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from tqdm import tqdm
+
 from ..methods.errors import AntiPureError
-from .model_registry import MODELS, Model
+from .model_registry import MODELS, PRESENT, Model
+from .terminal import show
 
 _SECONDS = 60  # without any answer
+_STALE = 3600  # seconds since anything was written to a download: whoever began it is gone
+_BLOCK = 2**20
+_SCRATCH = ".antipure-fetch-"
 # What a network raises; any other OSError is the disk's.
 _NETWORK_ERRORS = (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError, ssl.SSLError)
 
@@ -39,39 +49,40 @@ def run_fetch_models(names: list[str], models: Path | None, *, accept_licence: b
     if unknown:
         raise AntiPureError(f"There is no model '{unknown[0]}' to fetch; there are {', '.join(MODELS)}.")
     if not names:
-        print(listing(models))
+        show(listing(models))
     for name in names:
         for path in fetch(name, models, accept_licence=accept_licence, registry=MODELS):
-            print(path)
+            show(path)
 
 
 def listing(models: Path) -> str:
     """What can be fetched, as text: size, licence, purpose, and whether it is in the models folder."""
     lines = [f"models folder: {models}"]
     for name, model in MODELS.items():
-        state = "present" if model.present(models) else "absent"
+        state = model.state(models)
         lines += [f"{name:<10} {model.size / 1e6:4.0f} MB  {state:<8} for {model.purpose}"]
         lines += [f"{'':<10} {model.licence}" + ("; needs --accept-licence" if model.restricted else "")]
     return "\n".join(lines)
 
 
 def fetch(name: str, models: Path, *, accept_licence: bool, registry: dict[str, Model]) -> list[Path]:
-    """Download one model into a models folder, unless it is there; its files.
+    """Download one model into a models folder, unless it is there and whole; its files.
 
     Raises `AntiPureError` when its licence is not accepted, or the download, its checksum or the disk fail.
     """
     model = registry[name]
     files = model.files(models)
-    if model.present(models):
+    if model.state(models) == PRESENT:
         return files
     if model.restricted and not accept_licence:
         raise AntiPureError(
             f"The licence of {name} is {model.licence}; add --accept-licence when your use agrees with it."
         )
     with _folder(models / model.folder) as folder:
+        _clean(folder, model)
         _check_space(folder, model.size * (2 if model.members else 1))
         if model.members:
-            with TemporaryDirectory(dir=folder) as scratch:
+            with TemporaryDirectory(dir=folder, prefix=_SCRATCH) as scratch:
                 archive = Path(scratch) / model.file_name
                 _download(model, archive)
                 for unpacked, file in zip(_unpack(archive, files), files, strict=True):
@@ -97,6 +108,16 @@ def _folder(folder: Path) -> Iterator[Path]:
                 path.rmdir()
 
 
+def _clean(folder: Path, model: Model) -> None:
+    """Remove what downloads of this model left here that were killed. What somebody is writing now is left alone."""
+    before = time.time() - _STALE
+    for path in [*folder.glob(f"{model.file_name}.*.partial"), *folder.glob(f"{_SCRATCH}*")]:
+        with suppress(OSError):
+            inside = path.iterdir() if path.is_dir() else ()
+            if max(each.stat().st_mtime for each in (path, *inside)) < before:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
 def _check_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
@@ -105,13 +126,15 @@ def _check_space(folder: Path, needed: int) -> None:
 
 def _download(model: Model, path: Path) -> None:
     """Download to `path`, whole and with the right checksum, or not at all. Raises `OSError` for the disk's errors."""
-    import torch.hub
-
     by_hand = f"try again, or download {model.url} yourself"
-    seconds = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(_SECONDS)  # torch.hub has no timeout of its own
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
     try:
-        torch.hub.download_url_to_file(model.url, str(path), model.sha256, progress=sys.stderr.isatty())
+        if _received(model, partial) != model.sha256:
+            raise AntiPureError(
+                f"{model.file_name} came broken off or changed (its sha256 is not {model.sha256[:8]}…) and was "
+                f"thrown away; {by_hand}."
+            )
+        os.replace(partial, path)
     except urllib.error.HTTPError as error:
         raise AntiPureError(f"{model.file_name} is not to be had (HTTP status {error.code}); {by_hand}.") from error
     except _NETWORK_ERRORS as error:
@@ -119,13 +142,24 @@ def _download(model: Model, path: Path) -> None:
         raise AntiPureError(
             f"{model.file_name} could not be downloaded ({reason}); check the network and {by_hand}."
         ) from error
-    except RuntimeError as error:  # what torch.hub raises for another hash
-        raise AntiPureError(
-            f"{model.file_name} came broken off or changed (its sha256 is not {model.sha256[:8]}…) and was "
-            f"thrown away; {by_hand}."
-        ) from error
     finally:
-        socket.setdefaulttimeout(seconds)
+        partial.unlink(missing_ok=True)
+
+
+def _received(model: Model, path: Path) -> str:
+    """Write what the network gives, at most the model's size and a byte; its sha256."""
+    digest, left = hashlib.sha256(), model.size + 1
+    with (
+        urllib.request.urlopen(model.url, timeout=_SECONDS) as answer,
+        path.open("wb") as file,
+        tqdm(total=model.size, disable=not sys.stderr.isatty(), unit="B", unit_scale=True) as bar,
+    ):
+        while left and (block := answer.read(min(_BLOCK, left))):
+            file.write(block)
+            digest.update(block)
+            bar.update(len(block))
+            left -= len(block)
+    return digest.hexdigest()
 
 
 def _unpack(archive: Path, files: list[Path]) -> list[Path]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
+PRESENT, ABSENT, DAMAGED = "present", "absent", "damaged"
 _TORCHVISION = "https://download.pytorch.org/models/"
 _RELEASES = "https://github.com/"
 
@@ -34,8 +36,26 @@ class Model:
         """What lies in a models folder once it is there."""
         return [models / self.folder / name for name in self.members or (self.file_name,)]
 
-    def present(self, models: Path) -> bool:
-        return all(path.is_file() for path in self.files(models))
+    def state(self, models: Path) -> str:
+        """ "present", "absent" or "damaged" (another size or sha256): the whole file is read.
+
+        Of an archive's members no sha256 is known; they have to be there and not empty.
+        """
+        files = self.files(models)
+        if not all(path.is_file() for path in files):
+            return ABSENT
+        if self.members:
+            return PRESENT if all(path.stat().st_size for path in files) else DAMAGED
+        return PRESENT if files[0].stat().st_size == self.size and sha256(files[0]) == self.sha256 else DAMAGED
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 MODELS = {

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from ..methods.errors import AntiPureError
-from ..methods.files import write_file
+from ..methods.files import free_names, write_new
 from ..nodes.robustness import HELD_OUT, MORE, PURIFIERS
 from .graph import read_workflow, set_inputs
 from .result import Result
@@ -85,13 +85,16 @@ def report_prompt(
 
 
 def write_report(result: Result, out: Path, *, as_json: bool = False) -> str:
-    """Write report.json and report.md into `out`, and say what to print: tables and files, or the JSON."""
-    shown = result.ui[REPORT]
-    found, tables = json.dumps(shown["report"][0], indent=1, ensure_ascii=False), shown["markdown"][0]
-    files = [out / "report.json", out / "report.md"]
-    for file, text in zip(files, (found + "\n", tables), strict=True):
-        write_file(file, text.encode())
-    return found if as_json else "\n".join([tables, *map(str, (*files, *result.files[SHEET]))])
+    """Write report.json and report.md into `out`, and say what to print: tables and files, or the JSON.
+
+    Both get the same number where there are reports already: report_2.json, report_2.md.
+    """
+    found = json.dumps(result.shown(REPORT, "report", dict), indent=1, ensure_ascii=False)
+    tables = result.shown(REPORT, "markdown", str)
+    free = (path for path in free_names(out / "report.json") if not path.with_suffix(".md").exists())
+    data = write_new(free, f"{found}\n".encode(errors="backslashreplace"))
+    text = write_new(free_names(data.with_suffix(".md")), tables.encode(errors="backslashreplace"))
+    return found if as_json else "\n".join([tables, *map(str, (data, text, *result.files.get(SHEET, [])))])
 
 
 def _unique(names: list[str]) -> list[str]:

@@ -72,9 +72,11 @@ def run(kernel: str, reference: Callable[..., Result], *args: object) -> Result:
         fast = getattr(importlib.import_module(f".triton_{module}", __package__), function)
         with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
             return fast(*args)
-    except torch.cuda.OutOfMemoryError:
+    except (torch.cuda.OutOfMemoryError, MemoryError):
         raise
     except Exception as error:
+        if getattr(error, "error_code", None) == 2:  # torch.AcceleratorError: the driver's "out of memory"
+            raise
         _failed.add(kernel)
         log.warning(
             "Triton cannot run %s here (%s: %s); torch does it from now on.", kernel, type(error).__name__, error

@@ -7,9 +7,12 @@ import json
 import os
 import pickle
 import re
+import tempfile
+import uuid
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 
 import torch
@@ -224,9 +227,14 @@ def _is_text(value: object) -> bool:
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
     """Write a safetensors file that appears complete or not at all."""
+    write_file(path, safetensors_bytes(tensors, metadata))
+
+
+def safetensors_bytes(tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> bytes:
+    """What a safetensors file of these tensors holds."""
     from safetensors.torch import save
 
-    write_file(path, save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, metadata))
+    return save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, metadata)
 
 
 def write_checkpoint(path: Path, content: dict) -> None:
@@ -242,19 +250,89 @@ def write_file(path: Path, content: bytes) -> None:
         temporary.write_bytes(content)
 
 
+def check_writable(folder: Path) -> None:
+    """Raise `AntiPureError` now where a file in this folder, made or not yet, could not be written later."""
+    place = folder.absolute()
+    nearest = next((path for path in (place, *place.parents) if os.path.lexists(path)), place)
+    try:
+        with tempfile.TemporaryFile(dir=nearest):
+            pass
+    except OSError as error:
+        raise AntiPureError(
+            f"{folder} cannot be written ({error.strerror or error}); choose another place, or change its permissions."
+        ) from error
+
+
+def write_new(paths: Iterable[Path], content: bytes) -> Path:
+    """Write a file under the first of these paths that is free, complete or not at all; that path.
+
+    No file's place is ever taken, whatever other threads and processes write meanwhile. The paths lie in one folder.
+    Raises `AntiPureError` where none can be written.
+    """
+    remaining = iter(paths)
+    path = next(remaining)
+    with _temporary(path) as temporary:
+        temporary.write_bytes(content)
+        _to_disk(temporary)
+        while not _claim(temporary, path):
+            path = next(remaining)
+    return path
+
+
+def free_names(path: Path) -> Iterator[Path]:
+    """This path and, counting on, others beside it: a_00002_.png after ComfyUI's a_00001_.png, a_2.png after a.png.
+
+    Left out are those that differ from a file there in upper and lower case only: elsewhere they are one.
+    """
+    taken: set[str] = set()
+    with suppress(OSError):  # a folder that is not there yet
+        taken = {name.casefold() for name in os.listdir(path.parent)}
+    numbered = re.fullmatch(r"(.*_)([0-9]{1,20})_", path.stem, re.DOTALL)
+    for number in count():
+        if numbered:
+            prefix, digits = numbered.groups()
+            name = f"{prefix}{int(digits) + number:0{len(digits)}}_{path.suffix}"
+        else:
+            name = f"{path.stem}_{number + 1}{path.suffix}" if number else path.name
+        if name.casefold() not in taken:
+            yield path.with_name(name)
+
+
+def _claim(temporary: Path, path: Path) -> bool:
+    """Give a finished file this name too, unless something has it."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    except OSError:  # a file system without hard links: the name is taken first, empty, and filled at once
+        try:
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+        except FileExistsError:
+            return False
+        os.replace(temporary, path)
+    return True
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A name beside `path` to write to, which takes its place at the end: a reader sees the old file or the new one.
 
     Nothing is left of it when the block is left by an exception. Raises `AntiPureError` where it cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with _temporary(path) as temporary:
+        yield temporary
+        _to_disk(temporary)
+        os.replace(temporary, path)
+
+
+@contextmanager
+def _temporary(path: Path) -> Iterator[Path]:
+    """A name beside `path` that nobody else uses, gone at the end. Its folder is made; `OSError` becomes a sentence."""
+    # Not made of the path's own name, which may be as long as a name can be.
+    temporary = path.with_name(f".{os.getpid()}-{uuid.uuid4().hex}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
     except OSError as error:
         raise AntiPureError(
             f"{path} cannot be written ({error.strerror or error}); free space or choose another place."
@@ -262,3 +340,8 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def _to_disk(path: Path) -> None:
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())

@@ -22,12 +22,12 @@ class LoadDenoiser:
     @classmethod
     def INPUT_TYPES(cls) -> dict:
         return inputs.declare(
-            denoiser=inputs.choice(
+            denoiser=inputs.file(
                 model_folders.list_models("denoisers"),
-                model_folders.BUNDLED,
                 "'bundled' is the 64-px model shipped with the pack. 'bundled_held_out', a sibling of it, and "
                 "'bundled_judge', of another family and other pictures, are there to measure with. Put others into "
                 "models/antipure: an ADM checkpoint (.pt, .safetensors) or a diffusers folder.",
+                model_folders.BUNDLED,
             ),
             precision=inputs.choice(
                 DTYPES,

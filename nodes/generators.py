@@ -11,7 +11,7 @@ from ..methods.generators.procedural_faces import HELD_OUT, SIDE, draw_faces
 from ..methods.lora_patching.disrupting import LEVELS, STEP_LEVELS, STEPS, disrupt
 from ..methods.metrics import image as metrics
 from . import host, inputs, model_folders
-from .convert import difference_view, from_image, from_mask, to_image
+from .convert import NOTHING_CHANGED, all_forbidden, difference_view, from_image, from_mask, to_image
 from .progress import Progress
 
 ALL_EDITS = "all"
@@ -55,7 +55,7 @@ class LoadGenerator:
             "of StarGAN and AttGAN. 0: what the file says, else 256."
         )
         return inputs.declare(
-            generator=inputs.choice(names, model_folders.BUNDLED, tooltip),
+            generator=inputs.file(names, tooltip, model_folders.BUNDLED),
             optional={"size": inputs.integer(0, 0, LARGEST_SIZE, side)},
         )
 
@@ -154,9 +154,12 @@ class DisruptProtect:
         values = zip(metrics.linf_levels(picture, protected), metrics.psnr(picture, protected), strict=True)
         for i, (largest, psnr) in enumerate(values):
             lines.append(f"picture {i + 1}: largest change {largest:.0f} levels, PSNR {psnr:.2f} dB")
+            if all_forbidden(mask, i):
+                lines.append(NOTHING_CHANGED)
         report = "\n".join(lines)
+        shown = to_image(protected, alpha), to_image(difference_view(picture, protected, levels))
         host.show_text(report, node_id)
-        return to_image(protected, alpha), to_image(difference_view(picture, protected, levels)), report
+        return *shown, report
 
 
 class ProceduralFaces:

@@ -46,9 +46,13 @@ def choice(names: Iterable[str], default: str, tooltip: str) -> Input:
     return list(names), {"default": default, "tooltip": tooltip}
 
 
-def file(names: list[str], tooltip: str) -> Input:
-    """A choice among the user's files: the first one is as good a default as any."""
-    return names, {"tooltip": tooltip}
+class Files(list[str]):
+    """The names of a choice among files. Outside ComfyUI, where the user types them, any path stands for a file."""
+
+
+def file(names: Iterable[str], tooltip: str, default: str | None = None) -> Input:
+    """A choice among the user's files: without a default the first one is as good as any."""
+    return Files(names), {**_given(default=default), "tooltip": tooltip}
 
 
 def boolean(default: bool, tooltip: str) -> Input:

@@ -25,6 +25,7 @@ from ..methods.gradients.checkpointing import blocks, checkpointed
 from ..methods.gradients.differentiation import plain_copy, plain_weights, segment
 from ..methods.gradients.malloc import return_free_memory
 from ..methods.gradients.memory_plan import CheckpointPolicy, SavedBytes, measure
+from ..methods.memory import is_out_of_memory
 from ..methods.pictures import from_uint8, pad_reflect, round_up, to_pixels
 from . import host
 
@@ -135,9 +136,11 @@ class ModelDenoiser(Denoiser):
         try:
             with torch.no_grad():
                 out = self.predict(z, torch.zeros(1, dtype=torch.long, device=self.device))[0]
-        except (AntiPureError, torch.cuda.OutOfMemoryError, host.interruption()):
+        except (AntiPureError, host.interruption()):
             raise
         except Exception as error:
+            if is_out_of_memory(error):
+                raise
             reason = str(error).strip().splitlines() or [type(error).__name__]
             raise AntiPureError(
                 f"The MODEL does not work with this CONDITIONING ({reason[0]}); encode the text with its own CLIP."

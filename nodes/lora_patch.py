@@ -6,17 +6,18 @@ from contextlib import ExitStack
 
 import torch
 
+from ..methods.attacks.ensemble import CombinedDenoiser
 from ..methods.errors import AntiPureError
 from ..methods.figures.inspection_sheet import labelled_sheet
 from ..methods.figures.loss_curve import loss_curve
-from ..methods.files import write_safetensors
+from ..methods.files import check_writable, safetensors_bytes
 from ..methods.generators.procedural_faces import HELD_OUT
 from ..methods.lora_patching.defence_report import defence_report
 from ..methods.lora_patching.diffusion_training import ModelTrainingConfig, train_model_patch
 from ..methods.lora_patching.disrupting import LEVELS
 from ..methods.lora_patching.mmfa import MMFA
 from ..methods.lora_patching.patch import patched_copy
-from ..methods.lora_patching.save_and_load import load_patch, save_patch, standard_lora
+from ..methods.lora_patching.save_and_load import load_patch, patch_bytes, standard_lora
 from ..methods.lora_patching.training import MODES, PRECISIONS, TrainingConfig, train_patch
 from ..methods.lora_patching.warning import DEFAULT_TEXT, picture_warning, text_warning
 from . import host, inputs, model_folders, outputs
@@ -121,6 +122,8 @@ class TrainLoraPatch:
         size = generator.size
         warning = _warning(warning_text, warning_picture, size, size) if mode == "defensive" else None
         state_file = outputs.saved_path(state, ".state") if state else None
+        if state_file is not None:
+            check_writable(state_file.parent)
         with ExitStack() as borrowed:
             encoders = [
                 None if encoder is None else borrowed.enter_context(borrowed_encoder(encoder))
@@ -176,7 +179,7 @@ class TrainModelPatch:
         warning_picture=None, node_id=None,
     ) -> tuple:  # fmt: skip
         picture, _ = from_image(pictures, "training set")
-        if not hasattr(denoiser, "session"):
+        if isinstance(denoiser, CombinedDenoiser):
             raise AntiPureError("Combined denoisers have no single network to patch; wire one of them here.")
         warning = _warning(warning_text, warning_picture, *picture.shape[-2:])
         config = ModelTrainingConfig(
@@ -258,15 +261,25 @@ class SaveLoraPatch:
             node_id=True,
         )
 
+    @classmethod
+    def VALIDATE_INPUTS(cls, filename_prefix=None) -> bool | str:
+        """Asked before any node runs: a training whose patch cannot be saved does not begin."""
+        try:
+            if isinstance(filename_prefix, str):  # else it is wired
+                check_writable(outputs.saved_path(filename_prefix, "").parent)
+        except AntiPureError as error:
+            return str(error)
+        return True
+
     def save(self, patch, filename_prefix, format, model=None, node_id=None) -> dict:  # noqa: A002
-        path = outputs.new_output_path(filename_prefix, ".safetensors")
         if format == FORMATS[0]:
-            save_patch(patch, path)
+            content = patch_bytes(patch)
         elif model is None:
             raise AntiPureError("A standard LoRA needs to know its model; wire the MODEL the patch was made for.")
         else:
             network = model.model.diffusion_model
-            write_safetensors(path, standard_lora(network, patch, prefix="diffusion_model."), {"format": "pt"})
+            content = safetensors_bytes(standard_lora(network, patch, prefix="diffusion_model."), {"format": "pt"})
+        path = outputs.save_new(filename_prefix, ".safetensors", content)
         host.show_text(path.name, node_id)
         return {"ui": {"text": [str(path)]}, "result": (str(path),)}
 

@@ -107,7 +107,12 @@ def find_model(kind: str, name: str) -> Path:
         what, folder = _SINGULAR.get(kind, kind.removesuffix("s")), KINDS[kind].folder
         fetched = " ('antipure fetch-models' downloads some)" if kind in ("encoders", "faces") else ""
         raise AntiPureError(f"There is no {what} '{name}' in models/{folder}; put it there{fetched} and refresh.")
-    return Path(name)
+    path = Path(name)
+    try:
+        path.exists()
+    except (OSError, ValueError):  # longer than names can be
+        raise AntiPureError(f"'{name[:60]}…' is no name of a file; give the path of one.") from None
+    return path
 
 
 def model_state(kind: str, name: object) -> str:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 
 from ..methods.errors import AntiPureError
+from ..methods.files import write_new
 from . import host
 
 SAVED_PATCHES = "antipure_patches"
@@ -32,16 +34,13 @@ def saved_path(name: str, suffix: str) -> Path:
 
         root = Path(folder_paths.get_output_directory())
     root = (root / SAVED_PATCHES).resolve()
-    path = (root / name).resolve()
-    if not path.is_relative_to(root) or not name.strip() or path == root:
+    path = (root / name.replace("\0", "")).resolve()
+    if "\0" in name or not path.is_relative_to(root) or not name.strip() or path == root:
         raise AntiPureError(f"The name '{name}' leads out of the output folder; give a plain name.")
     return path.with_name(path.name + suffix)
 
 
-def new_output_path(prefix: str, suffix: str) -> Path:
-    """A path that does not exist yet for something a node saves: `saved_path` with a number."""
+def save_new(prefix: str, suffix: str, content: bytes) -> Path:
+    """Save what a node made under `saved_path` with the first number that is free; that path."""
     base = saved_path(prefix, "")
-    number = 1
-    while (path := base.with_name(f"{base.name}_{number:05}{suffix}")).exists():
-        number += 1
-    return path
+    return write_new((base.with_name(f"{base.name}_{number:05}{suffix}") for number in count(1)), content)

@@ -10,7 +10,7 @@ from ..methods.attacks.settings import AttackSettings
 from ..methods.metrics import image as metrics
 from ..methods.protections import NAMES, NO_PROTECTION, apply_protection, needs_denoiser
 from . import host, inputs
-from .convert import difference_view, from_image, from_mask, to_image
+from .convert import NOTHING_CHANGED, all_forbidden, difference_view, from_image, from_mask, to_image
 from .progress import Progress
 
 
@@ -90,14 +90,15 @@ class Protect:
         name = "own objective" if isinstance(protection, Objective) else preset
         run = steps if objective is None else objective.steps(steps)
         count = f"{steps}" if run == steps else f"{run} of {steps}"
-        report = _report(picture, protected, name, levels, count, seed)
+        report = _report(picture, protected, mask, name, levels, count, seed)
         if limit is not None:
             report += f"\nran out of memory once,\nwent on with at most {limit} tiles at a time"
+        shown = to_image(protected, alpha), to_image(difference_view(picture, protected, levels))
         host.show_text(report, node_id)
-        return to_image(protected, alpha), to_image(difference_view(picture, protected, levels)), report
+        return *shown, report
 
 
-def _report(picture, protected, name: str, levels: float, steps: str, seed: int) -> str:
+def _report(picture, protected, mask, name: str, levels: float, steps: str, seed: int) -> str:
     lines = ["no protection" if name == NO_PROTECTION else f"{name}, {levels:g} levels, {steps} steps, seed {seed}"]
     rows = zip(
         metrics.linf_levels(picture, protected),
@@ -108,6 +109,8 @@ def _report(picture, protected, name: str, levels: float, steps: str, seed: int)
     for i, (largest, psnr, ssim) in enumerate(rows):
         if len(picture) > 1:
             lines.append(f"picture {i + 1}:")
+        if all_forbidden(mask, i):
+            lines.append(NOTHING_CHANGED)
         lines += [f"largest change {largest:.0f} levels", f"PSNR {psnr:.2f} dB, SSIM {ssim:.4f}"]
     return "\n".join(lines)  # short lines: nodes break long ones within words
 

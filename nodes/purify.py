@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import torch
-
 from ..methods.attacks.ensemble import CombinedDenoiser
 from ..methods.errors import AntiPureError
+from ..methods.memory import enough_memory
 from ..methods.purification.purify import METHODS, purify
 from . import host, inputs
 from .convert import difference_view, from_image, to_image
@@ -70,12 +69,11 @@ class DiffusionPurify:
             raise AntiPureError("Combined denoisers are for protecting; wire one of them here to purify.")
         host.ready(denoiser)
         settings = {"timestep": timestep, "iterations": iterations, "gamma": gamma, "seed": seed, "substeps": substeps}
-        try:
-            with denoiser.session(), Progress("purifying", node_id) as progress:
-                pure = purify(method, picture.to(denoiser.device), denoiser, progress=progress, **settings)
-        except torch.cuda.OutOfMemoryError as error:
-            raise AntiPureError(
-                "The GPU has not enough memory for this picture at once; use 'gridpure', or a smaller picture."
-            ) from error
+        with (
+            enough_memory("this picture at once", "use 'gridpure', or a smaller picture"),
+            denoiser.session(),
+            Progress("purifying", node_id) as progress,
+        ):
+            pure = purify(method, picture.to(denoiser.device), denoiser, progress=progress, **settings)
         pure = pure.cpu()
         return to_image(pure, alpha), to_image(difference_view(picture, pure, RESIDUAL_SCALE))

@@ -43,10 +43,10 @@ class QualityMetrics:
     def INPUT_TYPES(cls) -> dict:
         return inputs.declare(
             image=inputs.image("The pictures to measure, such as samples after customization."),
-            clip=inputs.choice(
+            clip=inputs.file(
                 [NONE, *model_folders.list_models("encoders")],
-                NONE,
                 "The folder of a CLIP in models/antipure_encoders for CLIP-IQA; none: only BRISQUE.",
+                NONE,
             ),
             optional={"reference": inputs.image("Pictures to set beside them, of any number and size: clean ones.")},
             node_id=True,

@@ -5,12 +5,12 @@ from __future__ import annotations
 import textwrap
 from typing import cast
 
-import torch
 from torch import Tensor
 
 from ..methods.attacks.ensemble import CombinedDenoiser
 from ..methods.diffusion.denoiser import Denoiser
 from ..methods.errors import AntiPureError
+from ..methods.memory import enough_memory
 from ..methods.purification.purifiers import Purifier, parse_purifiers
 from ..methods.robustness.measure import check_made_against, measure
 from ..methods.robustness.sheet import robustness_sheet
@@ -120,31 +120,29 @@ class RobustnessReport:
         for model in (denoiser, held_out):
             if model is not None:
                 host.ready(model)
-        try:
-            with Progress("measuring", node_id) as progress:
-                total = 1
+        with (
+            enough_memory("this picture at once", "leave diffpure out, or take a smaller picture"),
+            Progress("measuring", node_id) as progress,
+        ):
+            total = 1
 
-                def step(done: int, of: int, picture: Tensor | None = None, loss=None, /) -> None:
-                    nonlocal total
-                    total = of
-                    progress(done, of, picture)
+            def step(done: int, of: int, picture: Tensor | None = None, loss=None, /) -> None:
+                nonlocal total
+                total = of
+                progress(done, of, picture)
 
-                report = measure(
-                    clean,
-                    protections,
-                    listed,
-                    seeds=[(seed + i) % 2**64 for i in range(seeds)],
-                    curve_iterations=curve_iterations,
-                    made_against=split_names(made_against),
-                    example=shown - 1,
-                    progress=step,
-                )
-                sheet = robustness_sheet(report)
-                progress(total, total, sheet)  # the preview that stays on the node
-        except torch.cuda.OutOfMemoryError as error:
-            raise AntiPureError(
-                "The GPU has not enough memory for this picture at once; leave diffpure out, or take a smaller picture."
-            ) from error
+            report = measure(
+                clean,
+                protections,
+                listed,
+                seeds=[(seed + i) % 2**64 for i in range(seeds)],
+                curve_iterations=curve_iterations,
+                made_against=split_names(made_against),
+                example=shown - 1,
+                progress=step,
+            )
+            sheet = robustness_sheet(report)
+            progress(total, total, sheet)  # the preview that stays on the node
         found = verdict(report)
         # Short lines: nodes break long ones within words.
         host.show_text("\n".join(part for line in found.split("\n") for part in textwrap.wrap(line, 56)), node_id)

@@ -76,6 +76,41 @@ def make_tiny():
     return make_tiny_denoiser
 
 
+class AcceleratorError(RuntimeError):
+    """torch.AcceleratorError as drivers raise it; older versions of torch have none."""
+
+    error_code = 2
+
+
+def _full(error: Exception):
+    def raise_it():
+        raise error
+
+    return raise_it
+
+
+# Every way in which memory runs out. The allocators are the real ones.
+NO_ROOM = {
+    "GPU": _full(torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")),
+    "driver": _full(AcceleratorError("CUDA error: out of memory")),
+    "older driver": _full(RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported elsewhere")),
+    "CPU": lambda: torch.empty(2**50),
+    "Python": lambda: bytearray(2**62),
+    "numpy": lambda: np.empty(2**56),
+}
+
+
+@pytest.fixture(params=NO_ROOM)
+def no_room(request):
+    """A function that runs out of memory; its attribute `gpu` says whether of a GPU's."""
+
+    def fail(*_, **__):
+        return NO_ROOM[request.param]()
+
+    fail.gpu = request.param in ("GPU", "driver", "older driver")
+    return fail
+
+
 class Spy(Denoiser):
     """Passes everything on to another denoiser and notes the shape and timesteps of every forward."""
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from ...kernels.ascent import ascend
 from ..errors import AntiPureError
 from ..gradients.malloc import freed_memory_kept
+from ..memory import is_out_of_memory, out_of_memory
 from ..pictures import check_picture, random_stream, to_pixels
 from .budget import Budget
 from .loss import Loss, MakeLoss
@@ -98,11 +99,14 @@ def _value_and_gradient(loss: Loss, values: Tensor, seed: int, step: int) -> tup
             pixels = values / 127.5 - 1
             loss.prepare(pixels, random_stream(seed, step))
             return _differentiate(loss, pixels.requires_grad_(), random_stream(seed, step))
-        except torch.cuda.OutOfMemoryError as error:
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
             if not loss.shrink():
-                raise AntiPureError(
-                    "The GPU has not enough memory for the gradient of a single tile; close other programs, or use a "
-                    "smaller model or lower precision."
+                raise out_of_memory(
+                    error,
+                    "the gradient of a single tile",
+                    "close other programs, or use a smaller model or lower precision",
                 ) from error
         # Outside the handler: only here the failed attempt's tensors are gone.
         torch.cuda.empty_cache()

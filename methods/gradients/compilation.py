@@ -8,6 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from ..memory import is_out_of_memory
+
 log = logging.getLogger(__name__)
 
 OFF, COMPILED, CUDA_GRAPHS = "off", "torch.compile", "CUDA graphs"
@@ -63,9 +65,9 @@ class CompiledNetwork:
             out = compiled(x, t)
             # A replay writes where the last one wrote: what is handed out must not be overwritten by the next.
             return out.clone() if self.mode == CUDA_GRAPHS else out
-        except torch.cuda.OutOfMemoryError:
-            raise
         except Exception as error:  # compilers raise nearly anything
+            if is_out_of_memory(error):
+                raise
             self._compiled = None
             log.warning("The network could not be compiled (%s); it runs as it is from now on.", type(error).__name__)
         return self.plain(x, t)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ..architecture import fingerprint
 from ..diffusion.denoiser import Denoiser, add_noise, predict_x0
 from ..errors import AntiPureError
+from ..memory import enough_memory
 from ..pictures import check_picture, noise, pad_reflect, random_stream, round_up, to_picture, to_pixels
 from ..progress import Progress, silent
 from .low_rank import PatchConfig
@@ -81,7 +82,11 @@ def train_model_patch(
     network: nn.Module = denoiser.network
     architecture = fingerprint(network)
     history: list[dict[str, float]] = []
-    with torch.inference_mode(False), torch.enable_grad():
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        enough_memory("a training step", "use a batch of 1 or smaller pictures"),
+    ):
         z, target = _latents(denoiser, pictures.clone(), warning.clone())
         applied = new_patch(network, config.patch, config.seed)
         try:
@@ -115,10 +120,6 @@ def train_model_patch(
                 "seed": config.seed,
             }
             return TrainingResult(LoraPatch(config.patch, applied.tensors(), architecture, metadata), history)
-        except torch.cuda.OutOfMemoryError as error:
-            raise AntiPureError(
-                "The GPU has not enough memory for a training step; use a batch of 1 or smaller pictures."
-            ) from error
         finally:
             applied.remove()
 

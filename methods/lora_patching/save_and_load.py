@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..architecture import network_of
 from ..errors import AntiPureError
-from ..files import read_safetensors, write_file, write_safetensors
+from ..files import read_safetensors, safetensors_bytes, write_file
 from .low_rank import PatchConfig, check_mergeable
 from .patch import LoraPatch, check_patch, patchable_layers
 
@@ -32,19 +32,9 @@ def save_patch(patch: LoraPatch, path: str | Path) -> Path:
 
     Each file appears complete or not at all. Raises `AntiPureError` when the place cannot be written to.
     """
-    path = Path(path)
-    description = {
-        "version": FORMAT_VERSION,
-        "rank": patch.config.rank,
-        "alpha": patch.config.alpha,
-        "gate": patch.config.gate,
-        "architecture": patch.architecture,
-        "metadata": dict(patch.metadata),
-    }
-    tensors = {PREFIX + key: value for key, value in patch.tensors.items()}
-    metadata = {"format": "pt", METADATA_KEY: json.dumps(description)}
+    path, content = Path(path), patch_bytes(patch)
     if path.suffix == ".safetensors":
-        write_safetensors(path, tensors, metadata)
+        write_file(path, content)
         return path
     # The fields every version of peft since 0.12 knows; peft refuses or warns of others.
     config = {
@@ -60,8 +50,22 @@ def save_patch(patch: LoraPatch, path: str | Path) -> Path:
         "inference_mode": True,
     }
     write_file(path / CONFIG, json.dumps(config, indent=2, sort_keys=True).encode())
-    write_safetensors(path / WEIGHTS, tensors, metadata)
+    write_file(path / WEIGHTS, content)
     return path
+
+
+def patch_bytes(patch: LoraPatch) -> bytes:
+    """What the safetensors file of a patch holds."""
+    description = {
+        "version": FORMAT_VERSION,
+        "rank": patch.config.rank,
+        "alpha": patch.config.alpha,
+        "gate": patch.config.gate,
+        "architecture": patch.architecture,
+        "metadata": dict(patch.metadata),
+    }
+    tensors = {PREFIX + key: value for key, value in patch.tensors.items()}
+    return safetensors_bytes(tensors, {"format": "pt", METADATA_KEY: json.dumps(description)})
 
 
 def _target_pattern(patch: LoraPatch) -> str:

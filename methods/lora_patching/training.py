@@ -30,13 +30,14 @@ from ..attacks.pgd import pgd
 from ..attacks.settings import AttackSettings
 from ..errors import AntiPureError
 from ..generators.generator import Generator
+from ..memory import enough_memory
 from ..pictures import check_picture, random_stream, to_picture, to_pixels
 from ..progress import Progress, silent
 from .disrupting import LEVELS, STEP_LEVELS, STEPS, disruption_loss
 from .low_rank import PatchConfig
 from .mmfa import MMFA
 from .patch import AppliedPatch, LoraPatch, new_patch
-from .training_state import digest, load_state, save_state
+from .training_state import Snapshot, digest, load_state, save_state, snapshot
 from .warning import text_warning, warned
 
 MODES = ("defensive", "evaluation")
@@ -143,17 +144,17 @@ def train_patch(
         raise AntiPureError("An evaluation patch carries no warning; train a defensive one, or give no warning.")
     architecture = fingerprint(generator)
     # ComfyUI runs prompts in inference mode; clones made outside it are ordinary tensors.
-    with torch.inference_mode(False), torch.enable_grad():
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        enough_memory("a training step", "use a smaller batch, bf16, or close other programs"),
+    ):
         applied = new_patch(generator, config.patch, config.seed)
         try:
             applied.evaluate()
             run = _Run(generator, applied, faces.clone(), edits, config, warning, mmfa, architecture, state_file)
             run.train(progress)
             return run.result()
-        except torch.cuda.OutOfMemoryError as error:
-            raise AntiPureError(
-                "The GPU has not enough memory for a training step; use a smaller batch, bf16, or close other programs."
-            ) from error
         finally:
             applied.remove()
 
@@ -208,6 +209,7 @@ class _Run:
         self.parameters = applied.parameters()
         self.optimizer = torch.optim.Adam(self.parameters, config.learning_rate, config.betas)
         self.history: list[dict[str, float]] = []
+        self.whole: Snapshot | None = None  # after the latest whole step, where there is a file for it
         self.batches = -(-len(faces) // config.batch)
         self.total = config.total_epochs * self.batches * len(edits)
         self._check_gradients()
@@ -227,15 +229,18 @@ class _Run:
                 index, edit = divmod(rest, len(self.edits))
                 losses, outputs = self._step(step, self._batch(epoch, index), self.edits[edit])
                 self.history.append(losses)
+                if self.state_file:
+                    # Adam writes into its tensors, and Ctrl-C may come between any two of them: what is saved is
+                    # always this copy, never the tensors themselves.
+                    self.whole = snapshot(self.parameters, self.optimizer, step + 1)
                 every = self.config.preview_every
                 show = every and (step % every == 0 or step + 1 == self.total)
                 picture = to_picture(torch.cat(outputs, 3)).cpu() if show else None
                 progress(step + 1, self.total, picture, losses["total"])
-                if self.state_file and (step + 1) % self.config.save_every == 0:
-                    self._save(self.state_file)
+                if (step + 1) % self.config.save_every == 0:
+                    self._save()
         finally:
-            if self.state_file and self.history:
-                self._save(self.state_file)
+            self._save()
 
     def _batch(self, epoch: int, index: int) -> Tensor:
         """Batch number `index` of an epoch, as pixels: every epoch has its own order."""
@@ -311,8 +316,10 @@ class _Run:
             "mmfa": None if self.mmfa is None else self.mmfa.describe(),
         }
 
-    def _save(self, path: Path) -> None:
-        save_state(path, self._identity(), self.parameters, self.optimizer, self.history)
+    def _save(self) -> None:
+        """The latest whole step, if one was done since the file was read."""
+        if self.state_file and self.whole is not None:
+            save_state(self.state_file, self._identity(), self.whole, self.history)
 
     def result(self) -> TrainingResult:
         config = self.config

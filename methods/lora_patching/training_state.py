@@ -6,6 +6,7 @@ There is no random state to keep: every step's random stream follows from the se
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -24,17 +25,34 @@ def digest(pictures: Tensor) -> str:
     return hashlib.sha256(str(tuple(values.shape)).encode() + values.numpy().tobytes()).hexdigest()
 
 
-def save_state(
-    path: Path,
-    identity: dict[str, object],
-    parameters: list[nn.Parameter],
-    optimizer: torch.optim.Adam,
-    history: list[dict[str, float]],
-) -> None:
-    """Write the state; the file appears complete or not at all. identity: plain values, no other objects."""
-    tensors = [parameter.detach() for parameter in parameters]
+@dataclass(frozen=True)
+class Snapshot:
+    """A training between two steps: copies, which no later step changes. adam: moments by the parameter's number."""
+
+    parameters: list[Tensor]
+    adam: dict[int, dict[str, Tensor]]
+    steps: int
+
+
+def snapshot(parameters: list[nn.Parameter], optimizer: torch.optim.Adam, steps: int) -> Snapshot:
+    """What is there after `steps` whole steps."""
     moments = optimizer.state_dict()["state"]
-    state = {"format": FORMAT, "identity": identity, "history": history, "parameters": tensors, "adam": moments}
+    copies = {i: {name: moment.clone() for name, moment in found.items()} for i, found in moments.items()}
+    return Snapshot([parameter.detach().clone() for parameter in parameters], copies, steps)
+
+
+def save_state(path: Path, identity: dict[str, object], taken: Snapshot, history: list[dict[str, float]]) -> None:
+    """Write the state; the file appears complete or not at all.
+
+    identity: plain values, no other objects. history: the losses, of which those after the snapshot are left out.
+    """
+    state = {
+        "format": FORMAT,
+        "identity": identity,
+        "history": history[: taken.steps],
+        "parameters": taken.parameters,
+        "adam": taken.adam,
+    }
     write_checkpoint(path, state)
 
 

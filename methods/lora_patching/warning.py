@@ -10,28 +10,43 @@ read on light and dark pixels, and the background keeps the edit as it was.
 
 from __future__ import annotations
 
+import unicodedata
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import AntiPureError
+from ..figures.fonts import SANS, font_file, lacking
 
 DEFAULT_TEXT = "FAKE"
 LARGEST_WIDTH, LARGEST_HEIGHT = 0.9, 0.5  # of the picture's sides
 SMALLEST_SIDE = 16
+SMALLEST_LETTER = 3.0  # px from line to line, about: capitals of 2 px
+LETTER = 160  # px, the size letters are drawn in before they are scaled
+# What Pillow's built-in font has besides printable ASCII.
+BUILT_IN = {*map(chr, range(32, 127)), *"\n©«°±´·»‘’“”…‹›⁄™ﬁﬂ"}
 BOLDER = 0.4  # px on each side of a stroke, at 128 px and below
 
 
 def text_warning(height: int, width: int, text: str = DEFAULT_TEXT) -> Tensor:
-    """A warning with `text` in Pillow's built-in font, as large as fits: 1×3×height×width in [-1, 1].
+    """A warning with `text`, as large as fits: 1×3×height×width in [-1, 1].
 
-    Line breaks in the text are kept. Raises `AntiPureError` for no text or a picture too small to read one in.
+    It is drawn in Pillow's built-in font; in DejaVu Sans where that lacks a character. Line breaks are kept. Raises
+    `AntiPureError` for no text, characters that cannot be drawn, or a picture too small to read the text in.
     """
     if not text.strip():
         raise AntiPureError("The warning has no text; give a few words such as FAKE.")
     if min(height, width) < SMALLEST_SIDE:
         raise AntiPureError(f"A warning cannot be read at {height}×{width}; at least {SMALLEST_SIDE} px are needed.")
-    return _fitted(_letters(text), height, width, LARGEST_WIDTH, LARGEST_HEIGHT)
+    ink = _letters(text)
+    size = LETTER * min(LARGEST_WIDTH * width / ink.shape[-1], LARGEST_HEIGHT * height / ink.shape[-2])
+    if size < SMALLEST_LETTER:
+        raise AntiPureError(
+            f"A warning of {len(text)} characters has letters of {size:.1f} px at {height}×{width}, which nobody can "
+            "read; shorten it, or break it into lines."
+        )
+    return _fitted(ink, height, width, LARGEST_WIDTH, LARGEST_HEIGHT)
 
 
 def picture_warning(picture: Tensor, height: int, width: int) -> Tensor:
@@ -72,14 +87,44 @@ def _grown(cover: Tensor, radius: int) -> Tensor:
     return F.max_pool2d(cover, (1, 2 * radius + 1), 1, (0, radius))
 
 
+def _font(text: str):
+    """A font of Pillow's that has every character of the text. Raises `AntiPureError` where there is none."""
+    from PIL import ImageFont
+
+    if set(text) <= BUILT_IN:
+        try:
+            return ImageFont.load_default(size=LETTER)
+        except (TypeError, ImportError, OSError):  # Pillow before 10.1, or built without FreeType: a bitmap font
+            if text.isascii():
+                return ImageFont.load_default()
+    if refused := [c for c in dict.fromkeys(text) if _needs_more_than_a_glyph(c) or lacking(c, SANS)]:
+        named = ", ".join(f"{c} (U+{ord(c):04X})" if c.isprintable() else f"U+{ord(c):04X}" for c in refused[:8])
+        raise AntiPureError(
+            f"The warning's characters {named}{', ...' if len(refused) > 8 else ''} cannot be drawn; use Latin, Greek "
+            "or Cyrillic letters, or give a picture of the warning."
+        )
+    try:
+        # The basic layout is the same everywhere; others depend on libraries that Pillow finds or does not.
+        return ImageFont.truetype(str(font_file(SANS)), LETTER, layout_engine=ImageFont.Layout.BASIC)
+    except (ImportError, OSError) as error:
+        raise AntiPureError(
+            "This Pillow can only draw plain letters (it was built without FreeType); use those, or give a picture of "
+            "the warning."
+        ) from error
+
+
+def _needs_more_than_a_glyph(c: str) -> bool:
+    """Marks that sit on others, letters that run from right to left and join, and characters that are not seen."""
+    invisible = unicodedata.category(c)[0] in "MC" and c != "\n"
+    return invisible or unicodedata.bidirectional(c) in ("R", "AL")
+
+
 def _letters(text: str) -> Tensor:
     """Coverage of the text, cut to its box: 1×1×h×w in 0..1, drawn larger than needed."""
-    from PIL import Image, ImageDraw, ImageFont
+    from PIL import Image, ImageDraw
 
-    try:
-        font = ImageFont.load_default(size=160)
-    except (TypeError, ImportError, OSError):  # Pillow before 10.1, or built without FreeType: a bitmap font
-        font = ImageFont.load_default()
+    text = unicodedata.normalize("NFC", text.replace("\r\n", "\n"))
+    font = _font(text)
     box = ImageDraw.Draw(Image.new("L", (1, 1))).multiline_textbbox((0, 0), text, font=font, align="center")
     left, top, right, bottom = (round(value) for value in box)
     image = Image.new("L", (max(1, right - left), max(1, bottom - top)))

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ...kernels.tiles import average_tiles, cut
 from ..diffusion.denoiser import Denoiser
+from ..memory import is_out_of_memory
 from ..pictures import (
     check_picture,
     grid_positions,
@@ -104,8 +105,8 @@ def in_batches(
             tiles[part.start : part.stop] = work(tiles[part.start : part.stop], [stream(i) for i in part])
             start = part.stop
             continue
-        except torch.cuda.OutOfMemoryError:
-            if not denoiser.batching.shrink():
+        except Exception as error:
+            if not is_out_of_memory(error) or not denoiser.batching.shrink():
                 raise
         # Outside the handler: only here the failed attempt's tensors are gone.
         torch.cuda.empty_cache()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import textwrap
+from dataclasses import replace
 from statistics import fmean as mean
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from ..figures.canvas import BACKGROUND, DPI, FAINT, INK, PANEL, SOFT, drawn, heat_colours, rgb, style_axes
+from ..figures.fonts import BOLD, SANS, escaped, lacking
 from ..figures.inspection_sheet import AMPLIFICATION
 from ..pictures import from_uint8
 from .report import CLEAN, CONTROL_TITLES, MATCHED, PARTLY, PROTECTION, RANDOM, SMOOTH, SURVIVES, Column, Report
@@ -35,7 +37,8 @@ def robustness_sheet(report: Report, purifiers: tuple[str, ...] = ()) -> Tensor:
     """
     from matplotlib.figure import Figure
 
-    lines = [wrapped for line in verdict(report).split("\n") for wrapped in textwrap.wrap(line, 165)]
+    report, told = _drawable(report)
+    lines = [wrapped for line in (*verdict(report).split("\n"), *told) for wrapped in textwrap.wrap(line, 165)]
     blocks = [report.columns[i : i + COLUMNS] for i in range(0, len(report.columns), COLUMNS)]
     table = HEAD + SHORT + GAP + len(report.protections) * (TALL + len(report.controls) * SHORT + 8)
     strips = _strips(report, purifiers)
@@ -60,6 +63,20 @@ def robustness_sheet(report: Report, purifiers: tuple[str, ...] = ()) -> Tensor:
     return from_uint8(drawn(figure))
 
 
+def _drawable(report: Report) -> tuple[Report, list[str]]:
+    """The report with numbers for those protections whose names cannot be drawn, and a line about each."""
+    names = {}
+    for i, name in enumerate(report.protections):
+        if lacking(name, SANS, BOLD):
+            number = f"protection {i + 1}"
+            names[name] = number if number not in report.protections else f"{number} (of {len(report.protections)})"
+    told = [f"{number} is {escaped(name, SANS, BOLD)}: the font has no such letters." for name, number in names.items()]
+    rows = tuple(replace(row, protection=names.get(row.protection, row.protection)) for row in report.rows)
+    examples = {(purifier, names.get(name, name)): shown for (purifier, name), shown in report.examples.items()}
+    protections = tuple(names.get(name, name) for name in report.protections)
+    return replace(report, protections=protections, rows=rows, examples=examples), told
+
+
 class _Page:
     """A figure addressed in pixels from its top left corner."""
 
@@ -67,6 +84,7 @@ class _Page:
         self.figure, self.height = figure, height
 
     def text(self, x: float, y: float, text: str, size: float = 10, colour=INK, **settings) -> None:
+        text = escaped(text, SANS, BOLD)  # such as a denoiser's file name
         settings = {"va": "top", "ha": "left", **settings}
         self.figure.text(
             x / WIDTH, 1 - y / self.height, text, fontsize=size, color=rgb(colour), parse_math=False, **settings

@@ -17,6 +17,8 @@ from antipure.cli.core_nodes import LoadImage
 from antipure.cli.executor import NODES, Executor, execution_order
 from antipure.cli.graph import WORKFLOWS, read_workflow, set_inputs
 from antipure.cli.main import main
+from antipure.cli.report import REPORT, SHEET, write_report
+from antipure.cli.result import Result
 from antipure.methods import files
 from antipure.methods.errors import AntiPureError
 from PIL import Image
@@ -118,7 +120,7 @@ def _bad_pickle(path: Path) -> None:
     [
         (["protect", "missing.png"], "no picture"),
         (["protect", "text.txt"], "not a picture"),
-        (["protect", "cut.png"], "not a picture"),
+        (["protect", "cut.png"], "truncated"),
         (["protect", "photo.png", "--levels", "0"], "levels"),
         (["protect", "photo.png", "--levels", "-4"], "levels"),
         (["protect", "photo.png", "--steps", "0"], "steps"),
@@ -151,7 +153,7 @@ def test_mistakes_get_one_sentence_and_write_nothing(arguments, sentence, photo,
     Image.new("RGB", (8, 8)).save("small.png")
     Path("ui.json").write_text(json.dumps({"nodes": [], "links": []}))
     foreign = read_workflow("protect")
-    foreign["9"] = {"class_type": "KSampler", "inputs": {}}
+    foreign["9"] = {"class_type": "KSampler", "inputs": {"latent_image": ["3", 0]}}
     Path("foreign.json").write_text(json.dumps(foreign))
     assert main([*arguments, *(["--out", "out"] if arguments[0] != "measure" else [])]) == 2
     error = capsys.readouterr().err.strip()
@@ -171,6 +173,64 @@ def test_a_full_disk_leaves_nothing_behind(photo, tmp_path, capsys, monkeypatch)
     assert main(arguments) == 2
     assert "No space left" in capsys.readouterr().err
     assert not [p for p in (tmp_path / "out").rglob("*") if p.is_file()]
+
+
+def test_processes_that_save_at_once_overwrite_nothing(tmp_path):
+    code = (
+        "import sys, torch; from pathlib import Path; from antipure.cli.core_nodes import SaveImage\n"
+        "for i in range(15):\n"
+        "    image = torch.full((1, 2, 2, 3), (int(sys.argv[2]) * 15 + i) / 255)\n"
+        "    SaveImage(Path(sys.argv[1])).save(image, 'run/a')"
+    )
+    runs = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path), str(i)]) for i in range(3)]
+    assert [run.wait() for run in runs] == [0, 0, 0]
+    saved = list((tmp_path / "run").iterdir())
+    assert sorted(pixels(path)[0, 0, 0] for path in saved) == list(range(45))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["protect", "photo.png", "--out", "file"],
+        ["purify", "photo.png", "--out", "file/below"],
+        ["report", "photo.png", "--out", "file"],
+        ["demo", "--out", "file"],
+        ["run", "protect", "--set", "1.image=photo.png", "--set", "4.filename_prefix=file/x", "--out", "."],
+        ["run", "protect", "--set", "1.image=photo.png", "--set", "4.filename_prefix=../x", "--out", "out"],
+        ["run", "save_patch.json", "--out", "file"],
+        ["run", "protect", "--out", "file", "--server", "http://127.0.0.1:1"],
+    ],
+)
+def test_a_place_that_cannot_be_written_is_found_before_any_work(arguments, photo, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    defensive = read_workflow("lora_patch_defensive")
+    defensive["99"] = {
+        "class_type": "AntiPureSaveLoraPatch",
+        "inputs": {"patch": ["3", 0], "filename_prefix": "a", "format": "patch"},
+    }
+    Path("save_patch.json").write_text(json.dumps(defensive))
+    monkeypatch.setattr(Executor, "_execute", lambda *_: pytest.fail("work began"))
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert "cannot be written" in error or "leads out" in error
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "photo.png", "save_patch.json"]
+
+
+def test_a_second_report_leaves_the_first_as_it_is(tmp_path):
+    def result(text: str) -> Result:
+        return Result(ui={REPORT: {"report": [{"name": text}], "markdown": [text]}}, files={SHEET: [Path("sheet")]})
+
+    assert write_report(result("first"), tmp_path).splitlines()[1:] == [
+        str(tmp_path / "report.json"), str(tmp_path / "report.md"), "sheet"
+    ]  # fmt: skip
+    (tmp_path / "report_2.md").write_text("notes")
+    write_report(result("second"), tmp_path)
+    texts = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    assert texts == {
+        "report.json": '{\n "name": "first"\n}\n', "report.md": "first", "report_2.md": "notes",
+        "report_3.json": '{\n "name": "second"\n}\n', "report_3.md": "second",
+    }  # fmt: skip
 
 
 def test_unchanged_nodes_run_once(photo, tmp_path, monkeypatch):

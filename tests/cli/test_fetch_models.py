@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import hashlib
 import io
+import os
 import re
 import threading
+import time
 import zipfile
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -116,7 +118,7 @@ def test_a_pack_needs_its_licence_and_gives_its_members_only(server, registry, t
 
 
 def fails_writing(error: BaseException):
-    """A stand-in for torch.hub's progress bar, which is told of every block that is written."""
+    """A stand-in for the progress bar, which is told of every block that is written."""
 
     class Bar:
         def __init__(self, **settings):
@@ -146,7 +148,7 @@ FAILURES = {
     ),
     "MB free and": lambda s, r, m: r.update({key: replace(value, size=10**18) for key, value in r.items()}),
     "No space left on device.; make room": lambda s, r, m: m.setattr(
-        torch.hub, "tqdm", fails_writing(OSError(errno.ENOSPC, "No space left on device"))
+        fetch_models, "tqdm", fails_writing(OSError(errno.ENOSPC, "No space left on device"))
     ),
 }
 
@@ -191,7 +193,7 @@ def test_ctrl_c_leaves_nothing(server, registry, tmp_path, monkeypatch, capsys, 
             seen.append(lying_in(tmp_path))
             super().update(size)
 
-    monkeypatch.setattr(torch.hub, "tqdm", Bar)
+    monkeypatch.setattr(fetch_models, "tqdm", Bar)
     monkeypatch.setattr(fetch_models, "MODELS", registry)
     assert main(["fetch-models", name, "--models", str(tmp_path), "--accept-licence"]) == 130
     assert re.search(r"\.partial$", seen[-1][-1]), "it was being written"
@@ -199,16 +201,20 @@ def test_ctrl_c_leaves_nothing(server, registry, tmp_path, monkeypatch, capsys, 
     assert "cancelled" in capsys.readouterr().err
 
 
-def test_without_a_name_everything_is_listed(tmp_path, capsys, server):
-    for path in MODELS["resnet50"].files(tmp_path):
-        path.parent.mkdir(parents=True)
-        path.touch()
+def test_without_a_name_everything_is_listed(tmp_path, capsys, server, monkeypatch):
+    whole = replace(MODELS["resnet50"], size=len(CONTENT), sha256=sha256(CONTENT))
+    monkeypatch.setitem(MODELS, "resnet50", whole)
+    states = {"resnet50": "present", "alexnet": "damaged", "buffalo_l": "damaged"}
+    for name in states:
+        for path in MODELS[name].files(tmp_path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(CONTENT if name == "resnet50" else b"")
     assert main(["fetch-models", "--models", str(tmp_path)]) == 0
     text = capsys.readouterr().out
     assert text.strip() == listing(tmp_path)
     for name, model in MODELS.items():
         row = next(line for line in text.splitlines() if line.startswith(name))
-        assert ("present" if name == "resnet50" else "absent") in row
+        assert f" {states.get(name, 'absent')} " in row
         assert f"{model.size / 1e6:.0f} MB" in row
         assert model.purpose in row
         assert model.licence in text
@@ -231,6 +237,60 @@ def test_mistakes_are_one_sentence(arguments, sentence, capsys, monkeypatch, tmp
     assert sentence in error
     assert error.count("\n") == 1
     assert lying_in(tmp_path) == []
+
+
+@pytest.mark.parametrize("change", [lambda c: c[:-1], lambda c: c[:-1] + b"!", lambda c: c + b"!", lambda c: b""])
+def test_a_damaged_file_is_not_present_and_is_fetched_again(server, registry, tmp_path, change):
+    (file,) = fetch("tiny", tmp_path, registry=registry)
+    file.write_bytes(change(CONTENT))
+    assert registry["tiny"].state(tmp_path) == "damaged"
+    fetch("tiny", tmp_path, registry=registry)
+    assert file.read_bytes() == CONTENT
+    assert registry["tiny"].state(tmp_path) == "present"
+    assert server.asked == ["/m/tiny.pth"] * 2
+
+
+@pytest.mark.parametrize("name", ["tiny", "pack"])
+def test_no_more_is_taken_than_the_known_size(server, registry, tmp_path, monkeypatch, name):
+    sizes = []
+
+    class Bar(fails_writing(None)):
+        def update(self, size):
+            sizes.append(size)
+
+    monkeypatch.setattr(fetch_models, "tqdm", Bar)
+    path = registry[name].url.removeprefix(server.url)
+    server.content[f"/m/{path}"] += bytes(2**23)
+    with pytest.raises(AntiPureError, match="broken off or changed"):
+        fetch(name, tmp_path, registry=registry, accept_licence=True)
+    assert sum(sizes) == registry[name].size + 1
+    assert lying_in(tmp_path) == []
+
+
+def test_what_killed_downloads_left_is_removed_and_what_is_being_written_stays(server, registry, tmp_path):
+    (tiny, pack), now = (tmp_path / registry[name].folder for name in ("tiny", "pack")), time.time()
+    ages = {
+        tiny / "tiny.pth.0123.partial": 2,
+        tiny / "tiny.pth.4567.partial": 0,
+        tiny / "other.pth.0123.partial": 2,
+        tiny / "mine.safetensors": 2,
+        pack / ".antipure-fetch-old/pack.zip.89.partial": 2,
+        pack / ".antipure-fetch-new/pack.zip.89.partial": 0,
+    }
+    for path, hours in ages.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"half")
+        for each in (path, path.parent):
+            os.utime(each, (now - 3600 * hours, now - 3600 * hours))
+    for name in registry:
+        fetch(name, tmp_path, registry=registry, accept_licence=True)
+    assert lying_in(tiny) == ["mine.safetensors", "other.pth.0123.partial", "tiny.pth", "tiny.pth.4567.partial"]
+    assert lying_in(pack) == [
+        ".antipure-fetch-new",
+        ".antipure-fetch-new/pack.zip.89.partial",
+        "det_10g.onnx",
+        "w600k_r50.onnx",
+    ]
 
 
 def test_the_registry_fits_the_loaders():
@@ -256,7 +316,8 @@ def test_a_fetched_file_is_found_by_name_and_loaded(server, registry, tmp_path, 
     written = io.BytesIO()
     torch.save(AlexNet().state_dict(), written)
     server.content["/m/tiny.pth"] = written.getvalue()
-    registry["tiny"] = replace(registry["tiny"], sha256=sha256(written.getvalue()))
+    content = written.getvalue()
+    registry["tiny"] = replace(registry["tiny"], sha256=sha256(content), size=len(content))
     monkeypatch.chdir(tmp_path)
     assert model_folders.models_folder() == Path("models")
     fetch("tiny", model_folders.models_folder(), registry=registry)

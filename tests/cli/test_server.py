@@ -11,6 +11,7 @@ import struct
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from email.parser import BytesParser
 from email.policy import HTTP
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -18,8 +19,10 @@ from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
+from antipure.cli import connection
 from antipure.cli import server as client
-from antipure.cli.server import local_name, run_on_server
+from antipure.cli.downloads import is_what_it_claims, local_name
+from antipure.cli.server import run_on_server
 from antipure.methods.errors import AntiPureError
 from PIL import Image
 
@@ -30,10 +33,26 @@ PROMPT = {
 }
 
 
-def png_bytes() -> bytes:
+def picture_bytes(kind: str) -> bytes:
     buffer = io.BytesIO()
-    Image.new("RGB", (4, 4), (10, 20, 30)).save(buffer, "PNG")
+    Image.new("RGB", (4, 4), (10, 20, 30)).save(buffer, kind)
     return buffer.getvalue()
+
+
+def png_bytes() -> bytes:
+    return picture_bytes("PNG")
+
+
+def slowly(*parts: bytes) -> Iterator[bytes]:
+    """The parts at once, then the last one again and again for five seconds."""
+    yield from parts
+    for _ in range(100):
+        threading.Event().wait(0.05)
+        yield parts[-1]
+
+
+def event(kind: str, **data) -> dict:
+    return {"type": kind, "data": data}
 
 
 def saved(filename="protected_00001_.png", subfolder="antipure", kind="output") -> dict:
@@ -54,6 +73,7 @@ class FakeComfy(ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.object_info = {"LoadImage": {}, "AntiPureProtect": {}, "SaveImage": {}}
         self.answers: dict[str, tuple[int, bytes]] = {}  # path: what to answer instead
+        self.raw: dict[str, Iterator[bytes]] = {}  # path: what to send instead of any answer
         self.rejection: dict | None = None
         self.entry = ended(outputs={"4": {"images": [saved()]}})
         self.empty_polls = 0  # how often the history is empty before it holds the entry
@@ -86,7 +106,11 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self):
         fake, url = self.server, urlsplit(self.path)
-        if url.path in fake.answers:
+        if url.path in fake.raw:
+            for part in fake.raw[url.path]:
+                self.wfile.write(part)
+            self.close_connection = True
+        elif url.path in fake.answers:
             status, body = fake.answers[url.path]
             self.answer(body, status)
         elif url.path == "/ws":
@@ -147,6 +171,10 @@ class Handler(BaseHTTPRequestHandler):
         for message in fake.frames:
             if message == "close":
                 break
+            if isinstance(message, Iterator):
+                for part in message:
+                    self.wfile.write(part)
+                break
             if isinstance(message, dict) and "prompt_id" not in message["data"]:
                 message["data"]["prompt_id"] = fake.prompt["prompt_id"]
             self.frame(message)
@@ -177,10 +205,6 @@ def comfy():
 def polling(monkeypatch):
     """As if websocket-client were not installed."""
     monkeypatch.setitem(sys.modules, "websocket", None)
-
-
-def event(kind: str, **data) -> dict:
-    return {"type": kind, "data": data}
 
 
 def fails(comfy: FakeComfy | str, tmp_path: Path, prompt: dict = PROMPT) -> str:
@@ -275,7 +299,7 @@ def test_a_server_that_is_away_for_a_moment_is_waited_for(comfy, tmp_path, monke
 
     monkeypatch.setattr(client.Server, "history", flaky)
     assert run_on_server(comfy.url, PROMPT, tmp_path).files
-    monkeypatch.setattr(client, "PATIENCE", 0)
+    monkeypatch.setattr(connection, "PATIENCE", 0)
     answers = iter([True] * 9)
     assert "away" in fails(comfy, tmp_path)
 
@@ -301,6 +325,22 @@ def test_local_pictures_are_uploaded_by_content(comfy, tmp_path):
     assert comfy.uploads == {name: png_bytes()}
     sent = comfy.prompt["prompt"]
     assert [sent[i]["inputs"]["image"] for i in "1256"] == [name, name, "example.png", ["3", 0]]
+
+
+@pytest.mark.usefixtures("polling")
+def test_what_the_server_leaves_out_of_a_picture_is_told(comfy, tmp_path):
+    Image.new("RGBA", (8, 8)).save(tmp_path / "a.png", icc_profile=b"x")
+    Image.new("RGB", (8, 8)).save(tmp_path / "b.png")
+    prompt = {
+        **PROMPT,
+        "1": {"class_type": "LoadImage", "inputs": {"image": str(tmp_path / "a.png")}},
+        "2": {"class_type": "LoadImage", "inputs": {"image": str(tmp_path / "b.png")}},
+        "7": {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "a"}},
+        "8": {"class_type": "SaveImage", "inputs": {"images": ["2", 0], "filename_prefix": "b"}},
+        "9": {"class_type": "SaveImage", "inputs": {"images": ["9", 0], "filename_prefix": "c"}},
+    }
+    result = run_on_server(comfy.url, prompt, tmp_path / "out")
+    assert result.notes == ["a.png has alpha, which ComfyUI's Save Image does not save."]
 
 
 def test_only_pictures_are_uploaded(comfy, tmp_path):
@@ -389,7 +429,7 @@ def test_rejected_inputs_are_explained_and_nothing_stays_queued(comfy, tmp_path,
     [
         ({"type": "invalid_prompt", "message": "Cannot execute", "details": "Node ID '#3'"}, "Cannot execute (Node"),
         ({"message": "Prompt has no outputs", "details": ""}, "Prompt has no outputs."),
-        ("plain\n\x1b[31mtext", "plain [31mtext."),
+        ("plain\n\x1b[31mtext", r"plain \u001b[31mtext."),
     ],
 )
 def test_a_rejected_workflow_is_explained(comfy, tmp_path, error, expected):
@@ -442,6 +482,176 @@ def test_a_vanished_picture_is_reported(comfy, tmp_path):
     assert "no longer has protected_00001_.png" in fails(comfy, tmp_path)
 
 
+# Answers without end ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ["/object_info", "/view"])
+@pytest.mark.parametrize(
+    "parts",
+    [
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n", b"{"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\n{\r\n"),
+        (b"HTTP/1.1 500 Oh\r\n\r\n", b"{"),
+        (b"HTTP/1.1 200 OK\r\nX-Slow: ", b"x"),
+        (b"HTTP", b"/"),
+        (b"HTTP/1.1 100 Continue\r\n\r\n",),
+    ],
+)
+@pytest.mark.usefixtures("polling")
+def test_an_answer_that_trickles_is_given_up(comfy, tmp_path, monkeypatch, path, parts):
+    monkeypatch.setattr(connection, "PATIENCE", 0.4)
+    comfy.raw[path] = slowly(*parts)
+    started = time.monotonic()
+    assert "no whole answer in time" in fails(comfy, tmp_path)
+    assert time.monotonic() - started < 5
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("polling")
+def test_a_slow_answer_has_its_time(comfy, tmp_path, monkeypatch):
+    monkeypatch.setattr(connection, "PATIENCE", 0.4)
+    monkeypatch.setattr(connection, "SLOWEST", 20)
+    head = b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n"
+
+    def in_parts():
+        for i in range(0, len(png_bytes()), 4):
+            yield (b"" if i else head) + png_bytes()[i : i + 4]
+            time.sleep(0.05)
+
+    comfy.raw["/view"] = in_parts()
+    assert run_on_server(comfy.url, PROMPT, tmp_path).files["4"][0].read_bytes() == png_bytes()
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [b"HTTP/1.1 200 OK\r\nContent-Length: 1600000000\r\n\r\n"],
+        [b"HTTP/1.1 200 OK\r\n\r\n", *[b"x" * 1000] * 9],
+        [b"HTTP/1.1 500 Oh\r\n\r\n", *[b"x" * 1000] * 9],
+    ],
+)
+@pytest.mark.usefixtures("polling")
+def test_answers_are_bounded(comfy, tmp_path, monkeypatch, parts):
+    monkeypatch.setattr(connection, "LONGEST_ANSWER", 5000)
+    monkeypatch.setattr(connection, "LONGEST_PICTURE", 5000)
+    for path in ("/view", "/object_info"):
+        comfy.raw = {path: iter(parts)}
+        message = fails(comfy, tmp_path)
+        assert f"answers {path} with more than" in message
+        assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "chatter",
+    [
+        [b"\x89\x00"],  # pings
+        [b"\x82\x7f" + (10**6).to_bytes(8, "big"), b"x"],  # a frame that trickles
+        [b"\x02\x01x", b"\x00\x01x"],  # a message of ever more frames
+        [b"\x81\x2e" + json.dumps(event("executing", prompt_id="a")).encode()[:46]],
+        [],
+    ],
+)
+def test_a_run_the_server_forgot_is_not_followed_for_ever(comfy, tmp_path, monkeypatch, chatter):
+    monkeypatch.setattr(client, "CHECK_SECONDS", 0.3)
+    comfy.empty_polls, comfy.state = 10**6, "gone"
+    comfy.frames = [slowly(*chatter)] if chatter else []
+    started = time.monotonic()
+    assert "no longer knows the run" in fails(comfy, tmp_path)
+    assert time.monotonic() - started < 5
+
+
+def test_progress_goes_on_after_the_server_was_asked(comfy, tmp_path, monkeypatch):
+    monkeypatch.setattr(client, "CHECK_SECONDS", 0.2)
+    comfy.empty_polls = 3
+    comfy.frames = [slowly(b"\x89\x00")]
+    started = time.monotonic()
+    assert run_on_server(comfy.url, PROMPT, tmp_path).files
+    assert time.monotonic() - started > 0.75, "while it is in the queue it is followed, not polled"
+    assert comfy.sockets == 1
+
+
+def test_a_message_without_end_is_not_collected(comfy, tmp_path, monkeypatch):
+    monkeypatch.setattr(connection, "LONGEST_ANSWER", 50_000)
+    sent = []
+
+    def flood():
+        yield b"\x82\x7f" + (10**12).to_bytes(8, "big")
+        while True:
+            sent.append(1)
+            yield b"x" * 10_000
+
+    comfy.frames = [flood()]
+    assert run_on_server(comfy.url, PROMPT, tmp_path).files, "it is polled instead"
+    assert len(sent) < 2000
+
+
+def test_a_handshake_that_trickles_is_given_up(comfy, tmp_path, monkeypatch):
+    monkeypatch.setattr(connection, "TIMEOUT", 0.4)
+    comfy.raw["/ws"] = slowly(b"HTTP/1.1 101 Switching", b"x")
+    assert run_on_server(comfy.url, PROMPT, tmp_path).files
+
+
+@pytest.mark.parametrize("path", ["/object_info", "/prompt", "/queue"])
+@pytest.mark.usefixtures("polling")
+def test_lists_in_lists_without_end(comfy, tmp_path, path):
+    comfy.answers[path], comfy.empty_polls = (200, b"[" * 10**6), 1
+    assert f"does not answer {path} as ComfyUI does" in fails(comfy, tmp_path)
+
+
+# What is downloaded --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("polling")
+def test_a_download_takes_no_other_files_place(comfy, tmp_path):
+    mine = tmp_path / "antipure" / "protected_00001_.png"
+    mine.parent.mkdir()
+    mine.write_bytes(b"mine")
+    names = ["protected_00001_.png", "protected_00002_.png", "PROTECTED_00002_.png", "a.png", "a.png", "A.PNG"]
+    comfy.entry = ended(outputs={"4": {"images": [saved(name) for name in names]}})
+    result = run_on_server(comfy.url, PROMPT, tmp_path)
+    assert mine.read_bytes() == b"mine"
+    assert [path.name for path in result.files["4"]] == [
+        "protected_00002_.png", "protected_00003_.png", "PROTECTED_00004_.png", "a.png", "a_2.png", "A_3.PNG"
+    ]  # fmt: skip
+    assert all(path.read_bytes() == png_bytes() for path in result.files["4"])
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("a.png", b"<html>not found</html>"),
+        ("a.png", png_bytes()[:-30]),
+        ("a.png", picture_bytes("JPEG")),
+        ("a.png", picture_bytes("EPS")),
+        ("a.jpg", picture_bytes("JPEG")[:200]),
+        ("a.webp", picture_bytes("WEBP")[:-9]),
+        ("a.tiff", b"MM\x00*"),
+        ("a.mp4", b"MZ"),
+        ("a.exr", png_bytes()),
+    ],
+)
+@pytest.mark.usefixtures("polling")
+def test_what_is_no_picture_is_not_kept(comfy, tmp_path, name, data):
+    comfy.entry = ended(outputs={"4": {"images": [saved(name)]}})
+    comfy.answers["/view"] = (200, data)
+    assert f"gives as {name} is damaged or no such picture" in fails(comfy, tmp_path)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("suffix", "data"),
+    [(f".{kind.lower()}", picture_bytes(kind)) for kind in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")]
+    + [(".MP4", b"\0\0\0\x20ftypisom"), (".webm", b"\x1a\x45\xdf\xa3..."), (".apng", png_bytes())],
+)
+def test_pictures_of_every_kind_are_known(suffix, data):
+    assert is_what_it_claims(suffix.lower(), data)
+
+
+def test_a_picture_too_large_to_decode_here_is_kept(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 5)
+    assert is_what_it_claims(".png", png_bytes())
+
+
 # Names a server gives ----------------------------------------------------------------------------------------
 
 
@@ -456,6 +666,13 @@ def test_a_vanished_picture_is_reported(comfy, tmp_path):
         ("a/./.../b", "/home/a.png", "a/b/home/a.png"),
         ("", "a\x00\n<b>.png", "a___b_.png"),
         ("x" * 300, "y" * 300 + ".png", f"{'x' * 100}/{'y' * 96}.png"),
+        ("", "é" * 300 + ".png", "é" * 96 + ".png"),
+        ("", "日" * 300 + ".png", "日" * 65 + ".png"),
+        ("/".join("abcdefghijkl"), "m.png", "f/g/h/i/j/k/l/m.png"),
+        ("con", "Com1 .tar.png", "_con/_Com1 .tar.png"),
+        ("LPT²", "nul.png", "_LPT²/_nul.png"),
+        ("", "a\x7f\x9b\u202egnp.\ud800.png", "a___gnp._.png"),
+        ("", "A\u0308.png", "Ä.png"),
     ],
 )
 def test_names_stay_in_the_folder(tmp_path, subfolder, filename, expected):

@@ -270,9 +270,14 @@ def test_a_kernel_that_fails_is_reported_once_and_replaced(fast, caplog):
     ]
 
 
-def test_running_out_of_memory_is_no_failure_of_the_kernel(fast, caplog):
-    fast.error = torch.cuda.OutOfMemoryError("full")
-    with pytest.raises(torch.cuda.OutOfMemoryError):
+class AcceleratorError(RuntimeError):
+    error_code = 2  # as torch.AcceleratorError has it when the driver is out of memory
+
+
+@pytest.mark.parametrize("error", [torch.cuda.OutOfMemoryError, AcceleratorError, MemoryError])
+def test_running_out_of_memory_is_no_failure_of_the_kernel(fast, caplog, error):
+    fast.error = error("full")
+    with pytest.raises(error):
         dispatch.run("fake.double", reference, torch.ones(1))
     fast.error = None
     assert dispatch.run("fake.double", reference, torch.ones(1)).item() == 2

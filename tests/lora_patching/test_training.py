@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import sys
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -176,6 +178,64 @@ def test_resuming_equals_running_through(generator, tmp_path, gate):
     assert len(longer.history) == 18
     with pytest.raises(AntiPureError, match="more than the 12 asked for"):
         train_patch(generator, faces, config, state_file=state)
+
+
+class InterruptedAt:
+    """Ctrl-C at the n-th line that Python is about to run of a step, its Adam included; None only notes the lines."""
+
+    FILES = ("training.py", "training_state.py", "adam.py", "optimizer.py")
+
+    def __init__(self, line: int | None, step: int):
+        self.line, self.step, self.armed = line, step, False
+        self.seen: list[str] = []  # the file of each line
+
+    def __enter__(self):
+        sys.settrace(self._called)
+        return self
+
+    def __exit__(self, *_):
+        sys.settrace(None)
+
+    def _called(self, frame, event, arg):
+        name = frame.f_code.co_name
+        if name == "_step" and "step" in frame.f_locals:
+            self.armed = frame.f_locals["step"] == self.step
+        if name == "_save":
+            self.armed = False  # the step is over; that a file appears whole or not at all is tested elsewhere
+        return self._line if frame.f_code.co_filename.endswith(self.FILES) else None
+
+    def _line(self, frame, event, arg):
+        if event == "line" and self.armed:
+            self.seen.append(Path(frame.f_code.co_filename).name)
+            if len(self.seen) - 1 == self.line:
+                self.armed = False
+                sys.settrace(None)
+                raise KeyboardInterrupt
+        return self._line
+
+
+def test_ctrl_c_at_any_line_of_a_step_repeats_nothing(generator, tmp_path):
+    """Also within Adam's update, and between it and the history."""
+    faces, config = make_faces(1), replace(QUICK, inner_steps=1, preview_every=0, save_every=1, rank=1)
+    whole = train_patch(generator, faces, config)
+    assert len(whole.history) == 2
+    state = tmp_path / "face.state"
+    with InterruptedAt(None, 1) as run:
+        train_patch(generator, faces, config, state_file=state)
+    ours = [i for i, file in enumerate(run.seen) if file.startswith("training")]
+    adams = [i for i, file in enumerate(run.seen) if not file.startswith("training")]
+    assert len(ours) > 40
+    assert len(adams) > 400
+    kept = set()
+    for line in [*ours, *adams[::37]]:
+        state.unlink()
+        with pytest.raises(KeyboardInterrupt), InterruptedAt(line, 1):
+            train_patch(generator, faces, config, state_file=state)
+        kept.add(len(torch.load(state, weights_only=True)["history"]))
+        resumed = train_patch(generator, faces, config, state_file=state)
+        assert same_tensors(resumed.patch.tensors, whole.patch.tensors), line
+        assert resumed.history == whole.history, line
+    assert kept == {1, 2}
 
 
 def test_states_that_do_not_belong(generator, tmp_path):
@@ -364,13 +424,11 @@ def test_generators_that_cannot_be_trained(change, message):
     assert not is_patched(generator)
 
 
-def test_out_of_memory_is_one_sentence():
-    def full(y):
-        raise torch.cuda.OutOfMemoryError("out of memory")
-
-    generator = broken(full)
+def test_out_of_memory_is_one_sentence(no_room):
+    generator = broken(no_room)
     before = state_of(generator)
-    with pytest.raises(AntiPureError, match="not enough memory for a training step"):
+    whose = "The GPU has" if no_room.gpu else "There is"
+    with pytest.raises(AntiPureError, match=f"^{whose} not enough memory for a training step"):
         train_patch(generator, make_faces(2), QUICK)
     assert state_of(generator) == before
 
@@ -392,6 +450,58 @@ def test_warnings_are_ink_with_an_outline_on_nothing(text, size):
         assert torch.equal(target[:, warning[0] == 0], torch.full_like(target[:, warning[0] == 0], value))
 
 
+@pytest.mark.parametrize(
+    ("text", "other"), [("ВНИМАНИЕ", "ПОДДЕЛКА"), ("ΨΕΥΔΕΣ", "ΑΛΗΘΕΣ"), ("ÄÖ", "ÜÉ"), ("→", "←"), ("FÄKE", "FÖKE")]
+)
+def test_different_texts_are_different_pictures(text, other):
+    """Both were the same boxes."""
+    first, second = text_warning(64, 64, text), text_warning(64, 64, other)
+    assert (first > 0.5).any()
+    assert (first - second).abs().max() > 0.5
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("偽造された画像", "偽 (U+507D), 造 (U+9020)"),
+        ("FAKE 한국", "characters 한 (U+D55C), 국 (U+AD6D) cannot be drawn"),
+        ("مزيف", "U+0645"),  # DejaVu has the letters, but they have to be joined and run from the right
+        ("FA\tKE", "characters U+0009 cannot"),
+        ("FA\u200dKE", "characters U+200D cannot"),
+        ("\ue000\u0301", "U+E000"),
+        ("".join(map(chr, range(0x4E00, 0x4E20))), "(U+4E07), ... cannot be drawn"),
+    ],
+)
+def test_characters_that_cannot_be_drawn_are_named(text, named):
+    with pytest.raises(AntiPureError, match="use Latin, Greek or Cyrillic letters") as caught:
+        text_warning(64, 64, text)
+    assert named in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_plain_warnings_are_drawn_in_the_built_in_font_as_ever(monkeypatch):
+    """Trained patches carry them: their bytes are not to change."""
+    from antipure.methods.lora_patching import warning
+    from PIL import Image, ImageDraw, ImageFont
+
+    monkeypatch.setattr(warning, "lacking", lambda *_: pytest.fail("another font was looked at"))
+    monkeypatch.setattr(warning, "_fitted", lambda ink, *_: ink)
+    for text in ("FAKE", "AI\nEDITED", "~!{|}`", "“©”"):
+        font = ImageFont.load_default(size=160)
+        left, top, right, bottom = map(
+            round, ImageDraw.Draw(Image.new("L", (1, 1))).multiline_textbbox((0, 0), text, font=font, align="center")
+        )
+        image = Image.new("L", (right - left, bottom - top))
+        ImageDraw.Draw(image).multiline_text((-left, -top), text, font=font, align="center", fill=255)
+        assert torch.equal(text_warning(64, 64, text)[0, 0], torch.tensor(list(image.tobytes())).view(
+            image.height, image.width) / 255)  # fmt: skip
+    assert torch.equal(text_warning(64, 64, "AI\r\nEDITED"), text_warning(64, 64, "AI\nEDITED"))
+
+
+def test_letters_and_their_accents_may_come_apart():
+    assert torch.equal(text_warning(64, 64, "U\u0308BER"), text_warning(64, 64, "ÜBER"))
+
+
 def test_warnings_without_a_scalable_font(monkeypatch):
     from PIL import ImageFont
 
@@ -404,6 +514,10 @@ def test_warnings_without_a_scalable_font(monkeypatch):
 
     monkeypatch.setattr(ImageFont, "load_default", old)
     assert (text_warning(64, 64, "FAKE") > 0.5).any()
+    assert (text_warning(64, 64, "“FAKE”") > 0.5).any()
+    monkeypatch.setattr(ImageFont, "truetype", lambda *_, **__: (_ for _ in ()).throw(ImportError("no _imagingft")))
+    with pytest.raises(AntiPureError, match="only draw plain letters"):
+        text_warning(64, 64, "FÄKE")
 
 
 def test_a_users_picture_as_warning():
@@ -420,6 +534,7 @@ def test_a_users_picture_as_warning():
 
 def test_warnings_that_cannot_be_drawn():
     for make, message in [
+        (lambda: text_warning(64, 64, "FAKE " * 60), r"300 characters has letters of 0\.\d px at 64×64"),
         (lambda: text_warning(64, 64, " \n"), "no text"),
         (lambda: text_warning(8, 64), "cannot be read at 8×64"),
         (lambda: picture_warning(torch.ones(1, 3, 9, 9), 64, 64), "blank"),

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from antipure.methods.architecture import fingerprint
+from antipure.methods.attacks.ensemble import combine
 from antipure.methods.errors import AntiPureError
 from antipure.methods.generators.procedural_faces import draw_faces
 from antipure.methods.generators.stargan import StarGAN, StarGANNetwork
@@ -149,6 +150,18 @@ def test_names_that_leave_the_folder_are_refused(generator, output, name):
     assert not output.exists()
 
 
+def test_a_place_that_cannot_be_written_is_found_before_training(generator, faces, output, monkeypatch):
+    output.parent.mkdir()
+    output.touch()
+    check = node("SaveLoraPatch").VALIDATE_INPUTS
+    assert "cannot be written" in check("mine/patch")
+    assert "plain name" in check("../x")
+    assert check() is True, "it is wired"
+    monkeypatch.setattr("antipure.nodes.lora_patch.train_patch", lambda *_, **__: pytest.fail("it was trained"))
+    with pytest.raises(AntiPureError, match="cannot be written"):
+        train(generator, faces, state="a")
+
+
 def test_a_standard_lora_needs_the_model_it_is_for(generator, output):
     with pytest.raises(AntiPureError, match="wire the MODEL"):
         node("SaveLoraPatch").save(random_patch(generator), "x", "standard LoRA")
@@ -278,6 +291,16 @@ def test_a_model_patch_trains_on_the_pixel_denoiser(tiny):
     assert patch.metadata["mode"] == "defensive"
     assert "30 steps" in report
     assert curve.shape[-1] == 3
+
+
+@pytest.mark.parametrize("mode", ["mean", "worst"])
+def test_combined_denoisers_have_no_network_to_patch(tiny, make_tiny, mode):
+    other = make_tiny(seed=1)
+    combined = combine(combine(tiny, other, mode), make_tiny(seed=2), "mean")
+    before = {key: value.clone() for key, value in other.unet.state_dict().items()}
+    with pytest.raises(AntiPureError, match="no single network to patch; wire one of them here"):
+        node("TrainModelPatch").train(combined, torch.rand(1, 16, 16, 3), "A", 1, 1, 4, "scalar", 1e-2, 0)
+    assert all(torch.equal(before[key], value) for key, value in other.unet.state_dict().items())
 
 
 def test_standard_lora_files_hold_the_dense_update(generator, tmp_path):

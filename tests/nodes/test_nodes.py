@@ -147,6 +147,18 @@ def test_empty_64_mask_means_no_mask(tiny):
     assert torch.equal(protect(image, tiny, mask=torch.zeros(1, 64, 64))[0], protect(image, tiny)[0])
 
 
+def test_a_mask_of_nothing_is_told_in_words(tiny):
+    """LoadImage gives such a mask, of the picture's size, for an opaque RGBA picture."""
+    image, mask = eight_bit(2, 24, 24, 3), torch.zeros(2, 24, 24)
+    mask[1, :12] = 1
+    protected, _, report = protect(image, tiny, mask=mask)
+    assert torch.equal(protected[0], image[0])
+    first, second = report.split("picture 2:")
+    assert "the mask forbids every pixel:\nnothing was changed" in first
+    assert "forbids" not in second
+    assert "forbids" not in protect(image, tiny, mask=torch.zeros(1, 64, 64))[2]
+
+
 def test_mask_of_another_size_is_resized():
     picture = torch.zeros(1, 3, 40, 60)
     mask = torch.zeros(20, 30)
@@ -212,6 +224,12 @@ def test_sheets_for_every_picture_of_any_size(size):
     [
         (torch.zeros(1, 0, 8, 3), "no pixels"),
         (torch.full((1, 8, 8, 3), float("nan")), "NaN"),
+        (torch.full((1, 8, 8, 3), 255.0), "from 255 to 255, but an IMAGE lies in 0..1"),
+        (eight_bit(1, 8, 8, 3).mul(255).byte(), "an IMAGE lies in 0..1"),
+        (torch.ones(1, 8, 8, 3, dtype=torch.uint8), "an IMAGE lies in 0..1"),
+        (eight_bit(1, 8, 8, 3) * 2 - 1, "from -1 to"),
+        (torch.tensor([0.5, 0.5, 0.5, 255]).expand(1, 8, 8, 4), "from 0.5 to 255"),
+        (torch.tensor([0.5, 0.5, 0.5, float("nan")]).expand(1, 8, 8, 4), "nan"),
         (torch.zeros(1, 8, 8, 2), "no IMAGE"),
         (torch.zeros(8, 8, 3), "no IMAGE"),
         ("a text", "no IMAGE"),
@@ -221,6 +239,25 @@ def test_bad_pictures_are_refused_in_one_sentence(tiny, image, sentence):
     with pytest.raises(AntiPureError, match=sentence) as caught:
         protect(image, tiny)
     assert "\n" not in str(caught.value)
+
+
+def test_overshoot_is_clamped_as_ever(tiny):
+    image = eight_bit(1, 16, 16, 3)
+    beyond = torch.where(image == 1, 1.4, torch.where(image == 0, -0.4, image))
+    beyond[0, 0, 0], image[0, 0, 0] = 1.4, 1
+    assert torch.equal(protect(beyond, tiny)[0], protect(image, tiny)[0])
+
+
+def test_results_of_nan_are_refused_before_they_are_shown(tiny, monkeypatch):
+    """A network of NaN purified to a black picture."""
+    monkeypatch.setattr(tiny, "predict", lambda x_t, t: (x_t * torch.nan, None))
+    with pytest.raises(AntiPureError, match="result holds NaN") as caught:
+        run("AntiPureDiffusionPurify", image=eight_bit(1, 20, 20, 3), denoiser=tiny, method="gridpure", timestep=2,
+            iterations=1, gamma=0.1, seed=0)  # fmt: skip
+    assert "\n" not in str(caught.value)
+    for value in (float("nan"), float("inf")):
+        with pytest.raises(AntiPureError, match="result holds NaN or infinite"):
+            convert.to_image(torch.full((1, 3, 4, 4), value))
 
 
 @pytest.mark.parametrize(("levels", "steps", "sentence"), [(0, 2, "levels"), (-3, 2, "levels"), (8, 0, "steps")])

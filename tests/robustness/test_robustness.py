@@ -12,9 +12,11 @@ from antipure.methods.attacks.settings import AttackSettings
 from antipure.methods.controls import apply_control, spectrum_matched
 from antipure.methods.diffusion.checkpoints import load_denoiser
 from antipure.methods.errors import AntiPureError
+from antipure.methods.figures.fonts import BOLD, SANS, escaped
 from antipure.methods.metrics import image as metrics
 from antipure.methods.pictures import SHOWN
 from antipure.methods.purification.purifiers import parse_purifier, parse_purifiers
+from antipure.methods.robustness import sheet
 from antipure.methods.robustness.measure import measure
 from antipure.methods.robustness.report import Cell, Column, Report, Row, level_of
 from antipure.methods.robustness.sheet import robustness_sheet
@@ -358,6 +360,36 @@ def test_the_sheet_is_a_picture_that_follows_the_numbers(report):
 def test_the_sheet_takes_any_number_of_purifiers_and_pictures(count):
     table = {f"gridpure{i + 1}": [(0.04, 0.01)] * count for i in range(count)}
     assert robustness_sheet(built(table, name="a $name$ of _any_ length " * 4)).shape[3] == 1480
+
+
+def test_names_that_the_sheets_font_lacks_are_numbered_and_told(report, recwarn):
+    """They were boxes, with matplotlib's warnings on stderr."""
+
+    def named(first: str, second: str) -> Report:
+        new = {"blocks": first, "noise": second}
+        return dataclasses.replace(
+            report,
+            protections=(first, second),
+            rows=tuple(dataclasses.replace(row, protection=new.get(row.protection, "")) for row in report.rows),
+            examples={(p, new.get(name, "")): shown for (p, name), shown in report.examples.items()},
+        )
+
+    first, second = robustness_sheet(named("日本", "中文")), robustness_sheet(named("日本", "中国"))
+    assert not torch.equal(first, second)
+    assert first.shape[2] > robustness_sheet(report).shape[2]  # a line for each
+    robustness_sheet(named("写真\t1", "protection 1"))
+    assert [str(warning.message) for warning in recwarn if "Glyph" in str(warning.message)] == []
+    renamed, told = sheet._drawable(named("日本_1", "protection 1"))
+    assert renamed.protections == ("protection 1 (of 2)", "protection 1")
+    assert told == ["protection 1 (of 2) is \\u65e5\\u672c_1: the font has no such letters."]
+    assert sheet._drawable(named("Ärger", "Ψ")) == (named("Ärger", "Ψ"), [])
+
+
+def test_a_denoisers_name_on_the_sheet_is_escaped_where_it_has_to_be(report, recwarn):
+    columns = tuple(dataclasses.replace(column, denoiser="模型.safetensors") for column in report.columns)
+    robustness_sheet(dataclasses.replace(report, columns=columns))
+    assert [str(warning.message) for warning in recwarn if "Glyph" in str(warning.message)] == []
+    assert escaped("模型 ä\t", SANS, BOLD) == "\\u6a21\\u578b ä\\u0009"
 
 
 def test_large_pictures_are_shown_by_their_middle():

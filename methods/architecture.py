@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +36,7 @@ def fingerprint(target: object) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
+MOST_LAYERS = 1000
 COUNTERS = ("num_batches_tracked",)  # what a network may have and a state may lack
 
 
@@ -56,6 +58,25 @@ def check_state(network: nn.Module, state: Mapping[str, Tensor]) -> None:
     extra = next((key for key in state if key not in targets), None)
     if extra is not None:
         raise AntiPureError(f"It has '{extra}', which has no place in the network that the rest of it describes.")
+
+
+def check_layers(config: object, folder: Path) -> None:
+    """Raise `AntiPureError` for a configuration of absurdly many layers: each costs memory even without weights."""
+    for key, value in config.items() if isinstance(config, dict) else ():
+        check_layers(value, folder)
+        counts = value if isinstance(value, list) else [value]
+        if ("layer" in key or "depth" in key) and any(isinstance(n, int) and n > MOST_LAYERS for n in counts):
+            raise AntiPureError(f"{folder} asks for more than {MOST_LAYERS} layers ({key}); download the model again.")
+
+
+def check_size(described: nn.Module, files: Iterable[Path]) -> None:
+    """Raise `AntiPureError` where a network, built on the meta device, has far more weights than its files can hold.
+
+    A byte for each is the least; twice, since a file may lack parts, such as the encoder's pooler in a classifier's.
+    """
+    size = sum(value.numel() for value in described.parameters())
+    if size > 2 * sum(file.stat().st_size for file in files):
+        raise AntiPureError(f"its configuration asks for {size} weights, far more than its files can hold")
 
 
 def check_finite(network: nn.Module) -> None:

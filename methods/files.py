@@ -200,11 +200,11 @@ def find_weights(folder: Path, stem: str, suffixes: tuple[str, ...] = FORMATS) -
     for variant in (None, *VARIANTS):
         for suffix in suffixes:
             inner = "" if variant is None else f".{variant}"
-            whole, index = folder / f"{stem}{inner}{suffix}", folder / f"{stem}{suffix}.index{inner}.json"
-            if whole.is_file():
+            if (whole := folder / f"{stem}{inner}{suffix}").is_file():
                 return [whole], variant
-            if index.is_file():
-                return _shards(index, suffix), variant
+            for name in (f"{suffix}.index{inner}.json", f"{suffix}{inner}.index.json"):  # diffusers 0.30: the latter
+                if (index := folder / f"{stem}{name}").is_file():
+                    return _shards(index, suffix), variant
     raise AntiPureError(f"{folder} has no {stem}.safetensors; download or copy the folder again.")
 
 

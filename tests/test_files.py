@@ -195,8 +195,9 @@ def test_weights_are_found_in_the_order_of_their_worth(tmp_path):
         find_weights(tmp_path, "net")
 
 
-@pytest.mark.parametrize("index", ["net.safetensors.index.json", "net.safetensors.index.fp16.json"])
-def test_shards_are_found_through_their_index(tmp_path, index):
+@pytest.mark.parametrize("inner", [".index", ".index.fp16", ".fp16.index"])
+def test_shards_are_found_through_their_index(tmp_path, inner):
+    index = f"net.safetensors{inner}.json"
     (tmp_path / index).write_text(
         json.dumps({"weight_map": {"a": "2.safetensors", "b": "1.safetensors", "c": "2.safetensors"}})
     )

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..architecture import check_finite
+from ..architecture import check_finite, check_layers, check_size
 from ..diffusion.checkpoints import DTYPES, check_family, rename_old_attention
 from ..diffusion.denoiser import Denoiser
 from ..errors import AntiPureError
@@ -160,6 +160,8 @@ def load_pipeline(
     try:
         from diffusers import StableDiffusionPipeline
 
+        for part, described in _described(folder).items():
+            check_size(described, files[part])
         with torch.inference_mode(False):
             pipeline = StableDiffusionPipeline.from_pretrained(
                 str(folder),
@@ -181,6 +183,22 @@ def load_pipeline(
     except Exception as error:  # a malformed folder makes diffusers and transformers raise nearly anything
         raise AntiPureError(f"{folder} cannot be read as a {CLASS}: {reason(error)}") from error
     return PipelineDenoiser(pipeline, prompt, DTYPES[precision])
+
+
+def _described(folder: Path) -> dict[str, nn.Module]:
+    """The parts of a pipeline as their configurations describe them, on the meta device: without memory."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    configs = {part: read_json(folder / part / "config.json") for part in PARTS}
+    for part, config in configs.items():
+        check_layers(config, folder / part)
+    with torch.device("meta"):
+        return {
+            "unet": UNet2DConditionModel.from_config(configs["unet"]),
+            "vae": AutoencoderKL.from_config(configs["vae"]),
+            "text_encoder": CLIPTextModel(CLIPTextConfig.from_dict(configs["text_encoder"])),
+        }
 
 
 def _check_complete(network: Any, names: set[str]) -> None:

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ def load_denoiser(
         try:
             unet, betas, tile, patch = _load(path)
         except AntiPureError as error:
-            if str(path) in str(error):
+            if str(error).startswith((f"{path} ", f"{path}{os.sep}")):
                 raise
             raise AntiPureError(f"{path} cannot be used. {error}") from error
         except Exception as error:  # whatever a malformed file or configuration makes torch or diffusers raise

@@ -7,6 +7,7 @@ with `weights_only`; exported programs (.pt2) can carry code and are refused.
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TypeVar
 
@@ -53,7 +54,7 @@ def load_generator(
                     f"Its size is {side!r}; give a whole number of pixels from {SMALLEST_SIZE} to {LARGEST_SIZE}."
                 )
         except AntiPureError as error:
-            if str(path) in str(error):
+            if str(error).startswith((f"{path} ", f"{path}{os.sep}")):
                 raise
             raise AntiPureError(f"{path} cannot be used. {error}") from error
         except Exception as error:  # whatever malformed names, shapes or settings make Python or torch raise

@@ -94,7 +94,7 @@ def load_patch(path: str | Path) -> LoraPatch:
         version = int(description["version"])
         rank, alpha, gate = description["rank"], description["alpha"], description["gate"]
         architecture, notes = str(description["architecture"]), dict(description["metadata"])
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise AntiPureError(f"{weights} has a damaged description; save or download the patch again.") from error
     if version > FORMAT_VERSION:
         raise AntiPureError(f"{weights} was written by a newer version of this pack; update the pack to read it.")

@@ -18,14 +18,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..architecture import check_finite
+from ..architecture import check_finite, check_layers, check_size
 from ..errors import AntiPureError
 from ..files import find_weights, read_json, read_weights, reason
 from .inception import SIGNATURE, FidInception
 from .lpips import AlexNet
 
 RESNET_FEATURE_SIZE = 224
-MOST_LAYERS, LARGEST_PICTURE = 1000, 8192
+LARGEST_PICTURE = 8192
 Channels = tuple[float, float, float]  # one number for each of red, green and blue
 
 
@@ -56,7 +56,7 @@ def load_transformers(folder: Path) -> nn.Module:
     """
     if not (folder / "config.json").is_file():
         raise AntiPureError(f"There is no encoder in {folder}; give a transformers folder with config.json in it.")
-    _check_counts(read_json(folder / "config.json"), folder)
+    check_layers(read_json(folder / "config.json"), folder)
     if not any(folder.glob("*.safetensors")):
         raise AntiPureError(f"{folder} has no safetensors weights; convert the model, other formats are not read.")
     files, variant = find_weights(folder, "model", (".safetensors",))
@@ -69,10 +69,7 @@ def load_transformers(folder: Path) -> nn.Module:
         try:
             with torch.device("meta"):  # memory is taken only for what the files can hold
                 described = AutoModel.from_config(AutoConfig.from_pretrained(folder, **local))
-            size = sum(value.numel() for value in described.parameters())
-            # A byte a weight is the least; twice, since a file of an image classifier lacks parts of the encoder.
-            if size > 2 * sum(file.stat().st_size for file in files):
-                raise AntiPureError(f"its configuration asks for {size} weights, far more than its files can hold")
+            check_size(described, files)
             model, info = AutoModel.from_pretrained(
                 folder, use_safetensors=True, variant=variant, output_loading_info=True, **local
             )
@@ -81,15 +78,6 @@ def load_transformers(folder: Path) -> nn.Module:
         except Exception as error:  # a malformed folder makes transformers raise nearly anything
             raise AntiPureError(f"{folder} cannot be read as a transformers model: {reason(error)}") from error
     return model
-
-
-def _check_counts(config: object, folder: Path) -> None:
-    """Raise `AntiPureError` for a configuration of absurdly many layers: each costs memory even without weights."""
-    for key, value in config.items() if isinstance(config, dict) else ():
-        _check_counts(value, folder)
-        counts = value if isinstance(value, list) else [value]
-        if ("layer" in key or "depth" in key) and any(isinstance(n, int) and n > MOST_LAYERS for n in counts):
-            raise AntiPureError(f"{folder} asks for more than {MOST_LAYERS} layers ({key}); download the model again.")
 
 
 def _check_loaded(model: Any, missing: list[str]) -> None:

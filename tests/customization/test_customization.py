@@ -555,3 +555,26 @@ def test_pipelines_with_the_noise_of_another_family_are_refused(folder, tmp_path
         (copy / "model_index.json").write_text(json.dumps(index | {"scheduler": ["diffusers", kind.__name__]}))
         with pytest.raises(AntiPureError, match=f"Its scheduler is a {kind.__name__}, whose noise is not that of DDPM"):
             load_pipeline(copy, "a")
+
+
+@pytest.mark.parametrize(
+    ("part", "changes", "message"),
+    [
+        ("unet", {"block_out_channels": [4096, 4096]}, "asks for [0-9]{9,} weights, far more than its files"),
+        ("vae", {"block_out_channels": [4096, 4096]}, "asks for [0-9]{9,} weights, far more than its files"),
+        ("text_encoder", {"hidden_size": 16384}, "asks for [0-9]{9,} weights, far more than its files"),
+        ("unet", {"layers_per_block": 10**9}, "more than 1000 layers"),
+        ("text_encoder", {"num_hidden_layers": 10**9}, "more than 1000 layers"),
+    ],
+)
+def test_pipelines_take_no_memory_that_their_files_do_not_fill(folder, tmp_path, part, changes, message, monkeypatch):
+    import shutil
+
+    from diffusers import StableDiffusionPipeline
+
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    path = copy / part / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    monkeypatch.setattr(StableDiffusionPipeline, "from_pretrained", None)  # nothing may come as far as this
+    with pytest.raises(AntiPureError, match=message):
+        load_pipeline(copy, "a")

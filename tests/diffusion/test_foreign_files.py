@@ -302,3 +302,15 @@ def test_no_memory_is_taken_for_what_only_our_format_describes(tmp_path, changes
 
 def test_scheduler_settings_without_a_class_are_ddpm():
     assert torch.equal(beta_schedule({}), beta_schedule({"_class_name": "DDPMScheduler"}))
+
+
+@pytest.mark.parametrize("name", ["s", "t.pt", "model with spaces"])
+def test_the_path_is_named_even_where_its_letters_are_in_the_sentence(folder, monkeypatch, name):
+    monkeypatch.chdir(folder.parent)
+    if name.endswith(".pt"):
+        torch.save({"state_dict": adm_state("conv sampling, no scale-shift, one head")}, name)
+    else:
+        folder.rename(name)
+        edit_json(folder.parent / name / "scheduler" / "scheduler_config.json", _class_name="ScoreSdeVeScheduler")
+    with pytest.raises(AntiPureError, match=rf"^{name} cannot be used\. It"):
+        load_denoiser(name)

@@ -605,8 +605,9 @@ def test_files_that_are_no_patches(net, tmp_path):
     foreign = tmp_path / "foreign.safetensors"
     save_file({"lora_unet_x.lora_up.weight": torch.zeros(2, 2)}, foreign)
     refuse(foreign, "no LoRA patch of this pack")
-    save_file({"a": torch.zeros(2)}, foreign, {"antipure_patch": "{"})
-    refuse(foreign, "damaged description")
+    for text in ("{", "[" * 10**5, '{"a":' * 10**5):
+        save_file({"a": torch.zeros(2)}, foreign, {"antipure_patch": text})
+        refuse(foreign, "damaged description")
     for changes, message in [
         ({"rank": 5}, "says rank 5, but layer"),
         ({"rank": "many"}, "The rank is many"),

@@ -14,6 +14,7 @@ from ..nodes import NODE_CLASS_MAPPINGS
 from ..nodes.convert import from_image, to_image
 from .executor import Executor
 from .graph import read_workflow, set_inputs
+from .terminal import show
 
 PRESETS = ("paper", "strong")
 HEADER = ("perturbation", "PSNR", "SSIM", "levels", "structural distortion", "detail ratio", "PSNR after")
@@ -31,7 +32,7 @@ def run_demo(picture: str, out: Path, *, steps: int, iterations: int, levels: fl
         [f"1.image={picture}", f"3.levels={levels}", f"3.steps={steps}"]
         + [f"{node}.iterations={iterations}" for node in (5, 6)],
     )
-    print(
+    show(
         f"{Path(picture).name}, {levels:g} levels, {steps} steps, then GrIDPure, {iterations} iterations of 10 steps\n"
     )
     rows: list[dict] = []
@@ -55,8 +56,8 @@ def run_demo(picture: str, out: Path, *, steps: int, iterations: int, levels: fl
                     to_image(matched), result.outputs["2"][0], **purifier
                 )
             rows.append(_row(f"  {preset}, spectrum-matched", original, matched, clean, from_image(pure)[0]))
-    print(format_table(rows))
-    print(
+    show(format_table(rows))
+    show(
         "\nstructural distortion, detail ratio: purified protected against purified clean picture, same noise.\n"
         "PSNR after: purified protected picture against the original.\n"
         f"{time.perf_counter() - started:.0f} s; pictures in {out}\nsheet: {sheets['strong']}"

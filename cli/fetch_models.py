@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from ..methods.errors import AntiPureError
 from .model_registry import MODELS, PRESENT, Model
+from .terminal import show
 
 _SECONDS = 60  # without any answer
 _STALE = 3600  # seconds since anything was written to a download: whoever began it is gone
@@ -48,10 +49,10 @@ def run_fetch_models(names: list[str], models: Path | None, *, accept_licence: b
     if unknown:
         raise AntiPureError(f"There is no model '{unknown[0]}' to fetch; there are {', '.join(MODELS)}.")
     if not names:
-        print(listing(models))
+        show(listing(models))
     for name in names:
         for path in fetch(name, models, accept_licence=accept_licence, registry=MODELS):
-            print(path)
+            show(path)
 
 
 def listing(models: Path) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..methods.errors import AntiPureError
 from ..methods.memory import is_out_of_memory, out_of_memory
-from .terminal import complain
+from .terminal import complain, show
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -142,11 +142,11 @@ def _purify(args: argparse.Namespace) -> dict:
 
 def _measure(args: argparse.Namespace) -> None:
     prompt = short_form("measure", {"1.image": args.reference, "2.image": args.image})
-    shown = run_workflow(prompt, Path("output"), args.server).ui["3"]
+    result = run_workflow(prompt, Path("output"), args.server)
     if args.json:
-        print(json.dumps({"reference": args.reference, "image": args.image, **shown["metrics"][0]}))
+        show(json.dumps({"reference": args.reference, "image": args.image, **result.shown("3", "metrics", dict)}))
     else:
-        print(shown["text"][0])
+        show(result.shown("3", "text", str))
 
 
 def _report(args: argparse.Namespace) -> None:
@@ -155,7 +155,7 @@ def _report(args: argparse.Namespace) -> None:
     names = ("levels", "steps", "seed", "seeds", "denoiser", "held_out", "precision", "purifiers", "made_against")
     settings = {name: getattr(args, name) for name in (*names, "curve", "presets")}
     result = run_workflow(report_prompt(args.picture, args.protected, **settings), args.out, args.server)
-    print(write_report(result, args.out, as_json=args.json))
+    show(write_report(result, args.out, as_json=args.json))
 
 
 def _run(args: argparse.Namespace) -> None:
@@ -169,11 +169,11 @@ def _run(args: argparse.Namespace) -> None:
     for note in result.notes:
         complain(note)
     # Once each: Preview as Text shows what another node has shown already.
-    for text in dict.fromkeys(text for shown in result.ui.values() for text in shown.get("text", [])):
-        print(text)
+    for text in dict.fromkeys(result.texts()):
+        show(text)
     for files in result.files.values():
         for file in files:
-            print(file)
+            show(file)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -195,7 +195,7 @@ def main(argv: list[str] | None = None) -> int:
         else:
             _run(args)
     except AntiPureError as error:
-        print(f"antipure: {error}", file=sys.stderr)
+        complain(error)
         return 2
     except Exception as error:
         if not is_out_of_memory(error):
@@ -203,7 +203,7 @@ def main(argv: list[str] | None = None) -> int:
         complain(out_of_memory(error, "this", "take a smaller picture or model"))
         return 2
     except KeyboardInterrupt:
-        print("antipure: cancelled", file=sys.stderr)
+        complain("cancelled")
         return 130
     return 0
 

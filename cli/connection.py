@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import http.client
-import io
 import json
 import math
 import threading
@@ -18,9 +17,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote, urlsplit
 
-from PIL import Image
-
 from ..methods.errors import AntiPureError
+from .pictures import check_picture_file
 from .terminal import one_line
 
 TIMEOUT = 30.0  # seconds without a byte
@@ -93,11 +91,8 @@ class Server:
 
     def upload(self, path: str) -> str:
         """Upload a picture and return the server's name for it, the same for the same bytes."""
-        try:
-            data = Path(path).read_bytes()
-            Image.open(io.BytesIO(data)).close()
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise AntiPureError(f"{path} is not a picture that can be read; give a PNG, JPEG or WebP file.") from error
+        check_picture_file(Path(path))
+        data = Path(path).read_bytes()
         name = hashlib.sha256(data).hexdigest()[:24] + Path(path).suffix.lower()
         boundary = uuid.uuid4().hex
         parts = {'"subfolder"': UPLOAD_FOLDER.encode(), '"overwrite"': b"true", f'"image"; filename="{name}"': data}

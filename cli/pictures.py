@@ -11,6 +11,7 @@ import math
 import struct
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,6 +27,7 @@ FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "AVIF", "BMP", "GIF", "TIFF", "PPM", "J
 KINDS = "a PNG, JPEG, WebP, AVIF, BMP, GIF or TIFF file"
 MOST_PIXELS = 178_956_970  # of all frames together; where Pillow's own limit is
 AS_THEY_ARE = {"RGB": "", "RGBA": "", "L": "is grey", "LA": "is grey", "P": "has a palette", "PA": "has a palette"}
+_ORIENTATION = 274  # EXIF's
 _ICC, _X_RESOLUTION, _SUBFILE_TYPE, _REDUCED = 34675, 282, 254, 1  # TIFF's tags, and the bit of a thumbnail
 
 
@@ -86,8 +88,11 @@ class Source:
     @property
     def notes(self) -> list[str]:
         """A printable line for each change."""
-        name = "".join(c if c.isprintable() else "?" for c in self.name)
-        return [f"{name} {change}." for change in self.changes]
+        return [f"{_printable(self.name)} {change}." for change in self.changes]
+
+
+def _printable(name: str) -> str:
+    return "".join(c if c.isprintable() else "?" for c in name)
 
 
 def find_picture(name: str) -> Path:
@@ -95,7 +100,7 @@ def find_picture(name: str) -> Path:
     try:
         path = Path(name).expanduser()
         there, is_file = path.exists(), path.is_file()
-    except (OSError, ValueError, RuntimeError):  # names too long, with NUL, of unknown users
+    except (OSError, ValueError, RuntimeError, TypeError):  # too long, with NUL, of unknown users, no name at all
         there = is_file = False
         path = Path("none")
     if is_file:
@@ -105,7 +110,7 @@ def find_picture(name: str) -> Path:
         raise AntiPureError(f"{path} is {what}, not a picture; give the path of {KINDS}.")
     if (BUNDLED_FOLDER / path.name).is_file() and path.suffix == ".png":
         return BUNDLED_FOLDER / path.name
-    raise AntiPureError(f"There is no picture {name[:200]}; give the path of {KINDS}.")
+    raise AntiPureError(f"There is no picture {str(name)[:200]}; give the path of {KINDS}.")
 
 
 def read_picture(path: Path) -> tuple[np.ndarray, np.ndarray | None, Source]:
@@ -114,13 +119,33 @@ def read_picture(path: Path) -> tuple[np.ndarray, np.ndarray | None, Source]:
     Raises `AntiPureError` for what is no picture, is truncated or damaged, or has too many pixels: known from its
     header, before anything is decoded.
     """
+    with _opened(path) as opened:
+        return _read(path, opened)
+
+
+def check_picture_file(path: Path) -> list[str]:
+    """What a ComfyUI leaves out when it loads the file and saves a picture made from it, in words. Decodes nothing.
+
+    Raises `AntiPureError` as `read_picture` does, as far as a header tells.
+    """
+    with _opened(path) as opened:
+        frame, _ = _beside_colours(opened, getattr(opened, "tag_v2", None))
+        alpha = "A" in opened.getbands() or "transparency" in opened.info
+    beside = {"alpha": alpha, "colour profile": frame.profile, "colour information": frame.chunks}
+    lost = " and ".join(name for name, there in beside.items() if there)
+    return [f"{_printable(path.name)} has {lost}, which ComfyUI's Save Image does not save."] if lost else []
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """The file with its header read, and sentences for all that it may hold. Warnings of Pillow are not shown."""
     Image.init()
     formats = [name for name in FORMATS if name in Image.OPEN]
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of Pillow, about what is said in words here
+            warnings.simplefilter("ignore")  # about what is said in words here
             with path.open("rb") as file, Image.open(file, formats=formats) as opened:
-                return _read(path, opened)
+                yield opened
     except AntiPureError:
         raise
     except UnidentifiedImageError as error:
@@ -148,6 +173,8 @@ def _read(path: Path, opened: Image.Image) -> tuple[np.ndarray, np.ndarray | Non
         frame, lost = _beside_colours(opened, tags)
         changes.update(dict.fromkeys(lost))
         picture = ImageOps.exif_transpose(opened)
+        if frame.dpi and opened.getexif().get(_ORIENTATION) in (5, 6, 7, 8):  # lay on its side
+            frame = replace(frame, dpi=frame.dpi[::-1])
         if picture.mode.startswith("I"):
             if np.asarray(picture).max() > 65535:
                 raise AntiPureError(f"{path} holds values of more than 16 bits; save it with 8 or 16 bits first.")
@@ -187,6 +214,8 @@ def _converted(path: Path, opened: Image.Image) -> Iterator[str]:
         raise AntiPureError(f"{path} holds floating-point values, whose range nobody knows; save it with 8 or 16 bits.")
     if ";16" in f"{opened.mode} {getattr(opened, 'tile', '')}" or opened.mode == "I":
         yield "has 16 bits a channel; 8 of them are kept"
+        if "transparency" in opened.info:  # a colour of 16 bits, which no 8-bit one is equal to
+            yield "has a transparent colour of 16 bits a channel, which is left out"
     elif said := AS_THEY_ARE.get(opened.mode, f"is of mode {opened.mode}"):
         yield f"{said}; it is saved as RGB"
 

@@ -20,7 +20,9 @@ from . import connection
 from .connection import Server, Unreachable, connect_websocket
 from .downloads import download
 from .graph import title
+from .pictures import check_picture_file
 from .result import Result
+from .sources import loader_of
 from .terminal import one_line
 
 POLL_SECONDS = 1.0
@@ -39,6 +41,7 @@ def run_on_server(url: str, prompt: dict, out: Path) -> Result:
     if any("Save" in str(node["class_type"]) for node in prompt.values()):
         check_writable(out)
     _check_nodes(server, prompt)
+    left_out = _left_out(prompt)
     prompt = _upload_pictures(server, prompt)
     client_id, prompt_id = str(uuid.uuid4()), str(uuid.uuid4())
     with contextlib.ExitStack() as stack:
@@ -55,7 +58,9 @@ def run_on_server(url: str, prompt: dict, out: Path) -> Result:
                 server.cancel(prompt_id)
             raise
     _check_success(prompt, entry)
-    return _download(server, entry, Path(out))
+    result = _download(server, entry, Path(out))
+    result.notes += left_out
+    return result
 
 
 def _check_nodes(server: Server, prompt: dict) -> None:
@@ -64,6 +69,15 @@ def _check_nodes(server: Server, prompt: dict) -> None:
         raise AntiPureError(
             f"The ComfyUI at {server.base} has no node {', '.join(missing)}; install the pack there and restart it."
         )
+
+
+def _left_out(prompt: dict) -> list[str]:
+    """What the server leaves out of local files in pictures that are made from them, in words."""
+    savers = [node_id for node_id, node in prompt.items() if node["class_type"] == "SaveImage"]
+    loaders = dict.fromkeys(loader_of(prompt, node_id) for node_id in savers)
+    names = [prompt[loader].get("inputs", {}).get("image") for loader in loaders if loader is not None]
+    paths = dict.fromkeys(os.path.expanduser(name) for name in names if isinstance(name, str))
+    return [note for path in paths if os.path.isfile(path) for note in check_picture_file(Path(path))]
 
 
 def _upload_pictures(server: Server, prompt: dict) -> dict:

@@ -18,9 +18,14 @@ KEEPING = {
 
 
 def loader_of(prompt: dict, node_id: str) -> str | None:
-    """The LoadImage whose pictures this SaveImage writes, or None where they are made otherwise."""
+    """The LoadImage whose pictures this SaveImage writes, or None where they are made otherwise.
+
+    The workflow need not be checked yet: links that lead nowhere or in a circle lead to no file.
+    """
     link = prompt[node_id].get("inputs", {}).get("images")
-    while is_link(link) and link[1] == 0:
+    seen = set()
+    while is_link(link) and link[1] == 0 and link[0] in prompt and link[0] not in seen:
+        seen.add(link[0])
         node = prompt[link[0]]
         if node["class_type"] == "LoadImage":
             return link[0]

@@ -58,6 +58,13 @@ def check_state(network: nn.Module, state: Mapping[str, Tensor]) -> None:
         raise AntiPureError(f"It has '{extra}', which has no place in the network that the rest of it describes.")
 
 
+def check_finite(network: nn.Module) -> None:
+    """Raise `AntiPureError` naming the first weight of a loaded network that is NaN or infinite."""
+    for name, value in network.named_parameters():
+        if not torch.isfinite(value).all():
+            raise AntiPureError(f"'{name}' holds NaN or infinite weights.")
+
+
 def fill(network: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Give a network that was built on the meta device its weights, as float32. Raises as `check_state` does."""
     check_state(network, state)

@@ -29,6 +29,7 @@ NESTS = (
     *("model_state_dict", "model", "params", "shadow"),
 )
 WRAPPERS = ("module.", "_orig_mod.", "model.")  # DataParallel, torch.compile, Lightning
+FORMATS = (".safetensors", ".bin")
 VARIANTS = ("fp32", "ema", "fp16", "bf16")
 
 
@@ -63,20 +64,41 @@ def read_json(path: Path) -> dict:
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of a safetensors file; raises `AntiPureError` for an incomplete one.
 
-    Its library checks that tensors lie side by side inside the file, but would parse a header of 100 MB.
+    Its library checks that tensors lie side by side inside the file, so they take no more memory than that.
     """
     from safetensors import SafetensorError, safe_open
 
+    check_header(path)
     try:
-        with regular_file(path).open("rb") as file:
-            header = int.from_bytes(file.read(8), "little")
-        if header > HEADER_LIMIT and header < path.stat().st_size:
-            raise AntiPureError(f"{path} has a header of {header // 2**20} MB, far beyond any model's; it is not read.")
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             return {key: file.get_tensor(key) for key in file.keys()}, metadata  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise AntiPureError(f"{path} is not a complete safetensors file; download or copy it again.") from error
+
+
+def weight_names(path: Path) -> set[str]:
+    """The names of the tensors in a safetensors file, without reading them. Raises as `read_safetensors` does."""
+    from safetensors import SafetensorError, safe_open
+
+    check_header(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            return set(file.keys())
+    except (SafetensorError, OSError) as error:
+        raise AntiPureError(f"{path} is not a complete safetensors file; download or copy it again.") from error
+
+
+def check_header(path: Path) -> None:
+    """Raise `AntiPureError` for a safetensors header of absurd size, of which its library would parse 100 MB."""
+    try:
+        with regular_file(path).open("rb") as file:
+            header = int.from_bytes(file.read(8), "little")
+            size = os.fstat(file.fileno()).st_size
+    except OSError as error:
+        raise AntiPureError(f"{path} cannot be read ({error.strerror or error}).") from error
+    if HEADER_LIMIT < header < size:
+        raise AntiPureError(f"{path} has a header of {header // 2**20} MB, far beyond any model's; it is not read.")
 
 
 def check_pickles_are_safe(path: Path) -> None:
@@ -168,15 +190,15 @@ def _is_plain(value: object) -> bool:
     return isinstance(value, Tensor) and value.layout == torch.strided and not (value.is_meta or value.is_quantized)
 
 
-def find_weights(folder: Path, stem: str) -> tuple[list[Path], str | None]:
+def find_weights(folder: Path, stem: str, suffixes: tuple[str, ...] = FORMATS) -> tuple[list[Path], str | None]:
     """Files that hold the weights of a Hugging Face folder, and which of its variants they are.
 
     stem: such as "diffusion_pytorch_model". One file, or the shards its `.index.json` names; safetensors before
-    pickles; full precision before the variants in `VARIANTS`. Raises `AntiPureError` where there are none, or a
-    shard is missing.
+    pickles, unless `suffixes` leaves these out; full precision before the variants in `VARIANTS`.
+    Raises `AntiPureError` where there are none, or a shard is missing.
     """
     for variant in (None, *VARIANTS):
-        for suffix in (".safetensors", ".bin"):
+        for suffix in suffixes:
             inner = "" if variant is None else f".{variant}"
             whole, index = folder / f"{stem}{inner}{suffix}", folder / f"{stem}{suffix}.index{inner}.json"
             if whole.is_file():

@@ -6,7 +6,7 @@ import torch
 
 from ..methods.attacks.settings import AttackSettings
 from ..methods.errors import AntiPureError
-from ..methods.generators.loading import load_generator
+from ..methods.generators.loading import LARGEST_SIZE, load_generator
 from ..methods.generators.procedural_faces import HELD_OUT, SIDE, draw_faces
 from ..methods.lora_patching.disrupting import LEVELS, STEP_LEVELS, STEPS, disrupt
 from ..methods.metrics import image as metrics
@@ -50,14 +50,22 @@ class LoadGenerator:
     def INPUT_TYPES(cls) -> dict:
         names = model_folders.list_models("generators")
         tooltip = "'bundled', or a file in models/antipure_generators (.safetensors, .ckpt, .pth, .pt)."
-        return inputs.declare(generator=inputs.file(names, tooltip, model_folders.BUNDLED))
+        side = (
+            "The side in pixels that the network was trained at, which weights do not tell: 128 for the smaller models "
+            "of StarGAN and AttGAN. 0: what the file says, else 256."
+        )
+        return inputs.declare(
+            generator=inputs.file(names, tooltip, model_folders.BUNDLED),
+            optional={"size": inputs.integer(0, 0, LARGEST_SIZE, side)},
+        )
 
     @classmethod
     def IS_CHANGED(cls, generator=None, **_) -> str:
         return model_folders.model_state("generators", generator)
 
-    def load(self, generator) -> tuple:
-        return (host.manage(load_generator(model_folders.find_model("generators", generator))),)
+    def load(self, generator, size=0) -> tuple:
+        path = model_folders.find_model("generators", generator)
+        return (host.manage(load_generator(path, size=size or None)),)
 
 
 class EditFace:

@@ -6,16 +6,17 @@ only safetensors: nothing is downloaded, no pickle is opened, no code of the fol
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..diffusion.checkpoints import DTYPES
+from ..architecture import check_finite
+from ..diffusion.checkpoints import DTYPES, check_family, rename_old_attention
 from ..diffusion.denoiser import Denoiser
 from ..errors import AntiPureError
-from ..files import reason
+from ..files import find_weights, read_json, reason, weight_names
 from ..gradients.differentiation import saved_bytes
 from ..pictures import pad_reflect, random_stream, round_up
 from ..progress import Progress, silent
@@ -26,6 +27,7 @@ PIPELINE_SETTINGS = CustomizationSettings(
     rank=16, steps=400, batch=1, learning_rate=1e-4, low_share=0.0, convolutions=False, resize=True
 )
 CLASS = "StableDiffusionPipeline"
+PARTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
 
 
 class PipelineDenoiser(Denoiser):
@@ -139,21 +141,22 @@ def load_pipeline(
 
     prompt: the instance prompt. precision: "fp32", or "bf16"/"fp16" for autocast inside the U-Net.
     Without a safety checker: pictures stay on this machine. Raises `AntiPureError` naming the folder when it holds
-    something else, is incomplete, or its weights are no safetensors.
+    something else, is incomplete, or its weights are no safetensors. Shards and variants such as fp16 are read, too.
     """
     folder = Path(folder)
     if precision not in DTYPES:
         raise AntiPureError(f"The precision '{precision}' is unknown; choose one of {', '.join(DTYPES)}.")
-    try:
-        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise AntiPureError(f"{folder} is no diffusers pipeline: it has no readable model_index.json.") from error
-    kind = index.get("_class_name") if isinstance(index, dict) else None
+    if not (folder / "model_index.json").is_file():
+        raise AntiPureError(f"{folder} is no diffusers pipeline: it has no readable model_index.json.")
+    kind = read_json(folder / "model_index.json").get("_class_name")
     if kind != CLASS:
         raise AntiPureError(f"{folder} holds a {kind}; customization takes a {CLASS} folder.")
-    for part in ("unet", "vae", "text_encoder"):
+    files, variant = {}, None
+    for part, stem in PARTS.items():
         if not any((folder / part).glob("*.safetensors")):
             raise AntiPureError(f"{folder / part} has no safetensors weights; convert the model, pickles are not read.")
+        files[part], found = find_weights(folder / part, stem, (".safetensors",))
+        variant = variant or found
     try:
         from diffusers import StableDiffusionPipeline
 
@@ -162,11 +165,28 @@ def load_pipeline(
                 str(folder),
                 local_files_only=True,
                 use_safetensors=True,
+                variant=variant,  # parts that lack it are read in full
                 safety_checker=None,
                 feature_extractor=None,
                 image_encoder=None,
                 requires_safety_checker=False,
-            ).to(device, torch.float32)
+            )
+        check_family({**pipeline.scheduler.config, "_class_name": type(pipeline.scheduler).__name__})
+        for part in ("unet", "vae"):  # diffusers' own; transformers renames more than can be told here
+            _check_complete(getattr(pipeline, part), set().union(*map(weight_names, files[part])))
+        for part in PARTS:
+            check_finite(getattr(pipeline, part))
+        with torch.inference_mode(False):
+            pipeline = pipeline.to(device, torch.float32)
     except Exception as error:  # a malformed folder makes diffusers and transformers raise nearly anything
         raise AntiPureError(f"{folder} cannot be read as a {CLASS}: {reason(error)}") from error
     return PipelineDenoiser(pipeline, prompt, DTYPES[precision])
+
+
+def _check_complete(network: Any, names: set[str]) -> None:
+    """Raise `AntiPureError` for a weight that no file held, and that was made up at random."""
+    found = dict.fromkeys(names)
+    rename_old_attention(network, found)
+    missing = next((name for name in network.state_dict() if name not in found), None)
+    if missing is not None:
+        raise AntiPureError(f"the files of its {type(network).__name__} lack '{missing}'")

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..architecture import check_state, fill
+from ..architecture import check_finite, check_state, fill
 from ..errors import AntiPureError
 from ..files import BUNDLED_FOLDER, find_weights, read_json, read_weights, reason
 from ..gradients.compilation import MODES, OFF
@@ -112,15 +112,9 @@ def beta_schedule(config: dict) -> Tensor:
     Raises `AntiPureError` for a scheduler of another family, for what does not predict the noise, and for betas that
     are no noise schedule.
     """
-    name = config.get("_class_name", SCHEDULERS[0])
-    if name not in SCHEDULERS:
-        raise AntiPureError(
-            f"Its scheduler is a {name}, whose noise is not that of DDPM; only DDPM models can be used."
-        )
+    check_family(config)
     if config.get("prediction_type", "epsilon") != "epsilon":
         raise AntiPureError(f"The model predicts '{config['prediction_type']}'; only epsilon models can be used.")
-    if config.get("use_flow_sigmas"):
-        raise AntiPureError("Its scheduler is set to flow matching (use_flow_sigmas); only DDPM models can be used.")
     if config.get("rescale_betas_zero_snr"):
         raise AntiPureError(
             "Its noise schedule is rescaled to end in pure noise (rescale_betas_zero_snr), from which no epsilon model "
@@ -132,6 +126,17 @@ def beta_schedule(config: dict) -> Tensor:
     if not float((1 - betas).prod()) > torch.finfo(torch.float32).tiny:
         raise AntiPureError("The betas of its noise schedule are so large that nothing of the picture is left.")
     return betas
+
+
+def check_family(config: dict) -> None:
+    """Raise `AntiPureError` for a diffusers scheduler configuration whose noise is not that of DDPM."""
+    name = config.get("_class_name", SCHEDULERS[0])
+    if name not in SCHEDULERS:
+        raise AntiPureError(
+            f"Its scheduler is a {name}, whose noise is not that of DDPM; only DDPM models can be used."
+        )
+    if config.get("use_flow_sigmas"):
+        raise AntiPureError("Its scheduler is set to flow matching (use_flow_sigmas); only DDPM models can be used.")
 
 
 def _betas(config: dict) -> Tensor:
@@ -166,7 +171,7 @@ def _build_unet(config: dict, state: dict[str, Tensor], where: Path) -> nn.Modul
             raise AntiPureError(f"It asks for more layers than the file's {len(state)} weights.")
         with torch.device("meta"):  # memory is taken only for what the file turns out to hold
             unet = UNet2DModel(**known)
-        _rename_old_attention(unet, state)
+        rename_old_attention(unet, state)
         fill(unet, state)
     except Exception as error:  # diffusers checks little: odd settings raise nearly anything
         raise AntiPureError(
@@ -178,7 +183,7 @@ def _build_unet(config: dict, state: dict[str, Tensor], where: Path) -> nn.Modul
     return unet.eval()
 
 
-def _rename_old_attention(unet: Any, state: dict[str, Tensor]) -> None:
+def rename_old_attention(unet: Any, state: dict[str, Any]) -> None:
     """query, key, value and proj_attn, which diffusers wrote in its first year, to today's names, in place."""
     rename = getattr(unet, "_fix_state_dict_keys_on_load", None)
     rename = rename or unet._convert_deprecated_attention_blocks  # its name in diffusers 0.30
@@ -220,7 +225,7 @@ def _load_adm(path: Path, state: dict[str, Tensor]) -> Loaded:
             f"{path} holds no ADM (guided-diffusion) UNet; give such a checkpoint or a diffusers folder."
         )
     unet = load_adm_unet(state)
-    check_state(unet, unet.state_dict())
+    check_finite(unet)
     return unet, beta_schedule({}), unet.config.sample_size, 1
 
 

@@ -23,6 +23,7 @@ from .stargan import StarGAN, StarGANNetwork, default_labels
 
 BUNDLED = BUNDLED_FOLDER / "toy_stargan.safetensors"
 OWN_FORMAT = "antipure-stargan"
+SMALLEST_SIZE, LARGEST_SIZE = 8, 1024
 WANTED = "a StarGAN, AttGAN or HiSD generator checkpoint"
 # Bookkeeping of normalisation layers; batch normalisation needs its means and variances, StarGAN's must not use them.
 STATISTICS = ("running_mean", "running_var", *COUNTERS)
@@ -34,8 +35,8 @@ def load_generator(
 ) -> Generator:
     """Load a face-editing generator from a file (None: the bundled toy), float32, frozen.
 
-    size: side it was trained at; weights do not tell, so published models are taken to be of 256 (StarGAN's CelebA
-        model comes in 128 too).
+    size: side it was trained at, 8 to 1024; weights do not tell, so published models are taken to be of 256 (StarGAN's
+        and AttGAN's come in 128 too).
     Raises `AntiPureError` naming the path when it is no such generator, is incomplete, or holds code.
     """
     path = Path(path) if path is not None else BUNDLED
@@ -46,6 +47,11 @@ def load_generator(
     with torch.inference_mode(False), torch.no_grad():
         try:
             generator = _load(path, size)
+            side = generator.size
+            if not isinstance(side, int) or isinstance(side, bool) or not SMALLEST_SIZE <= side <= LARGEST_SIZE:
+                raise AntiPureError(
+                    f"Its size is {side!r}; give a whole number of pixels from {SMALLEST_SIZE} to {LARGEST_SIZE}."
+                )
         except AntiPureError as error:
             if str(path) in str(error):
                 raise

@@ -22,6 +22,7 @@ from ..figures.fonts import SANS, font_file, lacking
 DEFAULT_TEXT = "FAKE"
 LARGEST_WIDTH, LARGEST_HEIGHT = 0.9, 0.5  # of the picture's sides
 SMALLEST_SIDE = 16
+SMALLEST_LETTER = 3.0  # px from line to line, about: capitals of 2 px
 LETTER = 160  # px, the size letters are drawn in before they are scaled
 # What Pillow's built-in font has besides printable ASCII.
 BUILT_IN = {*map(chr, range(32, 127)), *"\n©«°±´·»‘’“”…‹›⁄™ﬁﬂ"}
@@ -32,13 +33,20 @@ def text_warning(height: int, width: int, text: str = DEFAULT_TEXT) -> Tensor:
     """A warning with `text`, as large as fits: 1×3×height×width in [-1, 1].
 
     It is drawn in Pillow's built-in font; in DejaVu Sans where that lacks a character. Line breaks are kept. Raises
-    `AntiPureError` for no text, characters that cannot be drawn, or a picture too small to read a text in.
+    `AntiPureError` for no text, characters that cannot be drawn, or a picture too small to read the text in.
     """
     if not text.strip():
         raise AntiPureError("The warning has no text; give a few words such as FAKE.")
     if min(height, width) < SMALLEST_SIDE:
         raise AntiPureError(f"A warning cannot be read at {height}×{width}; at least {SMALLEST_SIDE} px are needed.")
-    return _fitted(_letters(text), height, width, LARGEST_WIDTH, LARGEST_HEIGHT)
+    ink = _letters(text)
+    size = LETTER * min(LARGEST_WIDTH * width / ink.shape[-1], LARGEST_HEIGHT * height / ink.shape[-2])
+    if size < SMALLEST_LETTER:
+        raise AntiPureError(
+            f"A warning of {len(text)} characters has letters of {size:.1f} px at {height}×{width}, which nobody can "
+            "read; shorten it, or break it into lines."
+        )
+    return _fitted(ink, height, width, LARGEST_WIDTH, LARGEST_HEIGHT)
 
 
 def picture_warning(picture: Tensor, height: int, width: int) -> Tensor:

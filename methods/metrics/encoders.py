@@ -1,13 +1,14 @@
 """Visual encoders from the user's own local files, for MMFA and set metrics. Nothing is downloaded or executed.
 
-* A transformers folder (BLIP, CLIP, SigLIP, DINOv2, ...): `config.json` and `model.safetensors`.
+* A transformers folder (BLIP, CLIP, SigLIP, DINOv2, ...): `config.json` and `model.safetensors`, or its
+  shards, or a variant such as `model.fp16.safetensors`.
 * A ResNet-50 state dict (torchvision's names): safetensors, or a .pth file read with `weights_only`.
 * The InceptionV3 of FID (`pt_inception-2015-12-05`, pytorch-fid's names) and torchvision's AlexNet: the same.
 """
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +18,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..architecture import check_finite
 from ..errors import AntiPureError
-from ..files import read_weights, reason
+from ..files import find_weights, read_json, read_weights, reason
 from .inception import SIGNATURE, FidInception
 from .lpips import AlexNet
 
 RESNET_FEATURE_SIZE = 224
+MOST_LAYERS, LARGEST_PICTURE = 1000, 8192
 Channels = tuple[float, float, float]  # one number for each of red, green and blue
 
 
@@ -53,19 +56,51 @@ def load_transformers(folder: Path) -> nn.Module:
     """
     if not (folder / "config.json").is_file():
         raise AntiPureError(f"There is no encoder in {folder}; give a transformers folder with config.json in it.")
+    _check_counts(read_json(folder / "config.json"), folder)
     if not any(folder.glob("*.safetensors")):
         raise AntiPureError(f"{folder} has no safetensors weights; convert the model, other formats are not read.")
+    files, variant = find_weights(folder, "model", (".safetensors",))
     try:
-        from transformers import AutoModel
+        from transformers import AutoConfig, AutoModel
     except ImportError as error:
         raise AntiPureError("A transformers encoder needs the package 'transformers'; install it.") from error
+    local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     with torch.inference_mode(False):
         try:
-            return AutoModel.from_pretrained(
-                folder, local_files_only=True, use_safetensors=True, trust_remote_code=False
+            with torch.device("meta"):  # memory is taken only for what the files can hold
+                described = AutoModel.from_config(AutoConfig.from_pretrained(folder, **local))
+            size = sum(value.numel() for value in described.parameters())
+            # A byte a weight is the least; twice, since a file of an image classifier lacks parts of the encoder.
+            if size > 2 * sum(file.stat().st_size for file in files):
+                raise AntiPureError(f"its configuration asks for {size} weights, far more than its files can hold")
+            model, info = AutoModel.from_pretrained(
+                folder, use_safetensors=True, variant=variant, output_loading_info=True, **local
             )
+            _check_loaded(model, sorted(info["missing_keys"]))
+            check_finite(model)
         except Exception as error:  # a malformed folder makes transformers raise nearly anything
             raise AntiPureError(f"{folder} cannot be read as a transformers model: {reason(error)}") from error
+    return model
+
+
+def _check_counts(config: object, folder: Path) -> None:
+    """Raise `AntiPureError` for a configuration of absurdly many layers: each costs memory even without weights."""
+    for key, value in config.items() if isinstance(config, dict) else ():
+        _check_counts(value, folder)
+        counts = value if isinstance(value, list) else [value]
+        if ("layer" in key or "depth" in key) and any(isinstance(n, int) and n > MOST_LAYERS for n in counts):
+            raise AntiPureError(f"{folder} asks for more than {MOST_LAYERS} layers ({key}); download the model again.")
+
+
+def _check_loaded(model: Any, missing: list[str]) -> None:
+    """Raise `AntiPureError` for weights that no file held, which transformers would make up at random.
+
+    A pooler is no loss: classifiers are saved without one, and their CLS token serves (`pooled`).
+    """
+    if missing and all(key.startswith("pooler.") for key in missing):
+        model.pooler = None
+    elif missing:
+        raise AntiPureError(f"its files lack '{missing[0]}'")
 
 
 def _vision_part(model: nn.Module, folder: Path) -> tuple[nn.Module, object]:
@@ -87,15 +122,18 @@ def preprocessing(folder: Path, config: object) -> tuple[int | None, Channels, C
     size, mean, std = getattr(config, "image_size", None), IMAGENET_MEAN, IMAGENET_STD
     path = folder / "preprocessor_config.json"
     if path.is_file():
+        settings = read_json(path)
         try:
-            settings = json.loads(path.read_text(encoding="utf-8"))
             means = [float(v) for v in settings.get("image_mean", mean)]
             deviations = [float(v) for v in settings.get("image_std", std)]
-        except (ValueError, TypeError, AttributeError) as error:
+        except (ValueError, TypeError) as error:
             raise AntiPureError(f"{path} is damaged; download or copy the folder again.") from error
-        if len(means) != 3 or len(deviations) != 3 or min(deviations) <= 0:
+        usable = all(map(math.isfinite, means + deviations)) and len(means) == len(deviations) == 3
+        if not usable or min(deviations) <= 0:
             raise AntiPureError(f"{path} holds no usable normalisation; download or copy the folder again.")
         mean, std = (means[0], means[1], means[2]), (deviations[0], deviations[1], deviations[2])
+    if isinstance(size, int) and not 1 <= size <= LARGEST_PICTURE:
+        raise AntiPureError(f"{folder} asks for pictures of {size} pixels; sides up to {LARGEST_PICTURE} make sense.")
     return size if isinstance(size, int) else None, mean, std
 
 
@@ -151,6 +189,9 @@ def _state_dict(path: str | Path) -> dict[str, Tensor]:
 def _load_state(network: nn.Module, state: dict[str, Tensor], path: str | Path, name: str) -> None:
     try:
         network.load_state_dict(state, strict=True)
+        check_finite(network)
+    except AntiPureError as error:
+        raise AntiPureError(f"{path} cannot be used. {error}") from error
     except RuntimeError as error:
         raise AntiPureError(f"{path} does not hold the weights of a {name}; give that network's state dict.") from error
 

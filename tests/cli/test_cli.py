@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 
@@ -177,15 +178,20 @@ def test_a_full_disk_leaves_nothing_behind(photo, tmp_path, capsys, monkeypatch)
 
 def test_processes_that_save_at_once_overwrite_nothing(tmp_path):
     code = (
-        "import sys, torch; from pathlib import Path; from antipure.cli.core_nodes import SaveImage\n"
-        "for i in range(15):\n"
-        "    image = torch.full((1, 2, 2, 3), (int(sys.argv[2]) * 15 + i) / 255)\n"
-        "    SaveImage(Path(sys.argv[1])).save(image, 'run/a')"
+        "import sys, time, torch; from pathlib import Path; from antipure.cli.core_nodes import SaveImage\n"
+        "folder, number = Path(sys.argv[1]), int(sys.argv[2])\n"
+        "(folder / f'ready{number}').touch()\n"
+        "while not (folder / 'go').exists(): time.sleep(0.001)\n"
+        "for i in range(25):\n"
+        "    SaveImage(folder).save(torch.full((1, 2, 2, 3), (number * 25 + i) / 255), 'run/a')"
     )
     runs = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path), str(i)]) for i in range(3)]
+    while len(list(tmp_path.glob("ready*"))) < 3 and all(run.poll() is None for run in runs):
+        time.sleep(0.01)
+    (tmp_path / "go").touch()
     assert [run.wait() for run in runs] == [0, 0, 0]
     saved = list((tmp_path / "run").iterdir())
-    assert sorted(pixels(path)[0, 0, 0] for path in saved) == list(range(45))
+    assert sorted(pixels(path)[0, 0, 0] for path in saved) == list(range(75))
 
 
 @pytest.mark.parametrize(

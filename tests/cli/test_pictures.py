@@ -15,7 +15,7 @@ from antipure.cli.core_nodes import LoadImage
 from antipure.cli.executor import Executor
 from antipure.cli.graph import read_workflow, set_inputs
 from antipure.cli.main import main
-from antipure.cli.pictures import find_picture, read_picture
+from antipure.cli.pictures import check_picture_file, find_picture, read_picture
 from antipure.cli.sources import KEEPING, loader_of
 from antipure.methods.errors import AntiPureError
 from antipure.nodes import NODE_CLASS_MAPPINGS
@@ -125,6 +125,15 @@ def test_profile_and_resolution_are_saved_again(kind, command, tmp_path):
         assert picture.info["dpi"] == pytest.approx((300, 150), abs=0.02)
 
 
+def test_resolution_turns_with_the_picture(tmp_path):
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.new("RGB", (30, 20)).save(tmp_path / "a.png", exif=exif, dpi=(300, 150))
+    (picture,) = processed(tmp_path / "a.png", tmp_path / "out")
+    assert picture.size == (20, 30)
+    assert picture.info["dpi"] == pytest.approx((150, 300), abs=0.02)
+
+
 def test_colour_information_of_png_is_saved_again(tmp_path):
     information = PngImagePlugin.PngInfo()
     primaries = (31270, 32900, 64000, 33000, 21000, 71000, 15000, 6000)
@@ -181,6 +190,22 @@ def test_nodes_that_keep_a_picture_are_nodes_with_that_picture():
     assert loader_of({"1": {"class_type": "SaveImage", "inputs": {"images": ["2", 0]}},
                       "2": {"class_type": "AntiPureEditFaces", "inputs": {"image": ["3", 0]}},
                       "3": {"class_type": "LoadImage", "inputs": {}}}, "1") is None  # fmt: skip
+
+
+def test_links_that_lead_nowhere_lead_to_no_file():
+    saver = {"class_type": "SaveImage", "inputs": {"images": ["2", 0]}}
+    circle = {"class_type": "AntiPureProtect", "inputs": {"image": ["2", 0]}}
+    assert loader_of({"1": saver, "2": circle}, "1") is None
+    assert loader_of({"1": saver}, "1") is None
+
+
+def test_what_a_comfyui_leaves_out_is_known_without_decoding(tmp_path, monkeypatch):
+    Image.new("RGBA", (8, 8)).save(tmp_path / "a.png", icc_profile=profile())
+    Image.new("RGB", (8, 8)).save(tmp_path / "b.png", dpi=(300, 300))
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", lambda _: pytest.fail("it was decoded"))
+    told = check_picture_file(tmp_path / "a.png")
+    assert told == ["a.png has alpha and colour profile, which ComfyUI's Save Image does not save."]
+    assert check_picture_file(tmp_path / "b.png") == []
 
 
 @pytest.mark.parametrize("kind", ["gif", "webp", "png", "tif"])
@@ -250,6 +275,12 @@ def test_colours_of_16_bits_are_told(tmp_path, capsys):
     write_png(tmp_path / "a.png", 20, 20, bits=16)
     processed(tmp_path / "a.png", tmp_path / "out")
     assert capsys.readouterr().err == "antipure: a.png has 16 bits a channel; 8 of them are kept.\n"
+
+
+def test_a_transparent_colour_of_16_bits_is_told_to_be_left_out(tmp_path, capsys):
+    Image.fromarray(np.full((20, 20), 30000, np.uint16)).save(tmp_path / "a.png", transparency=30000)
+    processed(tmp_path / "a.png", tmp_path / "out")
+    assert "has a transparent colour of 16 bits a channel, which is left out" in capsys.readouterr().err
 
 
 def test_plain_pictures_are_saved_as_ever(tmp_path, capsys):

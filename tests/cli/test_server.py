@@ -327,6 +327,22 @@ def test_local_pictures_are_uploaded_by_content(comfy, tmp_path):
     assert [sent[i]["inputs"]["image"] for i in "1256"] == [name, name, "example.png", ["3", 0]]
 
 
+@pytest.mark.usefixtures("polling")
+def test_what_the_server_leaves_out_of_a_picture_is_told(comfy, tmp_path):
+    Image.new("RGBA", (8, 8)).save(tmp_path / "a.png", icc_profile=b"x")
+    Image.new("RGB", (8, 8)).save(tmp_path / "b.png")
+    prompt = {
+        **PROMPT,
+        "1": {"class_type": "LoadImage", "inputs": {"image": str(tmp_path / "a.png")}},
+        "2": {"class_type": "LoadImage", "inputs": {"image": str(tmp_path / "b.png")}},
+        "7": {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "a"}},
+        "8": {"class_type": "SaveImage", "inputs": {"images": ["2", 0], "filename_prefix": "b"}},
+        "9": {"class_type": "SaveImage", "inputs": {"images": ["9", 0], "filename_prefix": "c"}},
+    }
+    result = run_on_server(comfy.url, prompt, tmp_path / "out")
+    assert result.notes == ["a.png has alpha, which ComfyUI's Save Image does not save."]
+
+
 def test_only_pictures_are_uploaded(comfy, tmp_path):
     secret = tmp_path / "id_ed25519"
     secret.write_text("PRIVATE KEY")

@@ -490,3 +490,68 @@ def test_pipelines_that_are_none_are_refused(folder, tmp_path):
         load_pipeline(copy, "a")
     with pytest.raises(AntiPureError, match="precision"):
         load_pipeline(folder, "a", precision="fp8")
+
+
+def test_a_pipeline_in_halves_and_shards_is_the_same_pipeline(folder, tmp_path):
+    import shutil
+
+    from diffusers import StableDiffusionPipeline
+
+    pipeline = load_pipeline(folder, "a photo of sks").pipeline.to(dtype=torch.float16)
+    pipeline.save_pretrained(tmp_path / "whole")
+    pipeline.save_pretrained(tmp_path / "half", variant="fp16")
+    pipeline.save_pretrained(tmp_path / "shards", max_shard_size="20KB")
+    shutil.copytree(tmp_path / "half", tmp_path / "mixed")
+    name = "vae/diffusion_pytorch_model"
+    (tmp_path / "mixed" / f"{name}.fp16.safetensors").rename(tmp_path / "mixed" / f"{name}.safetensors")
+    assert len(list((tmp_path / "shards" / "unet").glob("*-of-*"))) > 1
+    assert isinstance(pipeline, StableDiffusionPipeline)
+    x, t = torch.randn(1, 4, 8, 8, generator=random_stream(0)), torch.tensor([7])
+    found = []
+    for kind in ("whole", "half", "shards", "mixed"):
+        denoiser = load_pipeline(tmp_path / kind, "a photo of sks")
+        with torch.no_grad():
+            found.append((denoiser.predict_noise(x, t), denoiser.encode(pictures(1, 16)), denoiser.embedding))
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "change", "message"),
+    [
+        ("unet", "conv_in.weight", None, "the files of its UNet2DConditionModel lack 'conv_in.weight'"),
+        ("vae", "encoder.conv_in.bias", None, "the files of its AutoencoderKL lack 'encoder.conv_in.bias'"),
+        ("unet", "conv_out.bias", float("nan"), "'conv_out.bias' holds NaN or infinite weights"),
+        ("text_encoder", None, float("inf"), "holds NaN or infinite weights"),
+    ],
+)
+def test_pipelines_that_would_compute_something_else_are_refused(folder, tmp_path, part, key, change, message):
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    path = next((copy / part).glob("*.safetensors"))
+    state = load_file(path)
+    key = key or next(iter(state))
+    if change is None:
+        del state[key]
+    else:
+        state[key].flatten()[0] = change
+    save_file(state, path, {"format": "pt"})
+    with pytest.raises(AntiPureError, match=message):
+        load_pipeline(copy, "a")
+
+
+def test_pipelines_with_the_noise_of_another_family_are_refused(folder, tmp_path):
+    import shutil
+
+    from diffusers import FlowMatchEulerDiscreteScheduler, LCMScheduler
+
+    for kind in (FlowMatchEulerDiscreteScheduler, LCMScheduler):
+        copy = shutil.copytree(folder, tmp_path / kind.__name__)
+        kind().save_pretrained(copy / "scheduler")
+        index = json.loads((copy / "model_index.json").read_text())
+        (copy / "model_index.json").write_text(json.dumps(index | {"scheduler": ["diffusers", kind.__name__]}))
+        with pytest.raises(AntiPureError, match=f"Its scheduler is a {kind.__name__}, whose noise is not that of DDPM"):
+            load_pipeline(copy, "a")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
@@ -262,6 +263,36 @@ def test_wrapped_states_are_the_generator_inside(wrapped):
         content = {name + k: v for k, v in content.items()} if name.endswith(".") else {name: content, "epoch": 3}
     found = generator_from_state(content).network.state_dict()
     assert all(torch.equal(found[key], value) for key, value in state.items())
+
+
+@pytest.mark.parametrize("size", [0, 7, 1025, -128, 10**9, 128.0, "128", True])
+def test_absurd_sizes_are_refused(tmp_path, size):
+    save_file(build("StarGAN").state_dict(), tmp_path / "g.safetensors")
+    if size:  # none given: 256
+        with pytest.raises(AntiPureError, match=r"g.safetensors cannot be used. Its size is .* from 8 to 1024"):
+            load_generator(tmp_path / "g.safetensors", size=size)
+    labels = {edit: [0.0] * 5 for edit in ("a", "b")}
+    metadata = {"format": "antipure-stargan", "config": json.dumps({"labels": labels, "size": size})}
+    save_file(build("StarGAN").state_dict(), tmp_path / "own.safetensors", metadata=metadata)
+    with pytest.raises(AntiPureError, match=r"own.safetensors cannot be used. Its size is .* from 8 to 1024"):
+        load_generator(tmp_path / "own.safetensors")
+
+
+@pytest.mark.parametrize("kind", ["StarGAN", "AttGAN"])
+def test_a_model_of_128_pixels_edits_at_128_pixels(tmp_path, kind):
+    """The node's input; what comes out at that side is the edit itself, unscaled."""
+    from antipure.nodes.generators import LoadGenerator
+
+    save_file(build(kind).state_dict(), tmp_path / "g.safetensors")
+    path = str(tmp_path / "g.safetensors")
+    (unknown,), (published,) = LoadGenerator().load(path), LoadGenerator().load(path, size=128)
+    assert (unknown.size, published.size) == (256, 128)
+    x = torch.rand(1, 3, 128, 128, generator=torch.Generator().manual_seed(0))
+    edit = published.edits[0]
+    with torch.no_grad():
+        expected = (published.edit(x * 2 - 1, edit) + 1) / 2
+        torch.testing.assert_close(published.edit_picture(x, edit), expected, rtol=0, atol=1e-5)
+        assert not torch.allclose(unknown.edit_picture(x, edit), expected, rtol=0, atol=1e-2)
 
 
 class Payload:

@@ -223,7 +223,7 @@ def test_transformers_folders_that_cannot_be_used(clip_folder, tmp_path):
     ).save_pretrained(text)
     refuse(text, "takes no pictures")
     (clip_folder / "preprocessor_config.json").write_text("{")
-    refuse(clip_folder, "is damaged")
+    refuse(clip_folder, "is not valid JSON")
     (clip_folder / "preprocessor_config.json").write_text('{"image_std": [0, 0, 0]}')
     refuse(clip_folder, "no usable normalisation")
     weights = clip_folder / "model.safetensors"

@@ -534,6 +534,7 @@ def test_a_users_picture_as_warning():
 
 def test_warnings_that_cannot_be_drawn():
     for make, message in [
+        (lambda: text_warning(64, 64, "FAKE " * 60), r"300 characters has letters of 0\.\d px at 64×64"),
         (lambda: text_warning(64, 64, " \n"), "no text"),
         (lambda: text_warning(8, 64), "cannot be read at 8×64"),
         (lambda: picture_warning(torch.ones(1, 3, 9, 9), 64, 64), "blank"),

@@ -323,7 +323,7 @@ def test_clip_iqa_is_torchmetrics(clip, pictures, monkeypatch):
         (lambda folder: [p.unlink() for p in folder.glob("*.json") if "config.json" not in p.name], "no tokenizer"),
         (lambda folder: (folder / "model.safetensors").unlink(), "no safetensors weights"),
         (lambda folder: (folder / "config.json").unlink(), "no encoder in"),
-        (lambda folder: (folder / "preprocessor_config.json").write_text("{"), "damaged"),
+        (lambda folder: (folder / "preprocessor_config.json").write_text("{"), "is not valid JSON"),
     ],
 )
 def test_what_is_missing_in_a_clip_folder_is_named(clip, tmp_path, change, sentence):

@@ -9,7 +9,7 @@ PYTEST_ARGS ?=
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test coverage lint benchmark clean
+.PHONY: demo test nightly coverage lint benchmark clean
 
 demo: $(STAMP)
 	$(VENV)/bin/antipure demo --out output/demo
@@ -19,6 +19,9 @@ test: $(STAMP)
 
 coverage: $(STAMP)
 	$(PY) -m pytest --cov --cov-report=term $(PYTEST_ARGS)
+
+nightly: $(STAMP)
+	$(PY) -m pytest -m nightly $(PYTEST_ARGS)
 
 lint: $(STAMP)
 	$(PY) -m ruff check .

@@ -14,10 +14,11 @@ from ..methods.files import check_writable
 from ..nodes.outputs import output_folder
 from .checks import NODES, check_node, check_nodes, execution_order, needed
 from .core_nodes import LoadImage, SaveImage
-from .graph import is_link, shown
+from .graph import is_link
 from .pictures import Source
 from .result import Result
 from .sources import alpha_is_a_mask, loader_of
+from .terminal import one_line
 
 
 class Executor:
@@ -89,7 +90,7 @@ class Executor:
         try:
             returned = getattr(instance, node_class.FUNCTION)(**values)
         except OSError as error:  # of names and disks: what the node did not expect, the system says in words
-            raise AntiPureError(f"{name} failed: {shown(str(error))[1:-1]}.") from error
+            raise AntiPureError(f"{name} failed: {one_line(error)}.") from error
         if isinstance(instance, LoadImage):
             self._sources[signature] = instance.source
         if isinstance(returned, dict):

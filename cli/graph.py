@@ -9,12 +9,14 @@ from pathlib import Path
 
 from ..methods.errors import AntiPureError
 from ..methods.files import reason
+from .terminal import one_line
 
 WORKFLOWS = Path(__file__).resolve().parent.parent / "workflows" / "api"
 _BOOLEANS = ("true", "false")
 LARGEST = 64 * 2**20  # bytes of a file: 100,000 nodes take half of it
+_LONGEST = 80  # characters of a name in a sentence
 _SHOWN = reprlib.Repr()
-_SHOWN.maxstring = _SHOWN.maxother = _SHOWN.maxlong = 80
+_SHOWN.maxstring = _SHOWN.maxother = _SHOWN.maxlong = _LONGEST
 _SHOWN.maxlevel = 3
 
 
@@ -36,7 +38,7 @@ def shown(value: object) -> str:
 def listed(names: Iterable[str], most: int = 12) -> str:
     """Names for a sentence; of many the first ones."""
     names = list(names)
-    short = [shown(name)[1:-1] for name in names[:most]]
+    short = [one_line(name, _LONGEST) for name in names[:most]]
     return ", ".join([*short, *([f"and {len(names) - most} more"] if len(names) > most else [])])
 
 
@@ -47,7 +49,7 @@ def read_workflow(path: str | Path) -> dict:
     dicts. Raises `AntiPureError` when there is none, or it is not in API format.
     """
     path = Path(path)
-    name = shown(str(path))[1:-1]
+    name = one_line(path, _LONGEST)
     try:
         if not path.exists() and (WORKFLOWS / f"{path.name}.json").is_file() and path.parent == Path():
             path = WORKFLOWS / f"{path.name}.json"
@@ -65,7 +67,7 @@ def read_workflow(path: str | Path) -> dict:
         raise
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or reason(error)
-        raise AntiPureError(f"{name} could not be read as a workflow: {shown(why)[1:-1]}.") from error
+        raise AntiPureError(f"{name} could not be read as a workflow: {one_line(why, _LONGEST)}.") from error
     except RecursionError:
         raise AntiPureError(f"{name} could not be read as a workflow: it is nested too deeply.") from None
     if isinstance(prompt, dict) and isinstance(prompt.get("nodes"), list):
@@ -94,7 +96,7 @@ def title(prompt: dict, node_id: str) -> str:
 
 def name_of(prompt: dict, node_id: str) -> str:
     """The node's title or class for a sentence."""
-    return shown(title(prompt, node_id))[1:-1]
+    return one_line(title(prompt, node_id), _LONGEST)
 
 
 def find_node(prompt: dict, name: str) -> str:

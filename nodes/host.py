@@ -136,12 +136,16 @@ def ready(denoiser: Denoiser | CombinedDenoiser) -> Denoiser | CombinedDenoiser:
 
 
 def memory_allowance(denoiser: Denoiser) -> float:
-    """Bytes that a session of a denoiser, once `ready`, may take for activations: half of what is free on a GPU."""
+    """Bytes that a session of a denoiser, once `ready`, may take for activations: half of what is free on an accelerator."""
     if denoiser.device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(denoiser.device)
         # What torch keeps for itself is free, too.
         kept = torch.cuda.memory_reserved(denoiser.device) - torch.cuda.memory_allocated(denoiser.device)
         return max(DEFAULT_MEMORY_BYTES, (free + kept) // 2)
+    if denoiser.device.type != "cpu" and inside_comfyui():
+        import comfy.model_management
+
+        return max(DEFAULT_MEMORY_BYTES, comfy.model_management.get_free_memory(denoiser.device) // 2)
     borrowed = getattr(denoiser, "borrowed_bytes", None)
     return denoiser.memory_bytes if borrowed is None else _GUEST_SHARE * borrowed
 

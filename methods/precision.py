@@ -8,5 +8,5 @@ import torch
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager:
-    """Autocast to `dtype` on that device; for float32 nothing, which every device can: DirectML has no autocast at all."""
+    """Autocast to `dtype` on that device; nothing for float32: DirectML has no autocast at all."""
     return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype=dtype)

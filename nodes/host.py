@@ -136,7 +136,7 @@ def ready(denoiser: Denoiser | CombinedDenoiser) -> Denoiser | CombinedDenoiser:
 
 
 def memory_allowance(denoiser: Denoiser) -> float:
-    """Bytes that a session of a denoiser, once `ready`, may take for activations: half of what is free on an accelerator."""
+    """Bytes that a session of a denoiser, once `ready`, may take for activations: half of what a GPU has free."""
     if denoiser.device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(denoiser.device)
         # What torch keeps for itself is free, too.

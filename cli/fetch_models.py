@@ -20,6 +20,7 @@ import uuid
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -60,7 +61,7 @@ def listing(models: Path) -> str:
     lines = [f"models folder: {models}"]
     for name, model in MODELS.items():
         state = model.state(models)
-        lines += [f"{name:<10} {model.size / 1e6:4.0f} MB  {state:<8} for {model.purpose}"]
+        lines += [f"{name:<10} {model.total_size / 1e6:4.0f} MB  {state:<8} for {model.purpose}"]
         lines += [f"{'':<10} {model.licence}" + ("; needs --accept-licence" if model.restricted else "")]
     return "\n".join(lines)
 
@@ -78,6 +79,16 @@ def fetch(name: str, models: Path, *, accept_licence: bool, registry: dict[str, 
         raise AntiPureError(
             f"The licence of {name} is {model.licence}; add --accept-licence when your use agrees with it."
         )
+    for each in model.downloads:
+        _fetch_one(replace(each, others=()), models)
+    return files
+
+
+def _fetch_one(model: Model, models: Path) -> None:
+    """One of a model's downloads, unless it is there and whole: of two halves the one that came stays."""
+    if model.state(models) == PRESENT:
+        return
+    files = model.files(models)
     with _folder(models / model.folder) as folder:
         _clean(folder, model)
         _check_space(folder, model.size * (2 if model.members else 1))
@@ -89,7 +100,6 @@ def fetch(name: str, models: Path, *, accept_licence: bool, registry: dict[str, 
                     os.replace(unpacked, file)
         else:
             _download(model, files[0])
-    return files
 
 
 @contextmanager

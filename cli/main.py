@@ -52,6 +52,10 @@ def build_parser() -> argparse.ArgumentParser:
     measure = commands.add_parser("measure", help="compare two pictures")
     measure.add_argument("reference")
     measure.add_argument("image")
+    measure.add_argument("--vae", metavar="FILE",
+                         help="also the latent shift through this VAE: file, folder, or a name like taesd")  # fmt: skip
+    measure.add_argument("--view", default="none",
+                         help="transforms that both go through before the VAE, such as resize0.5")  # fmt: skip
     measure.add_argument("--json", action="store_true", help="print JSON")
     measure.add_argument("--server", metavar="URL", help="run on this ComfyUI")
 
@@ -142,11 +146,23 @@ def _purify(args: argparse.Namespace) -> dict:
 
 def _measure(args: argparse.Namespace) -> None:
     prompt = short_form("measure", {"1.image": args.reference, "2.image": args.image})
+    nodes = ["3"]
+    if args.vae is not None:
+        wired = {"reference": ["1", 0], "image": ["2", 0], "vae": ["100", 0], "view": args.view}
+        prompt["100"] = {"class_type": "VAELoader", "inputs": {"vae_name": args.vae}}
+        prompt["101"] = {"class_type": "AntiPureVaeMetrics", "inputs": wired}
+        nodes.append("101")
+    elif args.view != "none":
+        raise AntiPureError("--view is what both go through before a VAE; give the VAE with --vae.")
     result = run_workflow(prompt, Path("output"), args.server)
     if args.json:
-        show(json.dumps({"reference": args.reference, "image": args.image, **result.shown("3", "metrics", dict)}))
+        found = {"reference": args.reference, "image": args.image}
+        for node in nodes:
+            found |= result.shown(node, "metrics", dict)
+        show(json.dumps(found))
     else:
-        show(result.shown("3", "text", str))
+        for node in nodes:
+            show(result.shown(node, "text", str))
 
 
 def _report(args: argparse.Namespace) -> None:

@@ -54,8 +54,8 @@ def build_parser() -> argparse.ArgumentParser:
     measure.add_argument("image")
     measure.add_argument("--vae", metavar="FILE",
                          help="also the latent shift through this VAE: file, folder, or a name like taesd")  # fmt: skip
-    measure.add_argument("--view", default="none",
-                         help="transforms that both go through before the VAE, such as resize0.5")  # fmt: skip
+    measure.add_argument("--view", default="", metavar="TRANSFORM",
+                         help="what both go through first, such as train512 or long1080+jpeg85")  # fmt: skip
     measure.add_argument("--json", action="store_true", help="print JSON")
     measure.add_argument("--server", metavar="URL", help="run on this ComfyUI")
 
@@ -146,17 +146,18 @@ def _purify(args: argparse.Namespace) -> dict:
 
 def _measure(args: argparse.Namespace) -> None:
     prompt = short_form("measure", {"1.image": args.reference, "2.image": args.image})
-    nodes = ["3"]
+    found, nodes = {"reference": args.reference, "image": args.image}, ["3"]
+    if args.view:
+        # The sheet shows pictures as they are, of one size; through a view others can be compared, too.
+        prompt = {node_id: prompt[node_id] for node_id in ("1", "2", "3")}
+        prompt["3"]["inputs"]["view"] = found["view"] = args.view
     if args.vae is not None:
-        wired = {"reference": ["1", 0], "image": ["2", 0], "vae": ["100", 0], "view": args.view}
+        wired = {"reference": ["1", 0], "image": ["2", 0], "vae": ["100", 0], "view": args.view or "none"}
         prompt["100"] = {"class_type": "VAELoader", "inputs": {"vae_name": args.vae}}
         prompt["101"] = {"class_type": "AntiPureVaeMetrics", "inputs": wired}
         nodes.append("101")
-    elif args.view != "none":
-        raise AntiPureError("--view is what both go through before a VAE; give the VAE with --vae.")
     result = run_workflow(prompt, Path("output"), args.server)
     if args.json:
-        found = {"reference": args.reference, "image": args.image}
         for node in nodes:
             found |= result.shown(node, "metrics", dict)
         show(json.dumps(found))

@@ -114,12 +114,26 @@ def test_measure_through_a_vae(photo, tmp_path, capsys, monkeypatch):
     for arguments, sentence in {
         ("--vae", "nothing.pth"): "There is no VAE at nothing.pth",
         ("--vae", "taesd", "--view", "sharpen"): "'sharpen' is no transform",
-        ("--view", "blur1"): "give the VAE with --vae",
     }.items():
         assert main(["measure", str(photo), "other.png", *arguments]) == 2
         error = capsys.readouterr().err
         assert sentence in error
         assert error.count("\n") == 1
+
+
+def test_measuring_through_a_view_takes_pictures_of_different_sizes(photo, tmp_path, capsys):
+    large = tmp_path / "large.png"
+    with Image.open(photo) as picture:
+        size = picture.size
+        picture.resize((2 * size[0], 2 * size[1]), Image.NEAREST).save(large)
+    assert main(["measure", str(photo), str(large), "--view", "shrink0.5", "--json"]) == 2
+    assert "differ in size" in capsys.readouterr().err
+    assert main(["measure", str(photo), str(large), "--view", "long32", "--json"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert values["view"] == "long32"
+    assert values["psnr"] is None or values["psnr"] > 25
+    assert main(["measure", str(photo), str(large), "--view", "wash"]) == 2
+    assert "'wash' is no transform" in capsys.readouterr().err
 
 
 def test_run_sets_inputs_by_id_title_and_class(photo, tmp_path, capsys):

@@ -19,6 +19,7 @@ from torch import Tensor
 from ...kernels import filters
 from ..errors import AntiPureError
 from ..pictures import check_picture, from_uint8, noise, random_stream, round_8bit, to_uint8
+from .cleaners import adversecleaner, nlm
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -128,6 +129,8 @@ TRANSFORMS: dict[str, tuple[Callable[[Tensor, float, int, int], Tensor], float, 
     "noise": (lambda x, v, seed, place: add_gaussian_noise(x, v, seed, place), 8, "standard deviation in levels"),
     "median": (lambda x, v, seed, place: median(x, v), 3, "odd window 3..15"),
     "bilateral": (lambda x, v, seed, place: bilateral(x, v), 16, "sigma over colour in levels"),
+    "adversecleaner": (lambda x, v, seed, place: adversecleaner(x, _whole("adversecleaner", v)), 64, "passes"),
+    "nlm": (lambda x, v, seed, place: nlm(x, v), 10, "h in levels"),
 }
 
 

@@ -152,6 +152,6 @@ def non_local_means(x: Tensor, h: float = 10.0, template: int = 7, search: int =
         first, second = _pairs(extended, dy, dx)
         distance = _box((first - second).square_().mean(1, keepdim=True), template)
         weight = distance.mul_(-1 / h**2).exp_()
-        weight = F.threshold_(weight, LEAST_WEIGHT, 0.0)
+        weight = F.threshold(weight, LEAST_WEIGHT, 0.0)
         _accumulate(total, norm, inner, weight, (dy, dx), reach, (height, width))
     return total.div_(norm)

@@ -13,13 +13,12 @@ import os
 import shutil
 import ssl
 import sys
-import time
 import urllib.error
 import urllib.request
 import uuid
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,11 +26,11 @@ from tempfile import TemporaryDirectory
 from tqdm import tqdm
 
 from ..methods.errors import AntiPureError
+from ..methods.files import remove_stale
 from .model_registry import MODELS, PRESENT, Model
 from .terminal import show
 
 _SECONDS = 60  # without any answer
-_STALE = 3600  # seconds since anything was written to a download: whoever began it is gone
 _BLOCK = 2**20
 _SCRATCH = ".antipure-fetch-"
 # What a network raises; any other OSError is the disk's.
@@ -90,7 +89,7 @@ def _fetch_one(model: Model, models: Path) -> None:
         return
     files = model.files(models)
     with _folder(models / model.folder) as folder:
-        _clean(folder, model)
+        remove_stale([*folder.glob(f"{model.file_name}.*.partial"), *folder.glob(f"{_SCRATCH}*")])
         _check_space(folder, model.size * (2 if model.members else 1))
         if model.members:
             with TemporaryDirectory(dir=folder, prefix=_SCRATCH) as scratch:
@@ -116,16 +115,6 @@ def _folder(folder: Path) -> Iterator[Path]:
         for path in made:
             if path.is_dir() and not any(path.iterdir()):
                 path.rmdir()
-
-
-def _clean(folder: Path, model: Model) -> None:
-    """Remove what downloads of this model left here that were killed. What somebody is writing now is left alone."""
-    before = time.time() - _STALE
-    for path in [*folder.glob(f"{model.file_name}.*.partial"), *folder.glob(f"{_SCRATCH}*")]:
-        with suppress(OSError):
-            inside = path.iterdir() if path.is_dir() else ()
-            if max(each.stat().st_mtime for each in (path, *inside)) < before:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _check_space(folder: Path, needed: int) -> None:

@@ -1,6 +1,7 @@
 """Controls: perturbations of the same budget with no adversarial structure. A protection has to beat them all.
 
-All take B×3×H×W pictures in 0..1 and return 8-bit-rounded pictures inside the same `Budget` as PGD's.
+All take B×3×H×W pictures in 0..1 and return 8-bit-rounded pictures inside the same `Budget` as PGD's. Of a grey
+picture they see one channel, 1×1×H×W.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..kernels.filters import gaussian_blur
-from .attacks.budget import Budget
+from .attacks.budget import Budget, is_grey
 from .attacks.settings import AttackSettings
 from .pictures import check_picture, random_stream
 
@@ -68,8 +69,9 @@ def apply_control(
     for i, seed in enumerate(settings.seeds_of(len(picture))):
         part = slice(i, i + 1)
         clean = picture[part].float()
-        budget = Budget(clean, settings.levels, settings.mask_of(part))
-        delta = CONTROLS[name](clean, settings.levels, random_stream(seed))
+        budget = Budget(clean, settings.levels, settings.mask_of(part), settings.keep_grey)
+        seen = clean[:, :1] if budget.grey else clean
+        delta = CONTROLS[name](seen, settings.levels, random_stream(seed))
         results.append(budget.quantise(budget.project(budget.original + delta)))
     return torch.cat(results)
 
@@ -79,12 +81,12 @@ def spectrum_matched(clean: Tensor, protected: Tensor, *, levels: float, seed: i
 
     The phases of one white noise picture are added to every channel, so that the channels stay correlated as they
     were. Random phases overshoot the ball; amplitude spectrum and ball are imposed in turn (`rounds` times, as in
-    surrogate-data tests: Schreiber & Schmitz 1996), ending inside the ball.
+    surrogate-data tests: Schreiber & Schmitz 1996), ending inside the ball. Where both pictures are grey it is grey.
     """
     results = []
     for i in range(len(clean)):
         x = clean[i : i + 1].float()
-        budget = Budget(x, levels)
+        budget = Budget(x, levels, keep_grey=bool(is_grey(protected[i : i + 1])))
         original = budget.original
         spectrum = torch.fft.rfft2(protected[i : i + 1].float() * 255 - original)
         white = torch.randn(x[:, :1].shape, generator=random_stream(seed)).to(x.device)

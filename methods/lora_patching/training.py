@@ -283,7 +283,7 @@ class _Run:
             attacked = pgd(
                 to_picture(x),
                 partial(disruption_loss, [partial(self._edit, edit=edit)]),
-                AttackSettings(levels=config.levels, steps=config.inner_steps, seeds=seed),
+                AttackSettings(config.levels, config.inner_steps, seeds=seed, keep_grey=False),
                 step_levels=config.step_levels,
                 random_start=True,
                 decay=False,

@@ -122,8 +122,8 @@ def delta_e_2000(first: Tensor, second: Tensor) -> Tensor:
     rt = -2 * _grey(mc) * (2 * rotation).sin()
     sl = 1 + 0.015 * (ml - 50) ** 2 / (20 + (ml - 50) ** 2).sqrt()
     sc, sh = 1 + 0.045 * mc, 1 + 0.015 * mc * t
-    l, c, h = dl / sl, dc / sc, dhue / sh
-    return (l**2 + c**2 + h**2 + rt * c * h).clamp(min=0).sqrt()
+    lightness, c, h = dl / sl, dc / sc, dhue / sh
+    return (lightness**2 + c**2 + h**2 + rt * c * h).clamp(min=0).sqrt()
 
 
 def _grey(chroma: Tensor) -> Tensor:

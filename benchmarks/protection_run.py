@@ -155,9 +155,7 @@ class Run:
         """What a protected picture costs, to the clean one; None where nothing is kept or to be computed."""
 
         def make() -> dict:
-            began = time.time()
             clean, picture = self.clean(name), self.protected(name, arm, levels, seed)
-            seconds = time.time() - began
             mean, high = visibility.ciede2000(clean, picture)
             luma, chroma = visibility.seen_rms(clean, picture)
             return {
@@ -169,7 +167,6 @@ class Run:
                 "seen_luma": float(luma),
                 "seen_chroma": float(chroma),
                 "peak_share": float(visibility.peak_share(picture - clean)),
-                "seconds": seconds,
             }
 
         return self._figures(self._file("looks", "json", name, arm, levels, seed), make)

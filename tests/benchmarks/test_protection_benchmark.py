@@ -47,6 +47,8 @@ def test_a_page_and_all_figures_beside_it(tmp_path, no_strangers, capsys):
     assert "FFDNet" in found["about"]["missing"]
     assert "ffdnet:gridpure1/1" in found["about"]["missing"]
     assert found["about"]["missing"] in page
+    assert found["about"]["command"].endswith("--columns none gridpure1/1 jpeg75+shrink0.5 ffdnet:gridpure1/1")
+    assert str(tmp_path) not in page  # the page is committed
     assert {(r["picture"], r["arm"]) for r in found["rows"]} == {(p, a) for p in ("hopper", "logo_ring") for a in ARMS}
     assert all(set(r["after"]) == set(COLUMNS) and not r["after"]["none"]["shift"] for r in found["rows"])
     assert all(r["after"]["jpeg75+shrink0.5"]["size"] == [32, 32] for r in found["rows"])

@@ -23,7 +23,6 @@ from scipy.stats import t as student
 from torch import Tensor
 
 PICTURES = Path(__file__).parent / "pictures"
-HELD_OUT = ("acanthus", "allium", "alps", "boats", "hopper", "house", "raccoon", "sheep")
 # What protections are made against, and one that they have not seen.
 DENOISERS = {"bundled": BUNDLED, "held_out": BUNDLED_HELD_OUT}
 

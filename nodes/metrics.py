@@ -9,6 +9,8 @@ import torch
 from ..methods.errors import AntiPureError
 from ..methods.figures.inspection_sheet import inspection_sheet
 from ..methods.metrics import image as metrics
+from ..methods.metrics import visibility
+from ..methods.pictures import round_8bit
 from ..methods.purification.transforms import parse_transform
 from . import host, inputs
 from .convert import from_image, to_image
@@ -23,8 +25,11 @@ class Metrics:
     CATEGORY = "AntiPure"
     FUNCTION = "measure"
     OUTPUT_NODE = True  # so that it runs, and its report is kept, with nothing wired behind it
-    RETURN_TYPES = ("FLOAT", "FLOAT", "FLOAT", "FLOAT", "FLOAT", "STRING")
-    RETURN_NAMES = ("psnr", "ssim", "levels", "structural distortion", "detail ratio", "report")
+    RETURN_TYPES = ("FLOAT", "FLOAT", "FLOAT", "FLOAT", "FLOAT", "STRING", "FLOAT", "FLOAT", "FLOAT", "FLOAT", "FLOAT")
+    RETURN_NAMES = (
+        "psnr", "ssim", "levels", "structural distortion", "detail ratio", "report",
+        "peak share", "ciede2000", "ciede2000 p95", "seen luma", "seen chroma",
+    )  # fmt: skip
     OUTPUT_TOOLTIPS = (
         "Peak signal-to-noise ratio in dB, mean over the batch (infinite for equal pictures).",
         "Structural similarity (as torchmetrics has it), mean over the batch.",
@@ -32,8 +37,13 @@ class Metrics:
         "1 - contrast-structure term of SSIM, mean over the batch; brightness shifts do not count.",
         "High-frequency energy of image over reference, mean over the batch.",
         "All of it, for each picture, as text.",
+        "Largest share of the change's energy in one Fourier bin, 0..1, largest of the batch; above .01: a stripe.",
+        "CIEDE2000 colour difference of a pixel, mean over pixels and batch; about 1 is just noticeable.",
+        "The same, 95th percentile over pixels, mean over the batch.",
+        "Root mean square change of brightness after an eye-like blur, in 8-bit levels, mean over the batch.",
+        "The same of colour.",
     )
-    SEARCH_ALIASES = ["psnr", "ssim", "image quality", "compare images"]
+    SEARCH_ALIASES = ["psnr", "ssim", "ciede2000", "delta e", "stripes", "image quality", "compare images"]
 
     @classmethod
     def INPUT_TYPES(cls) -> dict:
@@ -65,6 +75,9 @@ class Metrics:
             "detail": metrics.detail_ratio(a, b),
         }
         bands = metrics.band_energy(b - a)
+        peak = visibility.peak_share(round_8bit(b) - round_8bit(a))
+        colour, high = visibility.ciede2000(a, b)
+        luma, chroma = visibility.seen_rms(a, b)
         lines = [f"seen through {seen_through}: {b.shape[-1]}×{b.shape[-2]}"] if seen_through.steps else []
         for i in range(len(b)):
             shares = ", ".join(f"{name} {100 * share[i]:.0f} %" for name, share in bands.items())
@@ -76,6 +89,9 @@ class Metrics:
                 f"structural distortion {values['distortion'][i]:.4f}",
                 f"detail ratio {values['detail'][i]:.3f}",
                 f"frequencies: {shares}",
+                f"peak share {100 * peak[i]:.2f} %{': a stripe' if peak[i] > visibility.STRIPE else ''}",
+                f"CIEDE2000 {colour[i]:.2f}, 95 % below {high[i]:.2f}",
+                f"seen: luma {luma[i]:.2f}, chroma {chroma[i]:.2f} levels",
             ]
         # Short lines: nodes break long ones within words.
         report = "\n".join(lines)
@@ -86,10 +102,17 @@ class Metrics:
             "structural_distortion": float(values["distortion"].mean()),
             "detail_ratio": float(values["detail"].mean()),
         }
+        looks = {
+            "peak_share": float(peak.max()),
+            "ciede2000": float(colour.mean()),
+            "ciede2000_p95": float(high.mean()),
+            "seen_luma": float(luma.mean()),
+            "seen_chroma": float(chroma.mean()),
+        }
         host.show_text(report, node_id)
         # JSON knows no infinity: equal pictures have no PSNR there.
-        shown = {name: value if math.isfinite(value) else None for name, value in summary.items()}
-        return {"ui": {"text": [report], "metrics": [shown]}, "result": (*summary.values(), report)}
+        shown = {name: value if math.isfinite(value) else None for name, value in (summary | looks).items()}
+        return {"ui": {"text": [report], "metrics": [shown]}, "result": (*summary.values(), report, *looks.values())}
 
 
 def match_batch(picture: torch.Tensor, to: torch.Tensor, name: str) -> torch.Tensor:

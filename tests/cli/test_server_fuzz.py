@@ -135,8 +135,28 @@ NODES = ("LoadImage", "AntiPureLoadDenoiser", "AntiPureProtect", "AntiPureRobust
 
 # What it replies ------------------------------------------------------------------------------------------------
 
-_hard = ["", "..", "../../a.png", "/etc/passwd", "C:\\a.png", "con.png", "a:b.png", "a. . ", "a\0.png", "\x1b[31mred",
-         "\x9b2J", "\u202egnp.exe", "\ud800.png", "x" * 5000 + ".png", "a.png", "A.PNG", "a\r\nb", ID, "1", "3"]  # fmt: skip
+_hard = [
+    "",
+    "..",
+    "../../a.png",
+    "/etc/passwd",
+    "C:\\a.png",
+    "con.png",
+    "a:b.png",
+    "a. . ",
+    "a\0.png",
+    "\x1b[31mred",
+    "\x9b2J",
+    "\u202egnp.exe",
+    "\ud800.png",
+    "x" * 5000 + ".png",
+    "a.png",
+    "A.PNG",
+    "a\r\nb",
+    ID,
+    "1",
+    "3",
+]
 _text = st.one_of(st.sampled_from(_hard), st.text(max_size=12))
 _plain = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), _text, st.just(10**400))
 _json = st.recursive(
@@ -183,11 +203,20 @@ def damaged(draw, good: bytes) -> bytes:
     return good[:at] + draw(st.binary(max_size=8)) + good[at + length :]
 
 
-_heads = [b"", b"HTTP/1.1 200 OK\r\n\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n{}", b"HTTP/1.1 999999\r\n\r\n",
-          b"HTTP/1.1 301 M\r\nLocation: file:///etc/passwd\r\n\r\n", b"HTTP/1.1 302 F\r\nLocation: http://[1\r\n\r\n",
-          b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{",
-          b"HTTP/1.1 200 OK\r\nContent-Length: 99999999999\r\n\r\n", b"HTTP/1.1 401 U\r\nWWW-Authenticate: \xff\r\n\r\n",
-          b"HTTP/1.1 500 \x1b[31m\x07\r\n\r\n", b"HTTP/1.1 200 OK\r\nLocation: /\r\nX: " + b"x" * 70_000]  # fmt: skip
+_heads = [
+    b"",
+    b"HTTP/1.1 200 OK\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n{}",
+    b"HTTP/1.1 999999\r\n\r\n",
+    b"HTTP/1.1 301 M\r\nLocation: file:///etc/passwd\r\n\r\n",
+    b"HTTP/1.1 302 F\r\nLocation: http://[1\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+    b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{",
+    b"HTTP/1.1 200 OK\r\nContent-Length: 99999999999\r\n\r\n",
+    b"HTTP/1.1 401 U\r\nWWW-Authenticate: \xff\r\n\r\n",
+    b"HTTP/1.1 500 \x1b[31m\x07\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\nLocation: /\r\nX: " + b"x" * 70_000,
+]
 _raw = st.one_of(
     st.sampled_from(_heads), st.binary(max_size=40), damaged(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
 )

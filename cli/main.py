@@ -52,6 +52,8 @@ def build_parser() -> argparse.ArgumentParser:
     measure = commands.add_parser("measure", help="compare two pictures")
     measure.add_argument("reference")
     measure.add_argument("image")
+    measure.add_argument("--view", default="", metavar="TRANSFORM",
+                         help="what both go through first, such as train512 or long1080+jpeg85")  # fmt: skip
     measure.add_argument("--json", action="store_true", help="print JSON")
     measure.add_argument("--server", metavar="URL", help="run on this ComfyUI")
 
@@ -142,9 +144,14 @@ def _purify(args: argparse.Namespace) -> dict:
 
 def _measure(args: argparse.Namespace) -> None:
     prompt = short_form("measure", {"1.image": args.reference, "2.image": args.image})
+    pictures = {"reference": args.reference, "image": args.image}
+    if args.view:
+        # The sheet shows pictures as they are, of one size; through a view others can be compared, too.
+        prompt = {node_id: prompt[node_id] for node_id in ("1", "2", "3")}
+        prompt["3"]["inputs"]["view"] = pictures["view"] = args.view
     result = run_workflow(prompt, Path("output"), args.server)
     if args.json:
-        show(json.dumps({"reference": args.reference, "image": args.image, **result.shown("3", "metrics", dict)}))
+        show(json.dumps({**pictures, **result.shown("3", "metrics", dict)}))
     else:
         show(result.shown("3", "text", str))
 

@@ -9,6 +9,7 @@ import torch
 from ..methods.errors import AntiPureError
 from ..methods.figures.inspection_sheet import inspection_sheet
 from ..methods.metrics import image as metrics
+from ..methods.purification.transforms import parse_transform
 from . import host, inputs
 from .convert import from_image, to_image
 
@@ -39,12 +40,22 @@ class Metrics:
         return inputs.declare(
             reference=inputs.image("What to compare with: one picture, or one for each image."),
             image=inputs.image("The pictures to measure."),
+            optional={
+                "view": inputs.text(
+                    "none",
+                    "What both go through before they are measured, such as train512 (what a trainer sees) or "
+                    "long1080+jpeg85: the texts of Transform Pictures. none: as they are.",
+                )
+            },
             node_id=True,
         )
 
-    def measure(self, reference, image, node_id=None) -> dict:
+    def measure(self, reference, image, node_id=None, view="none") -> dict:
+        seen_through = parse_transform(view.strip() or "none")
         a, _ = from_image(reference, "reference")
         b, _ = from_image(image)
+        if seen_through.steps:
+            a, b = seen_through(a), seen_through(b)
         a = match_batch(a, b, "reference")
         values = {
             "psnr": metrics.psnr(a, b),
@@ -54,7 +65,7 @@ class Metrics:
             "detail": metrics.detail_ratio(a, b),
         }
         bands = metrics.band_energy(b - a)
-        lines = []
+        lines = [f"seen through {seen_through}: {b.shape[-1]}×{b.shape[-2]}"] if seen_through.steps else []
         for i in range(len(b)):
             shares = ", ".join(f"{name} {100 * share[i]:.0f} %" for name, share in bands.items())
             if len(b) > 1:

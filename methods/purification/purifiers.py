@@ -71,8 +71,9 @@ class Purification:
 class Purifier:
     """A composition of purifications and transforms: purifier(picture) applies them in order.
 
-    picture: B×3×H×W in 0..1; returns the same shape, 8-bit rounded. str(purifier) is its text. The same seed gives
-    the same noise, so that a protected and a clean picture compare. To be called inside `purifier.session()`.
+    picture: B×3×H×W in 0..1; returns the same, 8-bit rounded, at another size where the purifier `changes_size`.
+    str(purifier) is its text. The same seed gives the same noise, so that a protected and a clean picture compare. To
+    be called inside `purifier.session()`.
     """
 
     def __init__(self, steps: list[Purification | Transform], denoisers: Mapping[str, Denoiser], seed: int = 0):
@@ -94,6 +95,17 @@ class Purifier:
     def is_transform(self) -> bool:
         """Whether no diffusion model takes part."""
         return not self.purifications
+
+    @property
+    def changes_size(self) -> bool:
+        """Whether pictures come out at another size, so that they compare with `view(original)` only."""
+        return any(step.changes_size for step in self.steps if isinstance(step, Transform))
+
+    def view(self, picture: Tensor) -> Tensor:
+        """What its size-changing steps alone make of the picture: B×3×H×W in 0..1 to B×3×h×w; no session is needed."""
+        for step in self.steps:
+            picture = step.view(picture) if isinstance(step, Transform) else picture
+        return picture
 
     @property
     def purifications(self) -> list[Purification]:

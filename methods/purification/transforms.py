@@ -19,6 +19,7 @@ from ...kernels import filters
 from ...kernels.resampling import resample
 from ..errors import AntiPureError
 from ..pictures import check_picture, noise, random_stream
+from .cleaners import adversecleaner, nlm
 from .saving import jpeg, saved, webp
 from .views import GEOMETRIES, seen, view
 
@@ -103,6 +104,8 @@ TRANSFORMS: dict[str, tuple[Callable[[Tensor, float, int, int], Tensor], float, 
     "upload": (_view("upload"), 1080, "longest side in pixels, Lanczos and JPEG 85"),
     "uploadwebp": (_view("uploadwebp"), 1080, "longest side in pixels, Lanczos and WebP 80"),
     "preview": (_view("preview"), 512, "longest side in pixels, Lanczos and JPEG 75"),
+    "adversecleaner": (lambda x, v, seed, place: adversecleaner(x, _whole("adversecleaner", v)), 64, "passes"),
+    "nlm": (lambda x, v, seed, place: nlm(x, v), 10, "h in levels"),
 }
 
 

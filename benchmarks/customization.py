@@ -73,7 +73,7 @@ def measure(
     versions: list[str],
     after: list[str],
     seeds: int,
-    finished: Callable[[list[Result]], None] = lambda results: None,
+    finished: Callable[[list[Result]], object] = lambda results: None,
 ) -> tuple[list[Result], Shown, dict[str, str]]:
     """All results; per subject the pictures of the first seed by name; and the versions left out, with the reason.
 
@@ -110,7 +110,7 @@ def measure(
         for text in after:
             for subject, clean in subjects.items():
                 seen = run.view(clean, text)
-                if torch.equal(seen, clean) if seen.shape == clean.shape else False:
+                if seen.shape == clean.shape and torch.equal(seen, clean):
                     seen = clean
                 if text == after[0] or seen is not clean:
                     add(subject, BASE, text, seed, None, seen)
@@ -219,16 +219,12 @@ def main() -> None:
             write(args.out / "results.json", {"settings": head, "results": [asdict(result) for result in results]})
         return text
 
-    results, shown, left_out = measure(run, subjects, versions, after, args.seeds, lambda found: void(table(found)))
+    results, shown, left_out = measure(run, subjects, versions, after, args.seeds, table)
     head += "".join(f" Left out: `{version}` ({reason})" for version, reason in left_out.items())
     print(f"\n{table(results)}")
     if args.out and args.samples:
         for subject, pictures in shown.items():
             write(args.out / f"{subject}.png", sheet(pictures))
-
-
-def void(_: object) -> None:
-    """For calls whose result is not wanted."""
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from .work import half_width
 
-
 BASE = "base"  # the model as it is, not customized
 CLEAN, NONE = "clean", "none"
 REFERENCE = "reference"  # customized on the clean picture as an attacker sees it
@@ -171,7 +170,9 @@ def _leader(gap: dict[Result, float], versions: list[str]) -> str:
 
 
 def sheet(pictures: dict[str, Tensor]) -> Tensor:
-    """A subject's pictures by name, four in a row: a version, its samples, the same purified, its samples."""
-    first = {name: p for name, p in pictures.items() if name == "original" or name.startswith("base")}
+    """A subject's pictures by name, four in a row: a version and its samples, the next and its samples."""
+    first = {name: p for name, p in pictures.items() if name == "original" or name.startswith(BASE)}
+    first = dict(list(first.items())[:4])
+    others = {name: p for name, p in pictures.items() if name not in first}
     blanks = {" " * (i + 1): pictures["original"] * 0 + 1 for i in range(4 - len(first))}
-    return labelled_sheet({**first, **blanks, **{k: v for k, v in pictures.items() if k not in first}})
+    return labelled_sheet({**first, **blanks, **others})

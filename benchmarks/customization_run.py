@@ -6,7 +6,7 @@ import json
 import time
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 
 import torch
@@ -27,15 +27,23 @@ from antipure.methods.protections import apply_protection
 from antipure.methods.purification.purifiers import Purifier, parse_purifier
 from torch import Tensor
 
+from . import strangers
 from .work import DENOISERS, Clock, digest, kept, load_denoisers, picture_digest, read, write
 
 MATCHED = "matched"
 START_BLOCK, START_TIMESTEP = 16, 500
 
 
+@cache
+def purifying() -> dict[str, PixelDenoiser]:
+    """The denoisers that thieves purify with, by name: ours, and a stranger's where its file is."""
+    stranger = strangers.ffdnet_file()
+    return load_denoisers() | ({"ffdnet": load_denoiser(stranger)} if stranger else {})
+
+
 def attacker(text: str, seed: int = 0) -> Purifier:
     """What a thief does to a picture before customizing on it. Raises `AntiPureError` for what cannot be run."""
-    return parse_purifier(text, load_denoisers(), seed)
+    return parse_purifier(text, purifying(), seed)
 
 
 @dataclass

@@ -15,7 +15,7 @@ from antipure.methods.antipure.objective import PRESETS
 from antipure.methods.attacks.settings import AttackSettings
 from antipure.methods.controls import smooth_equal, smooth_random, spectrum_matched
 from antipure.methods.diffusion.autoencoder import NetworkAutoencoder, load_autoencoder
-from antipure.methods.diffusion.checkpoints import BUNDLED_JUDGE, load_denoiser
+from antipure.methods.diffusion.checkpoints import load_denoiser
 from antipure.methods.diffusion.pixel import PixelDenoiser
 from antipure.methods.errors import AntiPureError
 from antipure.methods.metrics import image as metrics
@@ -40,7 +40,7 @@ PURIFIER_SEED = 1000  # a purifier's noise is never that of the protection
 @cache
 def denoisers() -> dict[str, PixelDenoiser]:
     """What protections are made against, its sibling, the judge, and a stranger where its file is."""
-    found = load_denoisers("fp32") | {"judge": load_denoiser(BUNDLED_JUDGE)}
+    found = dict(load_denoisers("fp32"))
     stranger = strangers.ffdnet_file()
     return found | ({"ffdnet": load_denoiser(stranger)} if stranger else {})
 

@@ -89,7 +89,7 @@ class Metrics:
                 f"structural distortion {values['distortion'][i]:.4f}",
                 f"detail ratio {values['detail'][i]:.3f}",
                 f"frequencies: {shares}",
-                f"peak share {100 * peak[i]:.2f} %{': a stripe' if peak[i] > visibility.STRIPE else ''}",
+                f"peak share {100 * peak[i]:.2f} %{': a stripe' if visibility.is_stripe(peak[i], *b.shape[-2:]) else ''}",
                 f"CIEDE2000 {colour[i]:.2f}, 95 % below {high[i]:.2f}",
                 f"seen: luma {luma[i]:.2f}, chroma {chroma[i]:.2f} levels",
             ]

@@ -20,7 +20,7 @@ class TransformPictures:
     RETURN_TYPES = ("IMAGE",)
     RETURN_NAMES = ("image",)
     OUTPUT_TOOLTIPS = (
-        "The transformed pictures, 8-bit exact; of the same size, except after train, shrink, crop, long, upload, preview.",
+        "The transformed pictures, 8-bit exact; of the same size, unless the transform changes it as train512 does.",
     )
     SEARCH_ALIASES = [
         "jpeg",

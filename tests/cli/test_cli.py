@@ -89,6 +89,21 @@ def test_purify_then_measure(photo, tmp_path, capsys):
     assert "structural distortion" in capsys.readouterr().out
 
 
+def test_measuring_through_a_view_takes_pictures_of_different_sizes(photo, tmp_path, capsys):
+    large = tmp_path / "large.png"
+    with Image.open(photo) as picture:
+        size = picture.size
+        picture.resize((2 * size[0], 2 * size[1]), Image.NEAREST).save(large)
+    assert main(["measure", str(photo), str(large), "--view", "shrink0.5", "--json"]) == 2
+    assert "differ in size" in capsys.readouterr().err
+    assert main(["measure", str(photo), str(large), "--view", "long32", "--json"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert values["view"] == "long32"
+    assert values["psnr"] is None or values["psnr"] > 25
+    assert main(["measure", str(photo), str(large), "--view", "wash"]) == 2
+    assert "'wash' is no transform" in capsys.readouterr().err
+
+
 def test_run_sets_inputs_by_id_title_and_class(photo, tmp_path, capsys):
     command = ["run", "protect", "--set", f"LoadImage.image={photo}", "--set", "Protect.steps=1"]
     command += ["--set", "3.preset=random", "--set", "4.filename_prefix=a/b", "--out", str(tmp_path / "out")]

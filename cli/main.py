@@ -66,8 +66,9 @@ def build_parser() -> argparse.ArgumentParser:
                         help="protect with this one (default: strong and paper); may be repeated")  # fmt: skip
     report.add_argument("--levels", type=float, default=8, help="budget of the presets in 8-bit levels (default 8)")
     report.add_argument("--steps", type=int, default=40, help="of the presets (default 40)")
-    report.add_argument("--held-out", default="bundled_held_out", metavar="DENOISER",
-                        help="what held_out:gridpure10 runs on; 'none' leaves it out")  # fmt: skip
+    report.add_argument("--held-out", default="bundled_judge", metavar="DENOISER",
+                        help="what held_out:gridpure10 runs on (default bundled_judge); "
+                        "'none' leaves it out")  # fmt: skip
     report.add_argument("--purifiers", default="", metavar="LIST",
                         help="such as 'gridpure20, jpeg75+gridpure10' (default: the workflow's list)")  # fmt: skip
     report.add_argument("--made-against", default="", metavar="LIST",

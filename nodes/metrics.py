@@ -81,6 +81,7 @@ class Metrics:
         lines = [f"seen through {seen_through}: {b.shape[-1]}×{b.shape[-2]}"] if seen_through.steps else []
         for i in range(len(b)):
             shares = ", ".join(f"{name} {100 * share[i]:.0f} %" for name, share in bands.items())
+            stripe = ": a stripe" if visibility.is_stripe(float(peak[i]), *b.shape[-2:]) else ""
             if len(b) > 1:
                 lines.append(f"picture {i + 1}:")
             lines += [
@@ -89,7 +90,7 @@ class Metrics:
                 f"structural distortion {values['distortion'][i]:.4f}",
                 f"detail ratio {values['detail'][i]:.3f}",
                 f"frequencies: {shares}",
-                f"peak share {100 * peak[i]:.2f} %{': a stripe' if peak[i] > visibility.STRIPE else ''}",
+                f"peak share {100 * peak[i]:.2f} %{stripe}",
                 f"CIEDE2000 {colour[i]:.2f}, 95 % below {high[i]:.2f}",
                 f"seen: luma {luma[i]:.2f}, chroma {chroma[i]:.2f} levels",
             ]

@@ -15,7 +15,7 @@ from ...kernels.filters import gaussian_blur
 from ..errors import AntiPureError
 from ..pictures import round_8bit
 
-STRIPE = 0.01  # from this peak share on a perturbation counts as a stripe; random signs of 64×64 pixels stay below half
+STRIPE = 0.01  # from this peak share on a perturbation counts as a stripe, see `is_stripe`
 LUMA_BLUR, CHROMA_BLUR = 1.2, 2.4  # pixels
 _PIXELS = 1 << 18  # colours are compared so many at a time: float64 takes some 40 numbers for each
 
@@ -39,6 +39,12 @@ def peak_share(perturbation: Tensor) -> Tensor:
     waves = torch.where(own, power, 2 * power)
     total = x.square().flatten(1).sum(1) * (height * width)  # Parseval
     return waves.flatten(1).amax(1) / total.clamp(min=1e-30)
+
+
+def is_stripe(share: float, height: int, width: int) -> bool:
+    """Whether a peak share is that of a stripe, or of a shift: above 1 %, and above 3 times that of noise so small."""
+    waves = max(height * width / 2, 3)
+    return share > max(STRIPE, 3 * math.log(waves) / waves)
 
 
 def ciede2000(reference: Tensor, picture: Tensor) -> tuple[Tensor, Tensor]:

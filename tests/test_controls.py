@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -223,7 +225,8 @@ def test_smooth_random_is_scipys_blur_and_signs_inside_the_budget(face):
     settings = AttackSettings(levels=6, seeds=3)
     result = levels_of(smooth_random(face, settings))
     clean = levels_of(face)
-    signs = levels_of(apply_control("random", torch.full_like(face, 128 / 255), settings)) - 128
+    grey = torch.full_like(face, 128 / 255)
+    signs = levels_of(apply_control("random", grey, replace(settings, keep_grey=False))) - 128
     blurred = np.stack([gaussian_filter(channel, 2, mode="nearest") for channel in clean[0]])[None] - clean
     expected = np.rint((clean + np.clip(blurred + signs, -6, 6)).clip(0, 255))
     assert (np.abs(result - expected) <= 1).all()

@@ -22,6 +22,9 @@ torch.backends.cudnn.allow_tf32 = False  # where there is a GPU, equal means equ
 torch.set_num_threads(1)  # the networks here are tiny: more threads only wait for each other
 
 
+OLD_TORCH = tuple(map(int, torch.__version__.split(".")[:2])) < SAFE_TORCH  # tests change the version
+
+
 class RootIsNoPackage:
     """The repository's root holds an `__init__.py` for ComfyUI; pytest would import it under the folder's name."""
 
@@ -38,8 +41,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_runtest_makereport(item: pytest.Item):
     """On a torch that is given no pickle (`files.SAFE_TORCH`), tests that were refused one are skipped, saying so."""
     report = yield
-    old = tuple(map(int, torch.__version__.split(".")[:2])) < SAFE_TORCH
-    if old and report.failed and "(CVE-2025-32434)" in report.longreprtext:
+    if OLD_TORCH and report.failed and "(CVE-2025-32434)" in report.longreprtext:
         report.outcome = "skipped"
         report.longrepr = (
             str(item.path),

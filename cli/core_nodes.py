@@ -11,7 +11,8 @@ import torch
 
 from ..methods.diffusion.autoencoder import load_autoencoder
 from ..methods.errors import AntiPureError
-from ..methods.files import write_new
+from ..methods.file_names import legal_path
+from ..methods.files import without_clashes, write_new
 from ..nodes import host
 from ..nodes.model_folders import find_vae, vae_state
 from .graph import shown
@@ -71,9 +72,12 @@ class SaveImage:
         return True
 
     def place(self, filename_prefix: str) -> Path:
-        """Where its files go, without number and suffix. Raises `AntiPureError` for a place outside of its folder."""
-        target = (self.folder / f"{filename_prefix}_".replace("\0", "")).resolve()
-        if "\0" in filename_prefix or not target.is_relative_to(self.folder.resolve()):
+        """Where its files go, without number and suffix, under names that are legal everywhere.
+
+        Raises `AntiPureError` for a place outside of its folder.
+        """
+        target = legal_path(self.folder, f"{filename_prefix}_")
+        if target is None:
             raise AntiPureError(f"The filename prefix '{filename_prefix}' leads out of the output folder.")
         return target
 
@@ -82,12 +86,12 @@ class SaveImage:
         pattern = re.compile(re.escape(target.name) + r"(\d+)_\.png")
         existing = target.parent.glob("*.png") if target.parent.is_dir() else ()
         taken = [int(m.group(1)) for m in (pattern.fullmatch(p.name) for p in existing) if m]
+        numbers = count(max(taken, default=0) + 1)
+        paths = without_clashes(target.with_name(f"{target.name}{number:05}_.png") for number in numbers)
         files = []
-        frames = iter(self._frames(images))
-        for i, image in enumerate(images, start=max(taken, default=0) + 1):
+        for image, frame in zip(images, self._frames(images), strict=True):
             array = np.clip(255.0 * image.float().cpu().numpy(), 0, 255).astype(np.uint8)
-            paths = (target.parent / f"{target.name}{number:05}_.png" for number in count(i))
-            files.append(write_new(paths, next(frames).png(array)))
+            files.append(write_new(paths, frame.png(array)))
         return {"ui": {"files": files}}
 
     def _frames(self, images: torch.Tensor) -> tuple[Frame, ...]:

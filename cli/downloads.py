@@ -11,6 +11,7 @@ from urllib.parse import urlencode
 from PIL import Image
 
 from ..methods.errors import AntiPureError
+from ..methods.file_names import legal_name
 from ..methods.files import free_names, write_new
 from . import connection
 from .connection import Server
@@ -32,8 +33,6 @@ _SIGNATURES = {
     ".exr": (0, b"\x76\x2f\x31\x01"), ".webm": (0, b"\x1a\x45\xdf\xa3"), ".mp4": (4, b"ftyp"), ".avif": (4, b"ftyp"),
 }  # fmt: skip
 _SAVED = {*_DECODED, *_OPENED, *_SIGNATURES}
-_PORTS = {f"{port}{number}" for port in ("COM", "LPT") for number in "123456789¹²³"}
-_RESERVED = {"CON", "PRN", "AUX", "NUL", "CONIN$", "CONOUT$", *_PORTS}  # devices, on Windows
 _DEEPEST = 8
 
 
@@ -57,7 +56,7 @@ def download(server: Server, subfolder: str, filename: str, out: Path) -> Path:
 def local_name(subfolder: str, filename: str) -> Path:
     """A relative path made from a server's names: below where it is put, legal everywhere, and named as a picture."""
     text = unicodedata.normalize("NFC", f"{subfolder}/{filename}").replace("\\", "/")
-    text = "".join("_" if c in '<>:"|?*' or controls(c) else c for c in text)
+    text = "".join("_" if controls(c) else c for c in text)
     parts = [part for part in map(_legal, text.split("/")) if part]
     path = Path(*parts[-_DEEPEST:])
     if path.suffix.lower() not in _SAVED:
@@ -66,12 +65,12 @@ def local_name(subfolder: str, filename: str) -> Path:
 
 
 def _legal(part: str) -> str:
-    """The end of a name, as much as every file system takes; not one that means a device on Windows."""
+    """The end of a name, as much as every file system takes, made legal; "" where nothing is left."""
     part = part[-100:]
     while len(part.encode()) > 200:
         part = part[1:]
     part = part.strip(". ")
-    return f"_{part}" if part.partition(".")[0].rstrip().upper() in _RESERVED else part
+    return part and legal_name(part)
 
 
 def is_what_it_claims(suffix: str, data: bytes) -> bool:

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from ..methods.errors import AntiPureError
+from ..methods.file_names import legal_name
 from ..methods.memory import is_out_of_memory, out_of_memory
 from .terminal import complain, show
 
@@ -122,7 +123,7 @@ def _protect(args: argparse.Namespace) -> dict:
             "3.levels": args.levels,
             "3.steps": args.steps,
             "3.seed": args.seed,
-            "4.filename_prefix": f"{Path(args.picture).stem}_protected",
+            "4.filename_prefix": legal_name(f"{Path(args.picture).stem}_protected"),
         },
     )
 
@@ -140,7 +141,7 @@ def _purify(args: argparse.Namespace) -> dict:
             "3.iterations": args.iterations if args.iterations is not None else (20 if grid else 1),
             "3.gamma": args.gamma,
             "3.seed": args.seed,
-            "4.filename_prefix": f"{Path(args.picture).stem}_purified",
+            "4.filename_prefix": legal_name(f"{Path(args.picture).stem}_purified"),
         },
     )
 

@@ -7,7 +7,8 @@ import json
 from pathlib import Path
 
 from ..methods.errors import AntiPureError
-from ..methods.files import free_names, write_new
+from ..methods.file_names import legal_name
+from ..methods.files import free_names, without_clashes, write_new
 from ..nodes.robustness import HELD_OUT, MORE, PURIFIERS
 from .graph import read_workflow, set_inputs
 from .result import Result
@@ -62,7 +63,7 @@ def report_prompt(
             f"{REPORT}.curve_iterations={curve}",
             f"{REPORT}.purifiers={listed}",
             f"{REPORT}.made_against={made_against}",
-            f"{SHEET}.filename_prefix={Path(picture).stem}_robustness",
+            f"{SHEET}.filename_prefix={legal_name(f'{Path(picture).stem}_robustness')}",
         ],
     )
     template = prompt[PICTURE] if protected else prompt[FIRST]
@@ -91,7 +92,8 @@ def write_report(result: Result, out: Path, *, as_json: bool = False) -> str:
     """
     found = json.dumps(result.shown(REPORT, "report", dict), indent=1, ensure_ascii=False)
     tables = result.shown(REPORT, "markdown", str)
-    free = (path for path in free_names(out / "report.json") if not path.with_suffix(".md").exists())
+    tables_too = (path.with_suffix(".md") for path in free_names(out / "report.json"))
+    free = (path.with_suffix(".json") for path in without_clashes(tables_too))
     data = write_new(free, f"{found}\n".encode(errors="backslashreplace"))
     text = write_new(free_names(data.with_suffix(".md")), tables.encode(errors="backslashreplace"))
     return found if as_json else "\n".join([tables, *map(str, (data, text, *result.files.get(SHEET, [])))])

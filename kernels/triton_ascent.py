@@ -1,7 +1,6 @@
 """`ascent` in Triton."""
 
-from __future__ import annotations
-
+# Annotations stay objects: as text, Triton 3.0's interpreter does not see which parameters are constants.
 import triton
 import triton.language as tl
 from torch import Tensor

@@ -3,8 +3,7 @@
 Grids have one axis: CUDA ends the others at 65,535, and a large picture has more tiles times channels.
 """
 
-from __future__ import annotations
-
+# Annotations stay objects: as text, Triton 3.0's interpreter does not see which parameters are constants.
 import torch
 import triton
 import triton.language as tl

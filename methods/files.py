@@ -288,18 +288,30 @@ def free_names(path: Path) -> Iterator[Path]:
 
     Left out are those that differ from a file there in upper and lower case only: elsewhere they are one.
     """
-    taken: set[str] = set()
-    with suppress(OSError):  # a folder that is not there yet
-        taken = {name.casefold() for name in os.listdir(path.parent)}
     numbered = re.fullmatch(r"(.*_)([0-9]{1,20})_", path.stem, re.DOTALL)
-    for number in count():
-        if numbered:
-            prefix, digits = numbered.groups()
-            name = f"{prefix}{int(digits) + number:0{len(digits)}}_{path.suffix}"
-        else:
-            name = f"{path.stem}_{number + 1}{path.suffix}" if number else path.name
-        if name.casefold() not in taken:
+
+    def names() -> Iterator[Path]:
+        for number in count():
+            if numbered:
+                prefix, digits = numbered.groups()
+                name = f"{prefix}{int(digits) + number:0{len(digits)}}_{path.suffix}"
+            else:
+                name = f"{path.stem}_{number + 1}{path.suffix}" if number else path.name
             yield path.with_name(name)
+
+    return without_clashes(names())
+
+
+def without_clashes(paths: Iterable[Path]) -> Iterator[Path]:
+    """Those of these paths, all in one folder, that differ from every file there in more than upper and lower case."""
+    taken: set[str] | None = None
+    for path in paths:
+        if taken is None:
+            taken = set()
+            with suppress(OSError):  # a folder that is not there yet
+                taken = {name.casefold() for name in os.listdir(path.parent)}
+        if path.name.casefold() not in taken:
+            yield path
 
 
 def _claim(temporary: Path, path: Path) -> bool:

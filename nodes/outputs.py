@@ -8,7 +8,8 @@ from itertools import count
 from pathlib import Path
 
 from ..methods.errors import AntiPureError
-from ..methods.files import write_new
+from ..methods.file_names import legal_path
+from ..methods.files import without_clashes, write_new
 from . import host
 
 SAVED_PATCHES = "antipure_patches"
@@ -27,20 +28,22 @@ def output_folder(folder: Path) -> Iterator[None]:
 
 
 def saved_path(name: str, suffix: str) -> Path:
-    """{output folder}/{SAVED_PATCHES}/{name}{suffix}. Raises `AntiPureError` for a name that leaves the folder."""
+    """{output folder}/{SAVED_PATCHES}/{name}{suffix}, with names that are legal everywhere.
+
+    Raises `AntiPureError` for a name that leaves the folder.
+    """
     root = _output_folder
     if host.inside_comfyui():
         import folder_paths
 
         root = Path(folder_paths.get_output_directory())
-    root = (root / SAVED_PATCHES).resolve()
-    path = (root / name.replace("\0", "")).resolve()
-    if "\0" in name or not path.is_relative_to(root) or not name.strip() or path == root:
+    path = legal_path(root / SAVED_PATCHES, name, suffix)
+    if path is None:
         raise AntiPureError(f"The name '{name}' leads out of the output folder; give a plain name.")
-    return path.with_name(path.name + suffix)
+    return path
 
 
 def save_new(prefix: str, suffix: str, content: bytes) -> Path:
     """Save what a node made under `saved_path` with the first number that is free; that path."""
-    base = saved_path(prefix, "")
-    return write_new((base.with_name(f"{base.name}_{number:05}{suffix}") for number in count(1)), content)
+    paths = (saved_path(prefix, f"_{number:05}{suffix}") for number in count(1))
+    return write_new(without_clashes(paths), content)

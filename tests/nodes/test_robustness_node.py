@@ -16,6 +16,7 @@ from antipure.cli.graph import read_workflow
 from antipure.cli.main import main
 from antipure.cli.report import report_prompt
 from antipure.methods.diffusion.autoencoder import Autoencoder
+from antipure.methods.diffusion.taesd import TinyAutoencoder
 from antipure.methods.errors import AntiPureError
 from antipure.methods.metrics.image import structural_distortion
 from antipure.methods.metrics.latent import latent_shift
@@ -291,9 +292,29 @@ def test_report_measures_pictures_protected_elsewhere(photo, tmp_path, capsys):
     assert report["seeds"] == [0, 1]
 
 
+def test_report_looks_through_vaes_and_purifies_with_them(photo, tmp_path, capsys):
+    torch.manual_seed(0)
+    network = TinyAutoencoder(4, 8)
+    names = [str(tmp_path / f"{name}_encoder.pth") for name in ("one", "two")]
+    for name in ("one", "two"):
+        for half in ("encoder", "decoder"):
+            torch.save(getattr(network, half).state_dict(), tmp_path / f"{name}_{half}.pth")
+    noise = str(tmp_path / "other.png")
+    Image.open(photo).convert("RGB").point(lambda value: 255 - value).save(noise)
+    command = ["report", str(photo), noise, "--purifiers", "vae_2:vae, jpeg75", "--curve", "0", "--json"]
+    assert main([*command, "--vae", names[0], "--vae", names[1], "--out", str(tmp_path / "out")]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["autoencoders"] == ["one", "two"]
+    assert [(c["name"], c["denoiser"]) for c in report["purifiers"]] == [("vae_2:vae1", "two"), ("jpeg75", "")]
+    (row,) = rows_of(report, "protection", "other")
+    assert row["latent"]["one"] == row["latent"]["two"]
+    assert row["latent"]["one"][0] > 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
+        (["--vae", "a"] * 5, "5 VAEs are too many"),
         (["--purifiers", "gridpur5"], "no purifier or transform"),
         (["--purifiers", "gridpure5", "--made-against", "jpeg75"], "not among the measured purifiers"),
         (["photo.png"] * 5, "5 protections are too many"),

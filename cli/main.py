@@ -74,6 +74,9 @@ def build_parser() -> argparse.ArgumentParser:
                         help="such as 'gridpure20, jpeg75+gridpure10' (default: the workflow's list)")  # fmt: skip
     report.add_argument("--made-against", default="", metavar="LIST",
                         help="those of the list that the protections were made against")  # fmt: skip
+    report.add_argument("--vae", action="append", metavar="FILE", dest="vaes",
+                        help="measure the latent shift through this VAE, and purify with it (vae:vae, vae:impress100; "
+                        "the next is vae_2); up to four times")  # fmt: skip
     report.add_argument("--seeds", type=int, default=1, help="measure with this many seeds (default 1)")
     report.add_argument("--curve", type=int, default=20, metavar="ITERATIONS",
                         help="longest GrIDPure of the curves (default 20; 0: none)")  # fmt: skip
@@ -171,7 +174,18 @@ def _measure(args: argparse.Namespace) -> None:
 def _report(args: argparse.Namespace) -> None:
     from .report import report_prompt, write_report
 
-    names = ("levels", "steps", "seed", "seeds", "denoiser", "held_out", "precision", "purifiers", "made_against")
+    names = (
+        "levels",
+        "steps",
+        "seed",
+        "seeds",
+        "denoiser",
+        "held_out",
+        "precision",
+        "purifiers",
+        "made_against",
+        "vaes",
+    )
     settings = {name: getattr(args, name) for name in (*names, "curve", "presets")}
     result = run_workflow(report_prompt(args.picture, args.protected, **settings), args.out, args.server)
     show(write_report(result, args.out, as_json=args.json))

@@ -9,7 +9,7 @@ from pathlib import Path
 from ..methods.errors import AntiPureError
 from ..methods.file_names import legal_name
 from ..methods.files import free_names, without_clashes, write_new
-from ..nodes.robustness import HELD_OUT, MORE, PURIFIERS
+from ..nodes.robustness import HELD_OUT, MORE, PURIFIERS, VAES
 from .graph import read_workflow, set_inputs
 from .result import Result
 
@@ -35,11 +35,13 @@ def report_prompt(
     purifiers: str = "",
     made_against: str = "",
     curve: int = 20,
+    vaes: list[str] | None = None,
 ) -> dict:
     """The workflow's prompt for these pictures.
 
     protected: files of protected versions; none: `picture` is protected with `presets` (None: `PRESETS`). held_out:
-    "none" leaves it out. purifiers: "" for the workflow's own list. Raises `AntiPureError` for too many protections.
+    "none" leaves it out. purifiers: "" for the workflow's own list. vaes: files of VAEs, which become vae, vae_2, ...
+    Raises `AntiPureError` for too many protections or VAEs.
     """
     if protected and presets:
         raise AntiPureError("Give protected pictures or --preset, not both.")
@@ -47,6 +49,8 @@ def report_prompt(
     count = len(protected) or len(presets)
     if count > len(SLOTS):
         raise AntiPureError(f"{count} protections are too many for one report; give at most {len(SLOTS)}.")
+    if vaes and len(vaes) > len(VAES):
+        raise AntiPureError(f"{len(vaes)} VAEs are too many for one report; give at most {len(VAES)}.")
     base = read_workflow("robustness_report")
     listed = purifiers or base[REPORT]["inputs"]["purifiers"]
     if held_out == NONE and not purifiers:
@@ -80,6 +84,9 @@ def report_prompt(
         node["_meta"] = {"title": name}
         prompt[f"{100 + i}"] = node
         inputs[slot] = [f"{100 + i}", 0]
+    for i, (slot, file) in enumerate(zip(VAES, vaes or [], strict=False)):
+        prompt[f"{200 + i}"] = {"class_type": "VAELoader", "inputs": {"vae_name": file}, "_meta": {"title": slot}}
+        inputs[slot] = [f"{200 + i}", 0]
     if held_out == NONE or f"{HELD_OUT}:" not in listed:
         del prompt[HELD_OUT_LOADER], inputs[HELD_OUT]
     return prompt

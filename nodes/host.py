@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..methods.attacks.ensemble import CombinedDenoiser, members_of
 from ..methods.diffusion.batching import DEFAULT_MEMORY_BYTES, Sessions
 from ..methods.diffusion.denoiser import Denoiser
+from ..methods.purification.upscaling import Upscaler
 
 # On the CPU, where the host accounts for no memory: what activations may take of a borrowed model's size. Passing
 # results and gaps come on top; together they stay below a twentieth for pictures of 128 px.
@@ -116,9 +117,15 @@ def load_patchers(patchers: list) -> None:
             comfy.model_management.load_models_gpu(patchers, force_full_load=True)
 
 
-def ready(model: Sessions | CombinedDenoiser) -> Sessions | CombinedDenoiser:
-    """Bring denoisers or an autoencoder onto their device, wholly. How they batch is their sessions' business."""
-    members: list = members_of(model) if isinstance(model, (Denoiser, CombinedDenoiser)) else [model]
+def ready(*models: Sessions | CombinedDenoiser | Upscaler) -> None:
+    """Bring denoisers, autoencoders and upscale models onto their device, wholly.
+
+    Those that work together come in one call: ComfyUI makes room by unloading what is not in it. How they batch is
+    their sessions' business.
+    """
+    members: list = []
+    for model in models:
+        members += members_of(model) if isinstance(model, (Denoiser, CombinedDenoiser)) else [model]
     own: dict[Any, Any] = {member: member.host_patcher for member in members if hasattr(member, "host_patcher")}
     shared = [patcher for member in members for patcher in getattr(member, "shared_patchers", ())]
     if shared:
@@ -128,11 +135,9 @@ def ready(model: Sessions | CombinedDenoiser) -> Sessions | CombinedDenoiser:
         needed = sum(m.memory_required() for m in members if hasattr(m, "memory_required"))
         comfy.model_management.load_models_gpu(shared, memory_required=needed, force_full_load=True)
     if own:
-        # All in one call: ComfyUI makes room by unloading what is not in it.
         load_patchers([*own.values(), *shared])
         for member, patcher in own.items():
             move(member, patcher.load_device)
-    return model
 
 
 def memory_allowance(denoiser: Sessions) -> float:

@@ -99,9 +99,12 @@ class HostAutoencoder(Autoencoder):
         return x
 
 
-def as_autoencoder(vae) -> Autoencoder:
-    """What a VAE input was given: ComfyUI's VAE, or outside of it one that this pack has loaded."""
-    return vae if isinstance(vae, Autoencoder) else HostAutoencoder(vae)
+def as_autoencoder(vae, name: str = "VAE") -> Autoencoder:
+    """What a VAE input was given: ComfyUI's VAE, or outside of it one that this pack has loaded.
+
+    name: what reports call ComfyUI's, which has none of its own.
+    """
+    return vae if isinstance(vae, Autoencoder) else HostAutoencoder(vae, name)
 
 
 def encode_with(vae, patcher, pixels: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from ..methods.diffusion.denoiser import Denoiser
 from ..methods.errors import AntiPureError
 from ..methods.memory import enough_memory
 from ..methods.purification.purifiers import Purifier, parse_purifiers
+from ..methods.purification.upscaling import Upscaler
 from ..methods.robustness.measure import check_made_against, measure
 from ..methods.robustness.sheet import robustness_sheet
 from ..methods.robustness.text import markdown, to_dict, to_json, verdict
@@ -21,6 +22,7 @@ from .convert import from_image, to_image
 from .latent_autoencoder import as_autoencoder
 from .metrics import match_batch
 from .progress import Progress
+from .upscale_model import ModelUpscaler
 
 # A minute or two for one protection of 128×128 pixels with the bundled denoiser on a CPU. Lines with a denoiser that
 # is not wired are refused, so "held_out:..." is for the workflow to add.
@@ -31,6 +33,7 @@ jpeg75, jpeg75+resize0.5, blur1, noise8, median3"""
 DENOISER, HELD_OUT = "denoiser", "held_out"
 MORE = ("image_2", "image_3", "image_4")
 VAES = ("vae", "vae_2", "vae_3", "vae_4")
+UPSCALE_MODEL = "upscale_model"
 
 
 class RobustnessReport:
@@ -66,8 +69,9 @@ class RobustnessReport:
             purifiers=inputs.text(
                 PURIFIERS,
                 "Purifiers and transforms, separated by commas or lines: gridpure20, gridpure10@30 (timestep 30), "
-                "diffpure100, vae, jpeg75, resize0.5, blur1, noise8, median3; joined by + from left to right; "
-                "held_out:gridpure10 runs on the held-out denoiser.",
+                "diffpure100, vae, impress100, upscale, jpeg75, resize0.5, blur1, noise8, median3, train512; joined by "
+                "+ from left to right, noise8+upscale; held_out:gridpure10 runs on the held-out denoiser, vae_2:vae "
+                "goes through the VAE of that input.",
                 multiline=True,
             ),
             made_against=inputs.text(
@@ -96,9 +100,14 @@ class RobustnessReport:
                     "name it in purifiers as held_out:gridpure10.",
                 ),
                 **{
-                    name: inputs.wire("VAE", "Measures the latent shift through this VAE, as it is and purified.")
+                    name: inputs.wire(
+                        "VAE",
+                        "Measures the latent shift through this VAE, as it is and purified. In purifiers: "
+                        f"{name}:vae, {name}:impress100.",
+                    )
                     for name in VAES
                 },
+                UPSCALE_MODEL: inputs.wire("UPSCALE_MODEL", "What upscale in purifiers enlarges with."),
             },
             node_id=True,
         )
@@ -109,8 +118,12 @@ class RobustnessReport:
         if purifiers is None or made_against is None:  # wired
             return True
         try:
-            any_denoiser = cast(Denoiser, _AnyDenoiser())
-            parsed = parse_purifiers(purifiers, dict.fromkeys((DENOISER, HELD_OUT), any_denoiser))
+            parsed = parse_purifiers(
+                purifiers,
+                dict.fromkeys((DENOISER, HELD_OUT), cast(Denoiser, _AnyDenoiser())),
+                autoencoders=dict.fromkeys(VAES, cast(Autoencoder, object())),
+                upscalers={UPSCALE_MODEL: cast(Upscaler, _AnyUpscaler())},
+            )
             check_made_against(split_names(made_against), [str(purifier) for purifier in parsed])
         except AntiPureError as error:
             return str(error)
@@ -119,19 +132,20 @@ class RobustnessReport:
     def measure(
         self, original, image, names, purifiers, made_against, curve_iterations, seed, seeds, shown,
         image_2=None, image_3=None, image_4=None, denoiser=None, held_out=None, node_id=None,
-        vae=None, vae_2=None, vae_3=None, vae_4=None,
+        vae=None, vae_2=None, vae_3=None, vae_4=None, upscale_model=None,
     ) -> dict:  # fmt: skip
         given = {"image": image, "image_2": image_2, "image_3": image_3, "image_4": image_4}
         pictures = [from_image(value, name)[0] for name, value in given.items() if value is not None]
         clean = match_batch(from_image(original, "original")[0], pictures[0], "original")
         protections = dict(zip(_names(names, len(pictures)), pictures, strict=True))
-        listed = _purifiers(purifiers, denoiser, held_out)
-        autoencoders = _autoencoders([vae, vae_2, vae_3, vae_4])
-        for model in (denoiser, held_out, *autoencoders.values()):
-            if model is not None:
-                host.ready(model)
+        wired = dict(zip(VAES, (vae, vae_2, vae_3, vae_4), strict=True))
+        autoencoders = {name: as_autoencoder(value, name) for name, value in wired.items() if value is not None}
+        upscaler = None if upscale_model is None else ModelUpscaler(upscale_model)
+        listed = _purifiers(purifiers, denoiser, held_out, autoencoders, upscaler)
+        networks = (denoiser, held_out, *autoencoders.values(), upscaler)
+        host.ready(*(network for network in networks if network is not None))
         with (
-            enough_memory("this picture at once", "leave diffpure out, or take a smaller picture"),
+            enough_memory("this picture at once", "leave diffpure and impress out, or take a smaller picture"),
             Progress("measuring", node_id) as progress,
         ):
             total = 1
@@ -149,7 +163,7 @@ class RobustnessReport:
                 curve_iterations=curve_iterations,
                 made_against=split_names(made_against),
                 example=shown - 1,
-                autoencoders=autoencoders,
+                autoencoders=_by_own_name(autoencoders),
                 progress=step,
             )
             sheet = robustness_sheet(report)
@@ -169,19 +183,23 @@ class _AnyDenoiser:
     timesteps, latent, tile = 2**31, True, 64
 
 
+class _AnyUpscaler:
+    """The same of an upscale model: one that enlarges as little as possible can do all that any other can."""
+
+    name, scale = "the upscale model", 2
+
+
 def split_names(text: str) -> list[str]:
     """Names separated by commas or lines."""
     return [name.strip() for name in text.replace("\n", ",").split(",") if name.strip()]
 
 
-def _autoencoders(wired: list) -> dict[str, Autoencoder]:
-    """Those that are wired, by name, with a number behind names that come again."""
+def _by_own_name(wired: dict[str, Autoencoder]) -> dict[str, Autoencoder]:
+    """By what they are called themselves, with a number behind names that come again."""
     found: dict[str, Autoencoder] = {}
-    for vae in wired:
-        if vae is not None:
-            model = as_autoencoder(vae)
-            count = sum(other.name == model.name for other in found.values())
-            found[model.name if not count else f"{model.name} ({count + 1})"] = model
+    for model in wired.values():
+        count = sum(other.name == model.name for other in found.values())
+        found[model.name if not count else f"{model.name} ({count + 1})"] = model
     return found
 
 
@@ -192,15 +210,33 @@ def _names(text: str, count: int) -> list[str]:
     return [*names, *("protected" if i == 0 else f"protected {i + 1}" for i in range(len(names), count))]
 
 
-def _purifiers(text: str, denoiser: Denoiser | None, held_out: Denoiser | None) -> list[Purifier]:
-    """The list, with the denoisers that are wired by name. Raises `AntiPureError` for one that no purifier uses."""
+def _purifiers(
+    text: str,
+    denoiser: Denoiser | None,
+    held_out: Denoiser | None,
+    autoencoders: dict[str, Autoencoder],
+    upscaler: Upscaler | None,
+) -> list[Purifier]:
+    """The list, with the networks that are wired by their inputs' names.
+
+    Raises `AntiPureError` for a denoiser or an upscale model that no purifier uses; VAEs measure, too.
+    """
     if any(isinstance(model, CombinedDenoiser) for model in (denoiser, held_out)):
         raise AntiPureError("Combined denoisers are for protecting; wire one of them here to purify.")
     if denoiser is None and held_out is not None:
         raise AntiPureError("Only held_out is wired; wire the denoiser of the other purifiers to denoiser.")
     models = {DENOISER: denoiser, HELD_OUT: held_out}
-    listed = parse_purifiers(text, {name: model for name, model in models.items() if model is not None})
+    listed = parse_purifiers(
+        text,
+        {name: model for name, model in models.items() if model is not None},
+        autoencoders=autoencoders,
+        upscalers={} if upscaler is None else {UPSCALE_MODEL: upscaler},
+    )
     used = {step.denoiser for purifier in listed for step in purifier.purifications}
     if held_out is not None and HELD_OUT not in used:
         raise AntiPureError("held_out is wired, but no purifier uses it; add held_out:gridpure10 to the list.")
+    if upscaler is not None and not any(
+        step.method == "upscale" for purifier in listed for step in purifier.restorations
+    ):
+        raise AntiPureError("upscale_model is wired, but no purifier uses it; add upscale to the list.")
     return listed

@@ -20,26 +20,42 @@ TILE, SMALLEST_TILE, OVERLAP = 512, 128, 32
 class ModelUpscaler(Upscaler):
     """descriptor: what Load Upscale Model gives: called with B×3×H×W in 0..1, with `scale` and `to(device)`.
 
-    Raises `AntiPureError` for one that takes or gives other than RGB.
+    name: what reports call it; "" for its architecture, where it tells one. One that ComfyUI manages (0.33 on) goes
+    through `host.ready` first. Raises `AntiPureError` for one that takes or gives other than RGB.
     """
 
-    def __init__(self, descriptor: Any, name: str = "the upscale model"):
+    def __init__(self, descriptor: Any, name: str = ""):
+        name = name or str(getattr(getattr(descriptor, "architecture", None), "name", "") or "the upscale model")
         channels = getattr(descriptor, "input_channels", 3), getattr(descriptor, "output_channels", 3)
         if channels != (3, 3):
             raise AntiPureError(f"{name} maps {channels[0]} channels to {channels[1]}; wire one for RGB pictures.")
         self.descriptor, self.name, self.scale = descriptor, name, int(descriptor.scale)
         self.device = torch.device("cpu")
 
+    @property
+    def shared_patchers(self) -> tuple:
+        """What ComfyUI has to bring onto its device before work; nothing where its own node moves the model itself."""
+        patcher = getattr(self.descriptor, "patcher", None)
+        return () if patcher is None else (patcher,)
+
+    def memory_required(self) -> float:
+        """Bytes to keep free for one tile's activations, by ComfyUI's own estimate."""
+        return TILE**2 * 3 * 4 * max(self.scale, 1) * 384.0
+
     @contextmanager
     def session(self) -> Iterator[None]:
-        """On the host's device within, on the CPU after it, where the host's own node leaves it."""
-        self.device = host.device()
-        self.descriptor.to(self.device)
+        """On the host's device within; after it on the CPU, unless the host manages it."""
+        # Where the host keeps account of it, whoever moved it would leave the host's own node with a wrong one.
+        managed = self.shared_patchers
+        self.device = managed[0].load_device if managed else host.device()
+        if not managed:
+            self.descriptor.to(self.device)
         try:
             yield
         finally:
             self.device = torch.device("cpu")
-            self.descriptor.to(self.device)
+            if not managed:
+                self.descriptor.to(self.device)
 
     @torch.no_grad()
     def enlarge(self, picture: Tensor) -> Tensor:

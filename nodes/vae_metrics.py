@@ -41,7 +41,7 @@ class VaeMetrics:
             view=inputs.text(
                 "none",
                 "What both go through before the VAE: transforms as in Transform Pictures, joined by +, such as "
-                "jpeg75 or resize0.5; or none.",
+                "train512 (a trainer's bucket), upload1080+train512, jpeg75 or resize0.5; or none.",
             ),
             optional={"seed": inputs.seed("Of the view's noise and of the interval.")},
             node_id=True,

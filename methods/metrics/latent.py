@@ -75,11 +75,21 @@ def latent_shift(
         )
     if draws < 1:
         raise AntiPureError(f"The bootstrap is to draw {draws} times; at least 1 is needed.")
-    seen = [round_8bit(x) if view is None else round_8bit(view(round_8bit(x))) for x in (reference, picture)]
-    with autoencoder.session():
-        pairs = torch.stack(seen, 1).flatten(0, 1)  # one after the other: a batch of two is a picture and its reference
-        latents = _encoded(autoencoder, to_pixels(pairs), progress).unflatten(0, (-1, 2))
+    seen = [x if view is None else view(round_8bit(x)) for x in (reference, picture)]
+    pairs = torch.stack(seen, 1).flatten(0, 1)  # one after the other: a batch of two is a picture and its reference
+    latents = latents_of(pairs, autoencoder, progress).unflatten(0, (-1, 2))
     return shift_of_latents(latents[:, 0], latents[:, 1], groups=groups, draws=draws, seed=seed)
+
+
+@torch.no_grad()
+def latents_of(picture: Tensor, autoencoder: Autoencoder, progress: Progress = silent) -> Tensor:
+    """Latent means, B×C×h×w on the CPU, of pictures B×3×H×W in 0..1, for `shift_of_latents`.
+
+    The pictures are rounded to 8 bits and mirrored up to the VAE's multiple. Raises `AntiPureError` for latents that
+    are not finite, and what running out of memory raises where a single picture does not fit.
+    """
+    with autoencoder.session():
+        return _encoded(autoencoder, to_pixels(round_8bit(picture)), progress)
 
 
 def _encoded(autoencoder: Autoencoder, pixels: Tensor, progress: Progress) -> Tensor:

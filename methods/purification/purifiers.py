@@ -22,7 +22,7 @@ from ..diffusion.autoencoder import Autoencoder
 from ..diffusion.denoiser import Denoiser
 from ..errors import AntiPureError
 from ..pictures import check_shape, round_8bit
-from ..progress import Progress, silent
+from ..progress import Progress, part, silent
 from .purify import METHODS, purify
 from .restorations import DEFAULTS as RESTORATIONS
 from .restorations import Restoration, parse_restoration
@@ -59,6 +59,11 @@ class Purification:
         """How often it is repeated."""
         return self.value if self.method in ("gridpure", "vae") else 1
 
+    @property
+    def cost(self) -> int:
+        """Passes through the network for each tile."""
+        return (self.substeps or self.timestep) * self.iterations
+
     def check(self, denoiser: Denoiser) -> None:
         """Raise `AntiPureError` for settings that make no sense with this denoiser."""
         check_purifier(denoiser, self.timestep, self.iterations, substeps=self.substeps)
@@ -90,13 +95,17 @@ class Purifier:
 
     def __call__(self, picture: Tensor, progress: Progress = silent) -> Tensor:
         check_shape(picture)  # every step looks at the values
+        done, several = 0, len(self.purifications) + len(self.restorations) > 1
         for step in self.steps:
-            if isinstance(step, Purification):
-                picture = step.run(picture, self.denoiser_of(step), self.seed, progress)
-            elif isinstance(step, Restoration):
-                picture = step(picture, progress)
-            else:
+            if isinstance(step, Transform):
                 picture = step(picture)
+                continue
+            report = part(progress, done, step.cost, self.cost) if several else progress
+            if isinstance(step, Purification):
+                picture = step.run(picture, self.denoiser_of(step), self.seed, report)
+            else:
+                picture = step(picture, report)
+            done += step.cost
         return picture
 
     def __str__(self) -> str:
@@ -127,6 +136,11 @@ class Purifier:
     def restorations(self) -> list[Restoration]:
         """The steps in which a VAE or an upscaler takes part."""
         return [step for step in self.steps if isinstance(step, Restoration)]
+
+    @property
+    def cost(self) -> int:
+        """Passes through networks, roughly, for what it takes beside others; 0 for transforms."""
+        return sum(step.cost for step in self.steps if not isinstance(step, Transform))
 
     @property
     def iterations(self) -> int | None:
@@ -203,14 +217,14 @@ def parse_purifier(
     `AntiPureError` for unknown names, for values that make no sense and for what the networks cannot run.
     """
     steps: list[Step] = []
-    for part in text.strip().split("+"):
+    for name in text.strip().split("+"):
         step: Step | None = None
-        if not _is_denoisers_vae(part, denoisers, autoencoders or {}):
-            step = parse_restoration(part, autoencoders or {}, upscalers or {})
-        step = step or _parse_purification(part, denoisers)
+        if not _is_denoisers_vae(name, denoisers, autoencoders or {}):
+            step = parse_restoration(name, autoencoders or {}, upscalers or {})
+        step = step or _parse_purification(name, denoisers)
         if step is None:
-            _check_transform(part)
-            step = parse_transform(part, seed)
+            _check_transform(name)
+            step = parse_transform(name, seed)
         steps.append(step)
     return Purifier(_joined(steps, seed), denoisers, seed)
 

@@ -49,6 +49,13 @@ class Restoration:
             pure = vae_round_trip(there, self.network, iterations=self.value, progress=progress)
         return pure.to(picture.device)
 
+    @property
+    def cost(self) -> int:
+        """Passes through the network, roughly: one round trip of a VAE is one, with its backward pass it is three."""
+        if isinstance(self.network, Upscaler):
+            return times(self.network, self.value)
+        return 3 * self.value if self.method == "impress" else self.value
+
     def session(self) -> AbstractContextManager:
         """The network's."""
         return self.network.session()
@@ -77,7 +84,8 @@ def parse_restoration(
 
 def _chosen(text: str, name: str, networks: Mapping[str, Network], kind: str) -> Network:
     if not networks:
-        raise AntiPureError(f"'{text.strip()}' needs a {kind}; wire one, or leave it out.")
+        article = "an" if kind[0] in "aeiou" else "a"
+        raise AntiPureError(f"'{text.strip()}' needs {article} {kind}; wire one, or leave it out.")
     if name and name not in networks:
         raise AntiPureError(f"There is no {kind} '{name}'; the names are {', '.join(networks)}.")
     return networks[name] if name else next(iter(networks.values()))

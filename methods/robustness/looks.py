@@ -6,7 +6,7 @@ from dataclasses import astuple
 from statistics import fmean as mean
 
 from ..metrics.visibility import is_stripe
-from .report import MATCHED, PROTECTION, RANDOM, Looks, Report
+from .report import LATENT_FLOOR, MATCHED, PROTECTION, RANDOM, Looks, Report
 
 LOOKS_HEADS = ("peak share", "CIEDE2000", "95 %", "seen luma", "seen chroma")
 
@@ -66,6 +66,12 @@ def of_latents(report: Report, protection: str) -> str:
     if not report.autoencoders:
         return ""
     least = min(report.autoencoders, key=lambda vae: report.latent_worst(protection, vae))
+    shifts = [report.latent(kind, protection, least) for kind in (PROTECTION, MATCHED)]
+    if max(shifts) < LATENT_FLOOR:
+        return (
+            f" The VAE {least} hardly sees it: a latent shift of {shifts[0]:.4f}, where that of noise with the same "
+            f"spectrum is {shifts[1]:.4f}; below {LATENT_FLOOR:g} neither is told from nothing."
+        )
     return (
         f" The VAE {least} sees it {report.latent_ratio(protection, least):.1f} times as far from the original as "
         f"noise with the same spectrum, {report.latent_worst(protection, least):.1f} times after the worst of "

@@ -10,7 +10,7 @@ Pure(protected) is compared with Pure(clean), same purifier and same noise: stru
 
 The figure to read is the ratio of the distortion to that of the spectrum-matched control. The blur judges nothing: it
 says how much of a distortion need not be owed to any attack, which only customization can tell apart. A transform
-without a diffusion model removes little, of the protection or of the noise: its ratio lies near 1 whatever a purifier
+without a network removes little, of the protection or of the noise: its ratio lies near 1 whatever a purifier
 behind it would do. So transforms alone are measured, and judge nothing while a purifier was measured.
 """
 
@@ -29,7 +29,7 @@ from ..diffusion.autoencoder import Autoencoder
 from ..errors import AntiPureError
 from ..metrics import image as metrics
 from ..metrics import visibility
-from ..metrics.latent import latent_shift
+from ..metrics.latent import latents_of, shift_of_latents
 from ..pictures import center_crop, check_picture, round_8bit
 from ..progress import Progress, part, silent
 from ..purification.purifiers import Purifier
@@ -75,23 +75,27 @@ def measure(
     examples: dict[tuple[str, str], Tensor] = {}
     for index in range(len(clean)):
         original = clean[index : index + 1]
+        seen_by_vaes = _Shifts(vaes, original)
         collected: dict[Version, _Collected] = {}
         for seed in seeds:
             keep = examples if index == example and seed == seeds[0] else {}
             pictures = _versions(original, {name: value[index : index + 1] for name, value in protected.items()}, seed)
             for key, value in pictures.items():
                 found = collected.setdefault(key, _Collected(original, value, len(purifiers), iterations))
-                found.latent.append(_shifts(vaes, original, value))
+                same = bool(found.latent) and key[0] in _SHOWN  # these do not depend on the seed
+                found.latent.append(found.latent[0] if same else seen_by_vaes.of(value))
                 if key[0] in _SHOWN:
                     keep["", key[1]] = center_crop(value)
             for run in runs:
                 base: dict[int, Tensor] = {}
+                shifts: dict[int, _Shifts] = {}
                 seen = round_8bit(run.purifier.with_seed(seed).view(original))
                 for keys, pure in _purified(run, seed, pictures, ledger):
-                    base = base or pure  # the clean picture comes first
+                    if not base:  # the clean picture comes first
+                        base, shifts = pure, {tap: _Shifts(vaes, pure[tap]) for tap in run.columns}
                     for tap, value in pure.items():
                         places = run.columns.get(tap, ())
-                        values = _measured(seen, base[tap], value, vaes) if places else ()
+                        values = _measured(seen, base[tap], value, shifts[tap]) if places else ()
                         for key, place in itertools.product(keys, places):
                             collected[key].cells[place].append(values)
                             if key[0] in _SHOWN:
@@ -138,9 +142,14 @@ def check_made_against(made_against: Sequence[str], names: Sequence[str]) -> Non
 
 
 def _column(purifier: Purifier, made_against: Sequence[str]) -> Column:
-    names = {purifier.denoiser_of(step).name for step in purifier.purifications} - {""}
+    kinds = {purifier.denoiser_of(step).name: "denoiser" for step in purifier.purifications}
+    for step in purifier.restorations:
+        kinds[step.network.name] = "VAE" if isinstance(step.network, Autoencoder) else "upscale model"
+    kinds.pop("", None)
     told = str(purifier) in made_against if made_against else None
-    return Column(str(purifier), not purifier.is_transform, " and ".join(sorted(names)), told, purifier.changes_size)
+    network = next(iter(kinds.values()), "denoiser") if len(set(kinds.values())) < 2 else "networks"
+    names = " and ".join(sorted(kinds))
+    return Column(str(purifier), not purifier.is_transform, names, told, purifier.changes_size, network)
 
 
 @dataclass(frozen=True)
@@ -148,7 +157,7 @@ class _Run:
     """A purifier to run once for all that its one run answers.
 
     columns: places of the listed purifiers by the number of iterations after which they are read; 0 for the end.
-    curve: whether the curve is read from it, too. cost: denoising steps, roughly.
+    curve: whether the curve is read from it, too. cost: passes through its networks, roughly.
     """
 
     purifier: Purifier
@@ -158,8 +167,7 @@ class _Run:
 
     @property
     def cost(self) -> int:
-        steps = self.purifier.purifications
-        return max(1, sum(s.timestep * (s.value if s.method == "gridpure" else 1) for s in steps))
+        return max(1, self.purifier.cost)
 
 
 def _plan(purifiers: Sequence[Purifier], curve_iterations: int) -> tuple[list[_Run], str, tuple[int, ...]]:
@@ -212,14 +220,24 @@ class _Collected:
         )
 
 
-def _measured(seen: Tensor, base: Tensor, pure: Tensor, vaes: Mapping[str, Autoencoder]) -> tuple:
+def _measured(seen: Tensor, base: Tensor, pure: Tensor, shifts: _Shifts) -> tuple:
     """Distortion, detail, PSNR and latent shifts of one purified picture."""
     compared = (metrics.structural_distortion(base, pure), metrics.detail_ratio(base, pure), metrics.psnr(seen, pure))
-    return (*(float(value[0]) for value in compared), _shifts(vaes, base, pure))
+    return (*(float(value[0]) for value in compared), shifts.of(pure))
 
 
-def _shifts(vaes: Mapping[str, Autoencoder], reference: Tensor, picture: Tensor) -> tuple[float, ...]:
-    return tuple(float(latent_shift(reference, picture, vae, draws=1).value[0]) for vae in vaes.values())
+class _Shifts:
+    """Latent shifts, one a VAE, of pictures against one reference, which every VAE encodes once."""
+
+    def __init__(self, vaes: Mapping[str, Autoencoder], reference: Tensor):
+        self.reference = reference
+        self.latents = [(vae, latents_of(reference, vae)) for vae in vaes.values()]
+
+    def of(self, picture: Tensor) -> tuple[float, ...]:
+        if torch.equal(picture, self.reference):
+            return (0.0,) * len(self.latents)
+        shifts = (shift_of_latents(clean, latents_of(picture, vae), draws=1) for vae, clean in self.latents)
+        return tuple(float(shift.value[0]) for shift in shifts)
 
 
 def _versions(original: Tensor, protected: dict[str, Tensor], seed: int) -> dict[Version, Tensor]:

@@ -12,6 +12,9 @@ CLEAN, PROTECTION, MATCHED, RANDOM, SMOOTH = "clean", "protection", "matched", "
 CONTROL_TITLES = {MATCHED: "same spectrum", RANDOM: "random", SMOOTH: "blur"}
 # Distortions below are counted as this one: two pictures a purifier has made equal have a ratio of 1.
 FLOOR = 1e-4
+# Latent shifts below are counted as this one: random noise of a single level moves the latents of photographs by 0.02
+# to 0.14 (TAESD's of SD 1.5 and FLUX.1), and a ratio of less says nothing.
+LATENT_FLOOR = 0.02
 # From how many times its control's distortion on a protection survives, or survives in part. Two draws of the same
 # noise differ by a tenth or so.
 SURVIVES, PARTLY = 3.0, 1.5
@@ -70,15 +73,17 @@ class Row:
 
 @dataclass(frozen=True)
 class Column:
-    """A purifier or transform. diffusion: whether a diffusion model takes part. denoiser: that model's name, as far as
-    known. made_against: whether the protections were made against it; None where nobody said. view: whether it leaves
-    pictures at another size, as trainers see them."""
+    """A purifier or transform. diffusion: whether a network takes part: a diffusion model, a VAE or an upscale model.
+    denoiser: that network's name, as far as known. made_against: whether the protections were made against it; None
+    where nobody said. view: whether it leaves pictures at another size, as trainers see them. network: what `denoiser`
+    names: "denoiser", "VAE", "upscale model", or "networks" where they are of several kinds."""
 
     name: str
     diffusion: bool
     denoiser: str = ""
     made_against: bool | None = None
     view: bool = False
+    network: str = "denoiser"
 
 
 @dataclass(frozen=True)
@@ -123,7 +128,7 @@ class Report:
 
     @property
     def judging(self) -> tuple[Column, ...]:
-        """The columns that judge: those with a diffusion model, or all where there is none."""
+        """The columns that judge: those with a network, or all where there is none."""
         return tuple(column for column in self.columns if column.diffusion) or self.columns
 
     @property
@@ -131,6 +136,13 @@ class Report:
         """The kinds of controls that were measured; older reports have no "smooth"."""
         kinds = {row.kind for row in self.rows}
         return tuple(kind for kind in CONTROL_TITLES if kind in kinds)
+
+    @property
+    def networks(self) -> list[str]:
+        """The networks of the purifiers by kind: "denoiser a, b"."""
+        kinds = dict.fromkeys(column.network for column in self.columns if column.denoiser)
+        named = {kind: sorted({c.denoiser for c in self.columns if c.network == kind} - {""}) for kind in kinds}
+        return [f"{kind} {', '.join(names)}" for kind, names in named.items()]
 
     def row(self, picture: int, kind: str, protection: str = "") -> Row:
         """The row of a version of a picture."""
@@ -187,7 +199,7 @@ class Report:
         return statistics.fmean(self._latent(i, kind, protection, vae, column) for i in range(self.pictures))
 
     def latent_ratio(self, protection: str, vae: str, column: Column | None = None, control: str = MATCHED) -> float:
-        """Latent shift of a protection over that of its control, mean over the pictures."""
+        """Latent shift of a protection over that of its control, both at least `LATENT_FLOOR`, mean over pictures."""
         return statistics.fmean(self._latent_ratio(i, protection, vae, column, control) for i in range(self.pictures))
 
     def latent_worst(self, protection: str, vae: str, control: str = MATCHED) -> float:
@@ -205,7 +217,7 @@ class Report:
 
     def _latent_ratio(self, picture: int, protection: str, vae: str, column: Column | None, control: str) -> float:
         ours, theirs = (self._latent(picture, kind, protection, vae, column) for kind in (PROTECTION, control))
-        return max(ours, FLOOR) / max(theirs, FLOOR)
+        return max(ours, LATENT_FLOOR) / max(theirs, LATENT_FLOOR)
 
 
 def level_of(ratio: float) -> str:

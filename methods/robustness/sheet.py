@@ -125,8 +125,7 @@ def _title(page: _Page, report: Report, lines: list[str]) -> None:
     h, w = report.size
     count = "1 picture" if report.pictures == 1 else f"{report.pictures} pictures"
     seeds = f"seed{'s' if len(report.seeds) > 1 else ''} {', '.join(map(str, report.seeds))}"
-    models = sorted({column.denoiser for column in report.columns} - {""})
-    settings = [f"{count} of {w}×{h}", seeds, *([f"denoiser {', '.join(models)}"] if models else [])]
+    settings = [f"{count} of {w}×{h}", seeds, *report.networks]
     for name in report.protections:
         rows = [report.row(i, PROTECTION, name) for i in range(report.pictures)]
         levels, psnr = max(row.levels for row in rows), mean(row.psnr for row in rows)
@@ -196,7 +195,7 @@ def _table(page: _Page, report: Report, block: tuple[Column, ...], top: float, h
     legend = (
         "Large: times its noise of the same spectrum; below it structural distortion and detail ratio. "
         f"Framed: the lowest. From {SURVIVES:g} it survives, from {PARTLY:g} in part. "
-        "Grey: no diffusion model, judges nothing."
+        "Grey: no network, judges nothing."
     )
     put(0, y + SHORT + 14, legend, 8.5, SOFT, ha="left")
 

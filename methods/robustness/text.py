@@ -14,6 +14,7 @@ from .report import (
     CLEAN,
     CONTROL_TITLES,
     FLOOR,
+    LATENT_FLOOR,
     MATCHED,
     PARTLY,
     PROTECTION,
@@ -115,7 +116,8 @@ def _judgement(report: Report, protection: str, column: Column, pictures: Iterab
 
 def _named(column: Column, with_denoiser: bool) -> str:
     told = {None: "", True: " (made against it)", False: " (not made against it)"}[column.made_against]
-    return column.name + (f" with the denoiser {column.denoiser}" if with_denoiser and column.denoiser else "") + told
+    network = f" with the {column.network} {column.denoiser}" if with_denoiser and column.denoiser else ""
+    return column.name + network + told
 
 
 # Markdown ----------------------------------------------------------------------------------------------------
@@ -127,12 +129,11 @@ def markdown(report: Report) -> str:
     height, width = report.size
     count = "1 picture" if report.pictures == 1 else f"{report.pictures} pictures"
     seeds = ", ".join(map(str, report.seeds))
-    models = sorted({column.denoiser for column in report.columns} - {""})
     parts = [
         "# Robustness Report",
         verdict(report).replace("\n", "\n\n"),
         f"{count} of {width}×{height} pixels; seed{'s' if len(report.seeds) > 1 else ''} {seeds}"
-        + (f"; denoiser {', '.join(models)}" if models else "")
+        + "".join(f"; {networks}" for networks in report.networks)
         + ".",
         "## Cost",
         text_table(
@@ -179,13 +180,14 @@ def markdown(report: Report) -> str:
         "picture with the purified clean one, same noise. *Same spectrum*: noise with the perturbation's spectrum; "
         "*random*: random signs of the same largest level. The ratio to the first is the figure to read: from "
         f"{SURVIVES:g} on a protection survives, from {PARTLY:g} on in part, below it leaves no more than noise. "
-        f"Distortions below {FLOOR:g} count as {FLOOR:g}. Transforms without a diffusion model stand in brackets: they "
+        f"Distortions below {FLOOR:g} count as {FLOOR:g}. Transforms without a network stand in brackets: they "
         "remove little of anything, so their ratios judge nothing. The lowest in bold. *Worst over attackers*: each "
         "picture after its own worst purifier, mean over the pictures."
         + blur
         + (
             " *Latent shift*: how far the picture moves in a VAE's latent space, against the original (purified "
-            "alike), over the latent's own standard deviation; its worst case counts transforms and views, too."
+            "alike), over the latent's own standard deviation; its worst case counts transforms and views, too. For "
+            f"the ratios, shifts below {LATENT_FLOOR:g} count as {LATENT_FLOOR:g}."
             if report.autoencoders
             else ""
         )
@@ -252,9 +254,9 @@ def _cell(text: str) -> str:
 def to_dict(report: Report) -> dict:
     """The report as plain JSON values; format "antipure-robustness", version 2.
 
-    Version 2 adds to version 1, and moves nothing: purifiers[].view, autoencoders, over_attackers, rows[].looks,
-    rows[].latent and cells[].latent (by VAE, one value a seed).
-
+    Version 2 adds to version 1, and moves nothing: purifiers[].view, purifiers[].network (what `denoiser` names),
+    thresholds.latent_floor, autoencoders, over_attackers, rows[].looks, rows[].latent and cells[].latent (by VAE, one
+    value a seed).
 
     rows[].cells[purifier] holds distortion, detail and psnr, one value per seed. JSON knows no infinity: the PSNR of
     equal pictures is null. thresholds, worst and verdict follow from the rest.
@@ -268,10 +270,10 @@ def to_dict(report: Report) -> dict:
         "protections": list(report.protections),
         "purifiers": [
             {"name": c.name, "diffusion": c.diffusion, "denoiser": c.denoiser, "made_against": c.made_against,
-             "view": c.view}
+             "view": c.view, "network": c.network}
             for c in report.columns
         ],
-        "thresholds": {"survives": SURVIVES, "partly": PARTLY, "floor": FLOOR},
+        "thresholds": {"survives": SURVIVES, "partly": PARTLY, "floor": FLOOR, "latent_floor": LATENT_FLOOR},
         "worst": [
             {"picture": w.picture, "protection": name, "purifier": w.column.name, "ratio": w.ratio,
              "level": w.level}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,9 +16,13 @@ from antipure.cli.graph import read_workflow
 from antipure.cli.main import main
 from antipure.cli.report import report_prompt
 from antipure.methods.diffusion.autoencoder import Autoencoder
+from antipure.methods.diffusion.taesd import TinyAutoencoder
 from antipure.methods.errors import AntiPureError
+from antipure.methods.metrics.image import structural_distortion
 from antipure.methods.metrics.latent import latent_shift
+from antipure.methods.purification.impress import impress
 from antipure.methods.purification.purifiers import parse_purifiers
+from antipure.methods.purification.vae import vae_round_trip
 from antipure.nodes.convert import from_image
 from antipure.nodes.robustness import PURIFIERS
 from PIL import Image
@@ -65,22 +70,38 @@ def test_every_output_tells_of_the_same_report(tiny):
     assert returned["ui"] == {"text": [found], "markdown": [markdown], "report": [json.loads(text)]}
 
 
+class Averages(Autoencoder):
+    """A VAE whose latent is the mean colour of squares, and its picture their mosaic."""
+
+    channels, device = 3, torch.device("cpu")
+
+    def __init__(self, name: str, multiple: int = 4):
+        self.name, self.multiple = name, multiple
+
+    def parts(self):
+        return ()
+
+    def encode(self, pixels):
+        return torch.nn.functional.avg_pool2d(pixels, self.multiple)
+
+    def decode(self, latent):
+        return torch.nn.functional.interpolate(latent, scale_factor=self.multiple)
+
+
+class Descriptor:
+    """What Load Upscale Model gives: this one enlarges twice and darkens."""
+
+    scale, input_channels, output_channels = 2, 3, 3
+    architecture = SimpleNamespace(name="Darker")
+
+    def to(self, device):
+        return self
+
+    def __call__(self, picture):
+        return 0.9 * torch.nn.functional.interpolate(picture, scale_factor=2, mode="nearest")
+
+
 def test_vaes_that_are_wired_become_columns():
-    class Averages(Autoencoder):
-        multiple, channels, device = 4, 3, torch.device("cpu")
-
-        def __init__(self, name):
-            self.name = name
-
-        def parts(self):
-            return ()
-
-        def encode(self, pixels):
-            return torch.nn.functional.avg_pool2d(pixels, 4)
-
-        def decode(self, latent):
-            return latent
-
     original, image = eight_bit(1, 20, 24, 3), eight_bit(1, 20, 24, 3, seed=1)
     _, markdown, text, found, _ = run(original, image, vae=Averages("a"), vae_3=Averages("a"))["result"]
     report = json.loads(text)
@@ -90,6 +111,39 @@ def test_vaes_that_are_wired_become_columns():
     assert row["latent"] == {"a": [expected], "a (2)": [expected]}
     assert "Latent shift of protected" in markdown
     assert "The VAE a sees it" in found
+
+
+def test_vaes_and_the_upscale_model_purify_under_their_inputs_names(tiny):
+    original, image = eight_bit(1, 20, 24, 3), eight_bit(1, 20, 24, 3, seed=1)
+    listed = "gridpure1@1, vae, vae:vae, vae_2:vae, vae:impress2, upscale2, noise8+upscale2"
+    assert NODE.VALIDATE_INPUTS(purifiers=listed, made_against="vae:vae1, upscale2") is True
+    report = json.loads(
+        run(original, image, purifiers=listed, made_against="vae:vae1, upscale2", denoiser=tiny,
+            vae=Averages("a"), vae_2=Averages("b", 8), upscale_model=Descriptor())["result"][2]
+    )  # fmt: skip
+    networks = [(c["name"], c["network"], c["denoiser"]) for c in report["purifiers"][1:]]
+    assert networks == [
+        ("vae1", "VAE", "a"),
+        ("vae:vae1", "VAE", "a"),
+        ("vae_2:vae1", "VAE", "b"),
+        ("vae:impress2", "VAE", "a"),
+        ("upscale2", "upscale model", "Darker"),
+        ("noise8+upscale2", "upscale model", "Darker"),
+    ]
+    (row,) = rows_of(report, "protection", "protected")
+    clean, protected = (from_image(x)[0] for x in (original, image))
+
+    def expected(purify) -> list[float]:
+        return [structural_distortion(purify(clean), purify(protected)).item()]
+
+    assert row["cells"]["vae:vae1"] == row["cells"]["vae1"]
+    assert row["cells"]["vae:vae1"]["distortion"] == expected(lambda x: vae_round_trip(x, Averages("", 4)))
+    assert row["cells"]["vae_2:vae1"]["distortion"] == expected(lambda x: vae_round_trip(x, Averages("", 8)))
+    assert row["cells"]["vae:impress2"]["distortion"] == expected(lambda x: impress(x, Averages("", 4), steps=2))
+    # Doubled, averaged back: the picture itself, darker.
+    assert row["cells"]["upscale2"]["distortion"] == pytest.approx(
+        expected(lambda x: (x * 0.9 * 255).round() / 255), abs=1e-6
+    )
 
 
 def test_one_original_for_a_batch_and_names_by_number():
@@ -108,6 +162,10 @@ def test_one_original_for_a_batch_and_names_by_number():
         ({"names": "a, a", "image_2": eight_bit(1, 16, 16, 3)}, "once each"),
         ({"image_2": eight_bit(2, 16, 16, 3)}, "'protected 2' does not fit the originals"),
         ({"purifiers": "gridpure1"}, "needs a denoiser"),
+        ({"purifiers": "vae:vae"}, "needs a VAE; wire one"),
+        ({"purifiers": "vae_2:impress", "vae": Averages("a")}, "no VAE 'vae_2'; the names are vae"),
+        ({"purifiers": "noise8+upscale"}, "needs an upscale model; wire one"),
+        ({"upscale_model": Descriptor()}, "upscale_model is wired, but no purifier uses it; add upscale"),
         ({"purifiers": "wash"}, "no purifier or transform"),
         ({"made_against": "blur2"}, "'blur2' is not among"),
         ({"shown": 2}, "no picture 2"),
@@ -138,6 +196,8 @@ def test_combined_denoisers_do_not_purify(tiny, make_tiny):
 def test_lists_are_checked_before_the_graph_runs():
     assert NODE.VALIDATE_INPUTS(purifiers=PURIFIERS + "\nheld_out:gridpure10, vae2", made_against="vae2, blur1") is True
     assert NODE.VALIDATE_INPUTS(purifiers=None, made_against="what a wire brings") is True
+    assert "there is no vae 'vae_5'" in NODE.VALIDATE_INPUTS(purifiers="vae_5:vae", made_against="").lower()
+    assert "must lie in 1..16" in NODE.VALIDATE_INPUTS(purifiers="upscale17", made_against="")
     assert "'gridpur5' is no purifier" in NODE.VALIDATE_INPUTS(purifiers="gridpur5", made_against="")
     assert "no denoiser 'other'" in NODE.VALIDATE_INPUTS(purifiers="other:gridpure5", made_against="")
     assert "'median3' is not among" in NODE.VALIDATE_INPUTS(purifiers="gridpure5", made_against="median3")
@@ -232,9 +292,29 @@ def test_report_measures_pictures_protected_elsewhere(photo, tmp_path, capsys):
     assert report["seeds"] == [0, 1]
 
 
+def test_report_looks_through_vaes_and_purifies_with_them(photo, tmp_path, capsys):
+    torch.manual_seed(0)
+    network = TinyAutoencoder(4, 8)
+    names = [str(tmp_path / f"{name}_encoder.pth") for name in ("one", "two")]
+    for name in ("one", "two"):
+        for half in ("encoder", "decoder"):
+            torch.save(getattr(network, half).state_dict(), tmp_path / f"{name}_{half}.pth")
+    noise = str(tmp_path / "other.png")
+    Image.open(photo).convert("RGB").point(lambda value: 255 - value).save(noise)
+    command = ["report", str(photo), noise, "--purifiers", "vae_2:vae, jpeg75", "--curve", "0", "--json"]
+    assert main([*command, "--vae", names[0], "--vae", names[1], "--out", str(tmp_path / "out")]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["autoencoders"] == ["one", "two"]
+    assert [(c["name"], c["denoiser"]) for c in report["purifiers"]] == [("vae_2:vae1", "two"), ("jpeg75", "")]
+    (row,) = rows_of(report, "protection", "other")
+    assert row["latent"]["one"] == row["latent"]["two"]
+    assert row["latent"]["one"][0] > 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
+        (["--vae", "a"] * 5, "5 VAEs are too many"),
         (["--purifiers", "gridpur5"], "no purifier or transform"),
         (["--purifiers", "gridpure5", "--made-against", "jpeg75"], "not among the measured purifiers"),
         (["photo.png"] * 5, "5 protections are too many"),

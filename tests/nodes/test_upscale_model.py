@@ -1,5 +1,7 @@
 """The host's UPSCALE_MODEL as an upscaler: in tiles as in one piece, and given back after its session."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from antipure.methods.errors import AntiPureError
@@ -47,6 +49,23 @@ def test_tiles_are_the_whole_but_for_their_borders(room):
     assert apart.max() < 2 / OVERLAP
     assert (apart > 1e-5).float().mean() < 0.05
     assert descriptor.devices[-1] == torch.device("cpu")
+
+
+def test_one_that_the_host_manages_is_never_moved():
+    descriptor = Descriptor()
+    descriptor.patcher = SimpleNamespace(load_device=torch.device("cpu"))
+    upscaler = ModelUpscaler(descriptor)
+    assert upscaler.shared_patchers == (descriptor.patcher,)
+    with upscaler.session():
+        upscaler.enlarge(torch.rand(1, 3, 8, 8))
+    assert descriptor.devices == []
+
+
+def test_it_is_called_as_its_architecture():
+    descriptor = Descriptor()
+    assert ModelUpscaler(descriptor).name == "the upscale model"
+    descriptor.architecture = SimpleNamespace(name="ESRGAN")
+    assert ModelUpscaler(descriptor).name == "ESRGAN"
 
 
 def test_it_is_a_purifier_of_the_list():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,9 +13,12 @@ from antipure.methods.diffusion.autoencoder import Autoencoder
 from antipure.methods.metrics import image as metrics
 from antipure.methods.metrics import visibility
 from antipure.methods.metrics.latent import latent_shift
-from antipure.methods.pictures import round_8bit
+from antipure.methods.pictures import round_8bit, to_pixels
 from antipure.methods.purification.purifiers import parse_purifier, parse_purifiers
+from antipure.methods.purification.upscaling import Upscaler
+from antipure.methods.purification.vae import vae_round_trip
 from antipure.methods.robustness.measure import measure
+from antipure.methods.robustness.report import LATENT_FLOOR
 from antipure.methods.robustness.sheet import robustness_sheet
 from antipure.methods.robustness.text import markdown, to_json, verdict
 
@@ -59,6 +63,27 @@ def report(tiny, originals, protections):
     return measure(originals, protections, listed, seeds=(3, 9), autoencoders={"mean": Averages()})
 
 
+class Counting(Averages):
+    """Keeps what it was given to encode; its decoder gives mosaics."""
+
+    def __init__(self, name: str):
+        self.name, self.encoded = name, []
+
+    def encode(self, pixels):
+        self.encoded.append(pixels.detach().clone())
+        return super().encode(pixels)
+
+    def decode(self, latent):
+        return torch.nn.functional.interpolate(latent, scale_factor=4)
+
+
+class Twice(Upscaler):
+    name, scale = "twice", 2
+
+    def enlarge(self, picture):
+        return torch.nn.functional.interpolate(picture, scale_factor=2, mode="bilinear")
+
+
 def test_looks_are_those_of_their_functions(report, originals, protections):
     for name, value in protections.items():
         looks = report.row(1, "protection", name).looks
@@ -89,11 +114,67 @@ def test_worst_over_attackers_is_each_pictures_own(report):
         return sum((row.latent if column is None else row.cells[column].latent)[0]) / 2
 
     columns = [None, 0, 1, 2, 3]
-    ratios = [min(latent(i, "protection", c) / latent(i, "matched", c) for c in columns) for i in range(2)]
+    shifts = [[[max(latent(i, k, c), 0.02) for k in ("protection", "matched")] for c in columns] for i in range(2)]
+    ratios = [min(ours / theirs for ours, theirs in picture) for picture in shifts]
     assert report.latent_worst("noise", "mean") == pytest.approx(sum(ratios) / 2)
     assert f"{report.over_attackers('noise'):.2f}" in next(
         line for line in markdown(report).split("\n") if line.startswith("| worst over attackers")
     )
+
+
+def test_a_vae_encodes_a_clean_picture_once_for_each_purifier(originals, protections):
+    vae = Counting("counting")
+    listed = parse_purifiers("blur1, jpeg60", {})
+    noise = protections["noise"][:1]
+    measure(originals[:1], {"noise": noise}, listed, seeds=(3, 9), autoencoders={"counting": vae})
+
+    def times(picture: torch.Tensor) -> int:
+        return sum(int(torch.equal(p, to_pixels(picture)[0])) for pixels in vae.encoded for p in pixels)
+
+    assert times(originals[:1]) == 1  # whatever the seeds
+    assert times(round_8bit(noise)) == 1
+    # These two see no seed; nothing that a purifier takes is encoded twice for one seed.
+    assert [times(purifier(originals[:1])) for purifier in listed] == [2, 2]
+
+
+def test_vaes_and_upscalers_that_purify_are_named_and_counted(tiny, originals, protections):
+    small, seen = originals[:1, :, :24, :24], []
+    protected = {"noise": protections["noise"][:1, :, :24, :24]}
+    text = "vae2, gridpure1@2+a:impress3, noise8+upscale4, noise8"
+    models = {"denoisers": {"d": tiny}, "autoencoders": {"a": Counting("a-vae")}, "upscalers": {"u": Twice()}}
+    listed = parse_purifiers(text, **models)
+    assert [purifier.cost for purifier in listed] == [2, 2 + 9, 2, 0]
+    found = measure(small, protected, listed, progress=lambda *step: seen.append(step))
+    done = [step[0] for step in seen]
+    assert done == sorted(done)
+    assert {step[1] for step in seen} == {(2 + 11 + 2 + 1) * 5}  # clean, protected and three controls
+    assert done[-1] == 80
+    assert [(c.network, c.denoiser, c.diffusion) for c in found.columns] == [
+        ("VAE", "a-vae", True),
+        ("networks" if tiny.name else "VAE", " and ".join(sorted({"a-vae", tiny.name} - {""})), True),
+        ("upscale model", "twice", True),
+        ("denoiser", "", False),
+    ]
+    assert "vae2 with the VAE a-vae leaves" in verdict(found)
+    assert "upscale model twice" in markdown(found)
+    pure = (vae_round_trip(x, Counting("b"), iterations=2) for x in (small, round_8bit(protected["noise"])))
+    assert found.row(0, "protection", "noise").cells[0].distortion == (float(metrics.structural_distortion(*pure)[0]),)
+
+
+def test_a_ratio_of_two_shifts_that_are_almost_nothing_is_no_finding(report):
+    def shrunk(row, times: float):
+        cells = [replace(c, latent=tuple(tuple(times * v for v in vs) for vs in c.latent)) for c in row.cells]
+        return replace(row, cells=tuple(cells), latent=tuple(tuple(times * v for v in vs) for vs in row.latent))
+
+    # Ten times as far as its noise, but both far below what a single level of noise does.
+    rows = [shrunk(row, 1e-3 if row.kind == "protection" else 1e-4) for row in report.rows]
+    small = replace(report, rows=tuple(rows))
+    assert max(small.latent("protection", "noise", "mean", c) for c in (None, *report.columns)) < LATENT_FLOOR
+    assert small.latent_ratio("noise", "mean") == small.latent_worst("noise", "mean") == 1
+    assert "The VAE mean hardly sees it" in verdict(small)
+    assert "times as far" not in verdict(small)
+    assert f"below {LATENT_FLOOR:g} count as {LATENT_FLOOR:g}" in markdown(small)
+    assert json.loads(to_json(small))["thresholds"]["latent_floor"] == LATENT_FLOOR
 
 
 def test_a_stripe_is_named_a_defect(report):

@@ -9,7 +9,10 @@ benchmarks use what is there and say what is not.
 from __future__ import annotations
 
 import os
+from functools import cache
 from pathlib import Path
+
+from antipure.methods.diffusion.autoencoder import Autoencoder, load_autoencoder
 
 VARIABLE = "ANTIPURE_DATA"
 ATTACKED_VAES = ("sd15", "sdxl", "sd3", "flux1")
@@ -28,6 +31,12 @@ def vae_files() -> dict[str, tuple[Path, ...]]:
     files = {name: (folder / f"taesd_{name}.safetensors",) for name in ATTACKED_VAES}
     files[UNSEEN_VAE] = (folder / "taef2_encoder.pth", folder / "taef2_decoder.pth")
     return {name: paths for name, paths in files.items() if all(path.is_file() for path in paths)}
+
+
+@cache
+def load_vaes() -> dict[str, Autoencoder]:
+    """The VAEs that are there, by name, on the CPU: read once, and the same ones for whoever asks again."""
+    return {name: load_autoencoder(paths, name=name) for name, paths in vae_files().items()}
 
 
 def ffdnet_file() -> Path | None:

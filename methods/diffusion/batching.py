@@ -7,7 +7,12 @@ work and is forgotten with it.
 from __future__ import annotations
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
 
 from ..gradients.memory_plan import CheckpointPlan, SavedBytes, plan
 
@@ -74,3 +79,56 @@ class PlannedBatching(Batching):
         self.memory_bytes = (self.plan.fixed + self.latest * self.plan.each) / 2
         log.warning("Out of memory: going on with half as much for activations, which is slower.")
         return True
+
+
+class Sessions(ABC):
+    """What works in sessions: a network of its own or a borrowed one, whose tiles are batched by what fits.
+
+    memory_bytes: for the activations of one batch of tiles, where nobody knows better (see `memory_allowance`).
+    allowance: tells how many bytes a session may take, given by whoever manages the device's memory.
+    """
+
+    memory_bytes: float = DEFAULT_MEMORY_BYTES
+    allowance: Callable[[Any], float] | None = None
+    _batching: Batching | None = None
+
+    @contextmanager
+    def session(self) -> Iterator[Batching]:
+        """To be entered once around a piece of work: how its tiles are batched is decided anew, and can be read after.
+
+        A network over borrowed weights prepares and returns them (`prepared`).
+        """
+        before, self._batching = self._batching, self.new_batching()
+        try:
+            with self.prepared():
+                yield self._batching
+        finally:
+            self._batching = before
+
+    def prepared(self) -> AbstractContextManager:
+        """What has to be made ready for a session, and is given back after it."""
+        return nullcontext()
+
+    @property
+    def batching(self) -> Batching:
+        """The session's; outside of any one that lasts."""
+        if self._batching is None:
+            self._batching = self.new_batching()
+        return self._batching
+
+    def new_batching(self) -> Batching:
+        """How a session's tiles are batched, to begin with."""
+        return Batching(self.bytes_per_pixel, self.memory_allowance())
+
+    def memory_allowance(self) -> float:
+        """Bytes that a session may take for activations: what `allowance` says, else `memory_bytes`."""
+        return self.memory_bytes if self.allowance is None else self.allowance(self)
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """Where the network's weights are."""
+
+    @abstractmethod
+    def bytes_per_pixel(self) -> float:
+        """Activation bytes that one forward keeps for its backward, per input pixel."""

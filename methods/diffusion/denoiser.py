@@ -7,8 +7,6 @@ Conventions, here and everywhere: pixels are B×3×H×W in [-1, 1]; timesteps ar
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +14,10 @@ from torch import Tensor, nn
 from ...kernels.noising import add_noise as add_noise  # half of the noise process; predict_x0 is the other
 from ..errors import AntiPureError
 from ..pictures import round_up
-from .batching import DEFAULT_MEMORY_BYTES, Batching
+from .batching import Sessions
 
 
-class Denoiser(ABC):
+class Denoiser(Sessions, ABC):
     """A noise-predicting diffusion model.
 
     alphas_cumprod: T values, float32, on the model's device.
@@ -27,8 +25,6 @@ class Denoiser(ABC):
     multiple: sides of a tile must be multiples of this many pixels.
     clip_x0: whether clean predictions are clamped to [-1, 1] (pixel models).
     latent: whether `encode` goes through a VAE.
-    memory_bytes: for the activations of one batch of tiles, where nobody knows better (see `memory_allowance`).
-    allowance: tells how many bytes a session may take, given by whoever manages the device's memory.
     name: what reports call it, "" where nobody named it.
     """
 
@@ -37,42 +33,7 @@ class Denoiser(ABC):
     multiple: int
     clip_x0: bool = True
     latent: bool = False
-    memory_bytes: float = DEFAULT_MEMORY_BYTES
-    allowance: Callable[[Denoiser], float] | None = None
     name: str = ""
-    _batching: Batching | None = None
-
-    @contextmanager
-    def session(self) -> Iterator[Batching]:
-        """To be entered once around a piece of work: how its tiles are batched is decided anew, and can be read after.
-
-        A denoiser over borrowed weights prepares and returns them (`prepared`).
-        """
-        before, self._batching = self._batching, self.new_batching()
-        try:
-            with self.prepared():
-                yield self._batching
-        finally:
-            self._batching = before
-
-    def prepared(self) -> AbstractContextManager:
-        """What has to be made ready for a session, and is given back after it."""
-        return nullcontext()
-
-    @property
-    def batching(self) -> Batching:
-        """The session's; outside of any one that lasts."""
-        if self._batching is None:
-            self._batching = self.new_batching()
-        return self._batching
-
-    def new_batching(self) -> Batching:
-        """How a session's tiles are batched, to begin with."""
-        return Batching(self.bytes_per_pixel, self.memory_allowance())
-
-    def memory_allowance(self) -> float:
-        """Bytes that a session may take for activations: what `allowance` says, else `memory_bytes`."""
-        return self.memory_bytes if self.allowance is None else self.allowance(self)
 
     @property
     def device(self) -> torch.device:
@@ -117,10 +78,6 @@ class Denoiser(ABC):
     def tile_for(self, height: int, width: int) -> int:
         """Side of the square tiles a height×width picture is cut into: the native one, or one for it all."""
         return self.tile or round_up(max(height, width), self.multiple)
-
-    @abstractmethod
-    def bytes_per_pixel(self) -> float:
-        """Activation bytes that one forward keeps for its backward, per input pixel."""
 
 
 def predict_x0(x_t: Tensor, eps: Tensor, abar_t: Tensor) -> Tensor:

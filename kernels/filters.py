@@ -1,4 +1,4 @@
-"""Classical picture filters, differentiable, on any device: resampling, Gaussian, median, bilateral.
+"""Classical picture filters, differentiable, on any device: Gaussian, median, bilateral.
 
 x is B×C×H×W float of any range; filters keep the size and continue the picture by its border pixels.
 """
@@ -6,48 +6,10 @@ x is B×C×H×W float of any range; filters keep the size and continue the pictu
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-
-def _cubic(x: Tensor) -> Tensor:
-    """Keys' cubic with a = -0.5, support 2."""
-    x = x.abs()
-    near, far = (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2
-    return torch.where(x < 1, near, torch.where(x < 2, far, torch.zeros_like(x)))
-
-
-def _lanczos(x: Tensor) -> Tensor:
-    """sinc(x) sinc(x/3), support 3."""
-    return torch.where(x.abs() < 3, torch.sinc(x) * torch.sinc(x / 3), torch.zeros_like(x))
-
-
-KERNELS: dict[str, tuple[Callable[[Tensor], Tensor], float]] = {"bicubic": (_cubic, 2.0), "lanczos": (_lanczos, 3.0)}
-
-
-def resample_matrix(size: int, target: int, kernel: str = "lanczos") -> Tensor:
-    """target×size weights that resample one axis as Pillow does: the kernel is widened when making smaller.
-
-    Every row sums to 1; float32 on the CPU. kernel: a name of `KERNELS`.
-    """
-    function, support = KERNELS[kernel]
-    scale = size / target
-    widening = max(scale, 1.0)
-    centres = (torch.arange(target, dtype=torch.float64) + 0.5) * scale
-    inputs = torch.arange(size, dtype=torch.float64) + 0.5
-    distance = (inputs[None] - centres[:, None]) / widening
-    weights = function(distance) * (distance.abs() < support)
-    return (weights / weights.sum(1, keepdim=True)).float()
-
-
-def resample(x: Tensor, height: int, width: int, kernel: str = "lanczos") -> Tensor:
-    """x at height×width: B×C×height×width. Overshoots the range of x at edges, as these kernels do."""
-    rows = resample_matrix(x.shape[-2], height, kernel).to(x)
-    columns = resample_matrix(x.shape[-1], width, kernel).to(x)
-    return rows @ (x @ columns.T)
 
 
 def _extended(x: Tensor, radius: int) -> Tensor:

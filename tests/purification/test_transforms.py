@@ -115,8 +115,12 @@ def test_noise_has_its_size_its_seed_and_no_place_in_the_batch():
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (33, 18)])
 def test_every_transform_takes_any_size_and_gives_8_bit_pictures(name, size):
     x = picture(*size)
-    found = parse_transform(name)(x)
-    assert found.shape == x.shape
+    name = {"long": "long30", "shrink": "shrink0.4"}.get(name, name)  # so that something happens
+    transform = parse_transform(name)
+    found = transform(x)
+    assert found.shape[:2] == x.shape[:2]
+    assert transform.changes_size or found.shape == x.shape
+    assert found.shape == transform.view(x).shape
     assert torch.equal(found, round_8bit(found))
     for i in range(2):
         assert torch.equal(parse_transform(name)(x[i : i + 1]), found[i : i + 1])
@@ -165,6 +169,18 @@ def test_compositions_are_applied_from_left_to_right():
         ("blur0", "sigma is 0 pixels"),
         ("noise300", "at most 255"),
         ("bilateral0", "sigma is 0 levels"),
+        ("webp0", "1..100"),
+        ("webp101", "1..100"),
+        ("train512.5", "side is 512.5 pixels"),
+        ("train32", "64..4096"),
+        ("trainbicubic5000", "64..4096"),
+        ("trainbilinear0", "64..4096"),
+        ("shrink0", "factor is 0"),
+        ("shrink1.5", "at most 1"),
+        ("crop0", "share is 0"),
+        ("crop2", "at most 1"),
+        ("long8", "16..8192"),
+        ("upload99999", "16..8192"),
     ],
 )
 def test_texts_that_name_no_transform_are_refused_in_one_sentence(text, sentence):

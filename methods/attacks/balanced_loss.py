@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -14,8 +14,9 @@ from .loss import Loss
 class BalancedLoss(Loss):
     """Several losses that count by their weights, whatever the scale each of them is measured in.
 
-    The gradient is the sum of the members' gradients, each divided by its mean absolute value and multiplied by its
-    weight. A sign step follows the larger gradient at every pixel: without this one member alone would lead.
+    The gradient is the sum of the members' gradients, each divided by its mean absolute value where it is not 0 (a loss
+    may look at a part of the picture only) and multiplied by its weight. A sign step follows the larger gradient at
+    every pixel: without this one member alone would lead.
     losses, weights: as many of each, at least one; a member's gradient that is 0 everywhere stays 0.
     """
 
@@ -37,9 +38,7 @@ class BalancedLoss(Loss):
         for loss, weight, stream in self._drawn(generator):
             value, gradient = loss.value_and_gradient(pixels, stream)
             total += weight * value
-            size = gradient.abs().mean()
-            # What is not finite stays so, for `pgd` to find.
-            balanced += weight * gradient / torch.where(size == 0, torch.ones_like(size), size)
+            balanced += weight * gradient / mean_size(gradient)
         return total, balanced
 
     def stepped(self) -> None:
@@ -53,3 +52,33 @@ class BalancedLoss(Loss):
         """The members, each with its own stream."""
         roots = [int(torch.randint(2**62, (), generator=generator)) for _ in self.members]
         return [(loss, weight, random_stream(root)) for (loss, weight), root in zip(self.members, roots, strict=True)]
+
+
+def mean_size(gradient: Tensor) -> Tensor:
+    """Mean absolute value over what is not 0; 1 where all is. What is not finite stays so, for `pgd` to find."""
+    sizes = gradient.abs()
+    mean = sizes.sum() / (sizes != 0).sum().clamp(min=1)
+    return torch.where(mean == 0, torch.ones_like(mean), mean)
+
+
+class ShapedLoss(Loss):
+    """A loss whose gradient goes through a function, 1×3×H×W to the same, before others are added to it."""
+
+    def __init__(self, loss: Loss, shape: Callable[[Tensor], Tensor]):
+        self.loss, self.shape = loss, shape
+
+    def prepare(self, pixels: Tensor, generator: torch.Generator) -> None:
+        self.loss.prepare(pixels, generator)
+
+    def terms(self, pixels: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
+        yield from self.loss.terms(pixels, generator)
+
+    def value_and_gradient(self, pixels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        value, gradient = self.loss.value_and_gradient(pixels, generator)
+        return value, self.shape(gradient)
+
+    def stepped(self) -> None:
+        self.loss.stepped()
+
+    def shrink(self) -> bool:
+        return self.loss.shrink()

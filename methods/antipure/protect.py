@@ -25,7 +25,6 @@ from .objective import Objective
 from .perceptual import balance_colours, shaped_budget
 from .unrolled import unrolled_term
 
-
 # Half a level: the latent shift has no slope at the picture itself.
 NUDGE = 0.5
 

@@ -24,7 +24,7 @@ def draw(h: int, w: int, seed: int = 0) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("row, column", [(0, 0), (0, 1), (1, 0), (2, 2)])
+@pytest.mark.parametrize(("row", "column"), [(0, 0), (0, 1), (1, 0), (2, 2)])
 def test_a_peak_is_brought_down_and_the_rest_stays(size, row, column):
     h, w = size
     y, x = torch.arange(h)[:, None], torch.arange(w)[None]

@@ -35,6 +35,7 @@ def antipure_loss(target: Target, objective: Objective, clean: Tensor) -> Loss:
     clean: 1×3×H×W pixels of the picture to protect, any size. Raises `AntiPureError` for a target that has the models
     for none of them.
     """
+    objective.check_values()
     denoiser, encoders = without_vaes(target), encoders_of(target)
     losses: list[Loss] = []
     weights = []
@@ -109,6 +110,7 @@ def protect(
         picture,
         partial(antipure_loss, target, objective),
         replace(settings, steps=objective.steps(settings.steps), mask=mask),
+        step_levels=settings.levels * objective.first_step or None,
         start=start,
         precondition=precondition,
         constrain=constrain,

@@ -31,11 +31,15 @@ BANDWIDTH, OVER_DCT = 0.8, 20
 
 @dataclass(frozen=True)
 class Kernel:
-    """work: one call. moved: in pictures of the batch, read or written. bound: whether memory is all it waits for."""
+    """work: one call. moved: in pictures of the batch, read or written. bound: whether memory is all it waits for.
+
+    triton: whether it has a Triton version.
+    """
 
     work: Callable[[], object]
     moved: float
     bound: bool = True
+    triton: bool = True
 
 
 def kernels(bench, side: int | None = None) -> list[dict]:
@@ -61,7 +65,7 @@ def kernels(bench, side: int | None = None) -> list[dict]:
         row["of the copy's bandwidth"] = row["GB/s"] / rows[0]["GB/s"]
         if on_gpu and kernel.bound:
             row["asked"] = BANDWIDTH
-        if triton:
+        if triton and kernel.triton:
             with patch.dict(os.environ, ANTIPURE_TRITON="0"):
                 row["torch's time over Triton's"] = statistics.median(seconds(kernel.work)) / row["seconds"]
         rows.append(row)
@@ -95,8 +99,8 @@ def _kernels(x: Tensor) -> dict[str, Kernel]:
         "noising": Kernel(lambda: add_noise(x, eps, abar), 3),
         "tiles cut": Kernel(lambda: cut(x[:1], grid, TILE), 2 * plain),
         "tiles averaged": Kernel(lambda: average_tiles(tiles, dense, side, side), overlapping + 1 / len(x)),
-        "PFG": Kernel(lambda: high_frequency_mean(x, PATCH), 1),
-        "PatchDCT energy": Kernel(lambda: high_frequency_energy(x, PATCH), 1, bound=False),
+        "PFG": Kernel(lambda: high_frequency_mean(x, PATCH), 1, triton=False),
+        "PatchDCT energy": Kernel(lambda: high_frequency_energy(x, PATCH), 1, bound=False, triton=False),
         "SSIM": Kernel(lambda: ssim_terms(x, upper), 2, bound=False),
     }
 

@@ -43,6 +43,8 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from .precision import AUTO, CHOICES, precision_for_cpu
+
 QUALITY = 75
 
 
@@ -132,11 +134,12 @@ def main() -> None:
     parser.add_argument(
         "--ablation-faces", type=int, default=200, help="training faces of the ablation; 0: no ablation"
     )
-    parser.add_argument("--precision", default="bf16", choices=["fp32", "bf16"])
+    parser.add_argument("--precision", default=AUTO, choices=CHOICES)
     parser.add_argument("--patches", type=Path, help="folder to keep trained patches in, and to take them from")
     parser.add_argument("--sheet", type=Path, help="write a picture of the defensive patch's examples")
     parser.add_argument("--only", choices=["evaluation", "defensive"])
     args = parser.parse_args()
+    args.precision = precision_for_cpu(args.precision)
 
     generator = load_generator()
     train_faces = draw_faces(range(args.faces))

@@ -1,181 +1,214 @@
-"""Tables of `benchmarks.protection`."""
+"""The page of `benchmarks.protection`: figures over a control's with their intervals, as data and as two tables."""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable, Sequence
 from statistics import fmean
 
 import numpy as np
 from antipure.methods.figures.text_table import text_table
 
-from .work import half_width
+from .protection_run import MATCHED
+from .strangers import ATTACKED_VAES, UNSEEN_VAE
 
-Key = tuple  # (part, picture, arm, levels, seed)
-OWN, UNSEEN, COMPOSED = "gridpure10", "held_out:gridpure10@15", "jpeg75+resize0.5+gridpure10"
+RANDOM = "random"
+AS_IT_IS = "none"
+VIEWS = ("shrink0.5", "train512")  # without a purifier: no attack, but what every trainer does
+DRAWS = 2000
+WORST = "worst"
+LEGEND = f"""\
+*structure*: 1 - the contrast-structure term of SSIM between the column's result on the protected and on the
+clean picture, same noise. *latent*: rms change of a VAE's latent of that result over the clean latent's
+standard deviation; mean over the VAEs {", ".join(ATTACKED_VAES)}. *matched*: over noise of the row's own
+spectrum; *random*: over signs by coin toss, whose own lines are absolute. 1 means: no better than noise. Ratios
+of means, ± half of the 95 % interval by bootstrap over pictures. *worst case*: for every picture the column,
+but the first, that leaves least over that control; mean over pictures. gridpure: 10 iterations at timestep 10,
+the network run at 2 of its timesteps. `held_out` is the attacked denoiser's sibling, `judge` shares nothing
+with it; `ffdnet` and the VAEs are strangers'. `shrink0.5`: what a trainer at 512 px sees of a crop of a 1024-px
+picture."""
+LOOKS_LEGEND = """\
+ΔE₀₀: CIEDE2000, mean and 95th percentile. Seen: rms levels after an eye-like blur. Peak share: the largest
+share of the perturbation's energy in one Fourier bin; above 1 % it is a stripe, or the constant left where
+white paper clips half of any noise away. Last two: latent shift at the trainer's view over that of random signs, of the
+VAE it moves least, and of one that nothing here is ever made against."""
+Rows = dict[tuple[str, int], dict]  # (picture, seed) -> row
 
 
-def cell(values: list[float], digits: int) -> str:
-    """Mean ± half of the 95 % interval."""
-    if not values:
-        return "–"
-    half = half_width(values)
-    return f"{fmean(values):.{digits}f}" + ("" if half != half else f" ± {half:.{digits}f}")
+def select(rows: Sequence[dict], group: str, arm: str, levels: float) -> Rows:
+    chosen = [row for row in rows if (row["group"], row["arm"], row["levels"]) == (group, arm, levels)]
+    return {(row["picture"], row["seed"]): row for row in chosen}
 
 
-def ratio_of_means(numerators: dict, denominators: dict, draws: int = 2000) -> tuple[float, float, float]:
-    """Ratio of the means over (picture, seed), and its 95 % interval by resampling pictures (percentile bootstrap)."""
-    shared = sorted(set(numerators) & set(denominators))
+def distortion(row: dict) -> list[float]:
+    return [row["distortion"]]
+
+
+def shifts(vaes: Sequence[str]) -> Callable[[dict], list[float]]:
+    return lambda row: [row["shift"][vae] for vae in vaes if vae in row["shift"]]
+
+
+def sums(rows: Rows, control: Rows, column: str, of: Callable[[dict], list[float]]) -> tuple[list[str], np.ndarray]:
+    """Pictures, and 2×pictures×figures: sums over the seeds that both have, of the row and of its control."""
+    shared = [key for key in sorted(rows) if key in control and all(column in r[key]["after"] for r in (rows, control))]
     pictures = sorted({key[0] for key in shared})
-    sums = np.array(
-        [[sum(of[key] for key in shared if key[0] == p) for of in (numerators, denominators)] for p in pictures]
-    )
-    chosen = np.random.default_rng(0).integers(len(pictures), size=(draws, len(pictures)))
-    top, bottom = sums[chosen].sum(1).T
-    low, high = np.percentile(top / bottom, [2.5, 97.5])
-    return float(sums[:, 0].sum() / sums[:, 1].sum()), float(low), float(high)
-
-
-def select(results: dict[Key, dict], arm: str, levels: float) -> dict[tuple[str, int], dict]:
-    """(picture, seed) -> figures of one arm at one budget."""
-    return {(key[1], key[4]): value for key, value in results.items() if key[2] == arm and key[3] == levels}
-
-
-def report(results: dict[Key, dict], arms: list[str], purifiers: list[str], matched: str) -> list[str]:
-    """The sections: aims, then for each budget the tables of distortion, of detail and of the worst case."""
-    budgets = list(dict.fromkeys(key[3] for key in results))
-    arms = [name for arm in arms if not arm.endswith(matched) for name in (arm, arm + matched)]
-    parts = [
-        "Structural distortion: 1 - mean contrast-structure term of SSIM between Pure(protected) and Pure(clean), same "
-        "noise; × 1000, mean ± 95 % interval (Student) over pictures and seeds. Higher: more of the protection is left."
+    found = [
+        [np.sum([of(r[key]["after"][column]) for key in shared if key[0] == picture], axis=0) for picture in pictures]
+        for r in (rows, control)
     ]
-    if results:
-        parts.append(aims(results, purifiers, matched, budgets[0]))
-    for levels in budgets:
-        chosen = {arm: select(results, arm, levels) for arm in arms}
-        chosen = {arm: found for arm, found in chosen.items() if found}
-        counts = sorted({len(found) for found in chosen.values()})
-        n = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]}–{counts[-1]}"
-        parts.append(f"## {levels:g} levels (n = {n} pictures × seeds)")
-        parts.append(table(chosen, purifiers, "distortion", 1000, 1, "Structural distortion × 1000"))
-        parts.append(table(chosen, purifiers, "detail", 1, 2, "Detail ratio (1: none lost or made up)", cost=False))
-        parts.append(ratios(results, chosen, purifiers, matched, levels))
-    return parts
+    return pictures, np.array(found, dtype=float)
 
 
-def table(chosen: dict, purifiers: list[str], figure: str, scale: float, digits: int, title: str, cost=True) -> str:
-    """One row per arm, one column per purifier."""
-    costs = {"PSNR": ("psnr", 2), "SSIM": ("ssim", 3), "LPIPS": ("lpips", 3)} if cost else {}
-    costs = {k: v for k, v in costs.items() if all(v[0] in f for found in chosen.values() for f in found.values())}
+def drawn(count: int) -> np.ndarray:
+    """Draws×count places of pictures, with replacement; the first draw is every picture once."""
+    again = np.random.default_rng(0).integers(count, size=(DRAWS, count))
+    return np.concatenate([np.arange(count)[None], again])
+
+
+def interval(values: np.ndarray, pictures: int) -> dict:
+    """The first value, and where the rest has its 2.5th and 97.5th percentile: the percentile bootstrap."""
+    low, high = (float(v) for v in np.percentile(values[1:], [2.5, 97.5])) if pictures > 1 else (None, None)
+    return {"value": float(values[0]), "low": low, "high": high, "pictures": pictures}
+
+
+def ratio(rows: Rows, control: Rows, column: str, of: Callable, reduce: Callable = np.mean) -> dict | None:
+    """Ratio of the means over (picture, seed), each figure by itself, then their mean or minimum."""
+    pictures, found = sums(rows, control, column, of)
+    if not found.size:
+        return None
+    means = found[:, drawn(len(pictures))].sum(2)  # 2×draws×figures
+    return interval(reduce(means[0] / np.maximum(means[1], 1e-9), axis=-1), len(pictures))
+
+
+def worst(rows: Rows, control: Rows, columns: Sequence[str], of: Callable) -> dict | None:
+    """For every picture the attacker that leaves least over the control, then the mean over pictures."""
+    smallest: dict[str, float] = {}
+    for column in columns:
+        pictures, found = sums(rows, control, column, of)
+        if found.size:
+            for picture, value in zip(pictures, (found[0] / np.maximum(found[1], 1e-9)).mean(-1), strict=True):
+                smallest[picture] = min(float(value), smallest.get(picture, np.inf))
+    if not smallest:
+        return None
+    return interval(np.array(list(smallest.values()))[drawn(len(smallest))].mean(1), len(smallest))
+
+
+def mean(rows: Rows, column: str, of: Callable, scale: float = 1.0) -> dict | None:
+    """Mean over (picture, seed)."""
+    pictures, found = sums(rows, rows, column, of)
+    if not found.size:
+        return None
+    counts = np.array([sum(key[0] == p and column in rows[key]["after"] for key in rows) for p in pictures])
+    chosen = drawn(len(pictures))
+    totals = found[0].mean(-1)[chosen].sum(1) / counts[chosen].sum(1)
+    return interval(scale * totals, len(pictures))
+
+
+def summary(
+    rows: Sequence[dict], arms: Sequence[str], crops: Sequence[str], whole: Sequence[str], levels: float
+) -> list[dict]:
+    """Every cell: group, arm, column, figure, over which control, value with its 95 % interval, how many pictures."""
+    cells = []
+    four, unseen = shifts(ATTACKED_VAES), shifts((UNSEEN_VAE,))
+    for group, columns in (("crops", crops), ("whole", whole)):
+        attackers = [column for column in columns if column != AS_IT_IS]
+        random = select(rows, group, RANDOM, levels)
+        for arm in arms:
+            own, matched = (select(rows, group, name, levels) for name in (arm, arm + MATCHED))
+
+            def add(
+                column: str, figure: str, over: str, found: dict | None, arm: str = arm, group: str = group
+            ) -> None:
+                if found is not None:
+                    cells.append(
+                        {"group": group, "arm": arm, "column": column, "figure": figure, "over": over, **found}
+                    )
+
+            for column in columns:
+                add(column, "structure", "", mean(own, column, distortion, 1000))
+                add(column, "latent", "", mean(own, column, four))
+                for over, control in (("random", random), ("matched", matched)):
+                    add(column, "structure", over, ratio(own, control, column, distortion))
+                    add(column, "latent", over, ratio(own, control, column, four))
+                    add(column, "latent, worst VAE", over, ratio(own, control, column, four, np.min))
+                    add(column, f"latent, {UNSEEN_VAE}", over, ratio(own, control, column, unseen))
+            for over, control in (("random", random), ("matched", matched)):
+                add(WORST, "structure", over, worst(own, control, attackers, distortion))
+                add(WORST, "latent", over, worst(own, control, attackers, four))
+    return cells
+
+
+def shown(cell: dict | None, digits: int = 1) -> str:
+    """Value ± half of its interval."""
+    if cell is None:
+        return "–"
+    half = "" if cell["low"] is None else f" ±{(cell['high'] - cell['low']) / 2:.{digits}f}"
+    return f"{cell['value']:.{digits}f}{half}"
+
+
+def label(column: str) -> str:
+    return {AS_IT_IS: "as it is"}.get(column, column.replace("gridpure10/2", "gridpure"))
+
+
+def table(cells: Sequence[dict], group: str) -> str:
+    """Two or three lines for each protection: what is left of structure and of the latent shift, by column."""
+    chosen = {(c["arm"], c["column"], c["figure"], c["over"]): c for c in cells if c["group"] == group}
+    columns = [c for c in dict.fromkeys(key[1] for key in chosen) if c != WORST]
     lines = []
-    for arm, found in chosen.items():
-        row = [cell([f[key] for f in found.values()], digits_of) for key, digits_of in costs.values()]
-        row += [cell([f["after"][p][figure] * scale for f in found.values()], digits) for p in purifiers]
-        lines.append([arm, str(len(found)), *row])
-    return f"**{title}**\n\n" + text_table(["protection", "n", *costs, *purifiers], lines)
+    for arm in (arm for arm in dict.fromkeys(key[0] for key in chosen) if not arm.endswith(MATCHED)):
+        has_control = any(key[0] == arm and key[3] == "matched" for key in chosen)
+        kinds = [("structure", "matched" if has_control else "random"), ("latent", "random")]
+        kinds += [("latent", "matched")] if has_control else []
+        if arm == RANDOM:
+            kinds = [("structure", ""), ("latent", "")]
+        for figure, over in kinds:
+            title = {"": "× 1000" if figure == "structure" else "shift"}.get(over, f"× {over}")
+            digits = 2 if not over and figure == "latent" else 1
+            row = [shown(chosen.get((arm, column, figure, over)), digits) for column in [*columns, WORST]]
+            if any(value != "–" for value in row):
+                lines.append([arm, f"{figure} {title}", *row])
+    return text_table(["protection", "figure", *map(label, columns), "worst case"], lines, 2) if lines else ""
 
 
-def distortions(found: dict, purifier: str) -> dict:
-    return {key: value["after"][purifier]["distortion"] for key, value in found.items()}
-
-
-def ratios(results: dict, chosen: dict, purifiers: list[str], matched: str, levels: float) -> str:
-    """Distortion over the spectrum-matched control's, and the worst case over the purifiers with a diffusion model."""
-    lines = []
-    judged = [p for p in purifiers if "pure" in p]
-    for arm, found in chosen.items():
-        control = select(results, arm + matched, levels)
-        shared = set(found) & set(control)
-        if not shared:
-            continue
-        row = []
-        for p in purifiers:
-            value, low, high = ratio_of_means(distortions(found, p), distortions(control, p))
-            row.append(f"{value:.1f} ({low:.1f}–{high:.1f})")
-        worst = []
-        for key in shared:
-            pairs = [(found[key]["after"][p]["distortion"], control[key]["after"][p]["distortion"]) for p in judged]
-            worst.append(min(value / max(of_control, 1e-6) for value, of_control in pairs))
-        lines.append([arm, str(len(shared)), *row, f"{fmean(worst):.2f}"])
-    return (
-        "**Times its spectrum-matched control** (ratio of means, 95 % interval over pictures; the worst case is over "
-        "the purifiers with a diffusion model: a transform alone takes as much of noise as of a protection)\n\n"
-        + text_table(["protection", "n", *purifiers, "worst purifier, mean over pictures"], lines)
-    )
-
-
-def aims(results: dict, purifiers: list[str], matched: str, levels: float) -> str:
-    """What was asked of `strong` and of the shaped budget, and what came out."""
-    strong, shaped, first = (select(results, arm, levels) for arm in ("strong", "strong_shaped", "unrolled"))
-    control = select(results, "strong" + matched, levels)
-    lines = []
-
-    def line(text: str, value: str, met: bool) -> None:
-        lines.append((text, value, "met" if met else "**not met**"))
-
-    for text, purifier, least in (
-        ("≥ 8 × its spectrum-matched control, the purifier it was made for", OWN, 8),
-        ("≥ 6 ×, a held-out denoiser at another timestep", UNSEEN, 6),
-        ("≥ 2 ×, JPEG 75 and half size, then the purifier", COMPOSED, 2),
-        ("≥ 2 ×, JPEG 75 and half size alone", "jpeg75+resize0.5", 2),
-    ):
-        if purifier in purifiers and strong and control:
-            value, low, high = ratio_of_means(distortions(strong, purifier), distortions(control, purifier))
-            line(f"{text} (`{purifier}`)", f"{value:.2f} ({low:.2f}–{high:.2f})", value >= least)
-    first_control = select(results, "unrolled" + matched, levels)
-    if first and first_control and strong and UNSEEN in purifiers:
-        new = ratio_of_means(distortions(strong, UNSEEN), distortions(control, UNSEEN))[0]
-        old = ratio_of_means(distortions(first, UNSEEN), distortions(first_control, UNSEEN))[0]
-        line("more than the first version on the held-out purifier, × control", f"{new:.2f}, was {old:.2f}", new > old)
-        new, old = (fmean(distortions(found, UNSEEN).values()) * 1000 for found in (strong, first))
-        line("the same, distortion × 1000", f"{new:.1f}, was {old:.1f}", new > old)
-    smooth = select(results, "smooth", levels)
-    for purifier in (OWN, UNSEEN) if smooth and strong else ():
-        shared = set(smooth) & set(strong)
-        new, old = (fmean(distortions(f, purifier)[key] for key in shared) * 1000 for f in (strong, smooth))
-        line(f"more than the control `smooth` after `{purifier}`, × 1000", f"{new:.1f} against {old:.1f}", new > old)
-    if shaped and strong:
-        value = fmean(f["psnr"] for f in shaped.values())
-        line("shaped budget: PSNR ≥ 32 dB", f"{value:.2f} dB", value >= 32)
-        value = ratio_of_means(distortions(shaped, OWN), distortions(strong, OWN))[0]
-        line("shaped budget: ≥ 70 % of `strong`'s distortion", f"{value:.0%}", value >= 0.7)
-        if all("lpips" in f for f in shaped.values()):
-            others = {arm: select(results, arm, levels) for arm in dict.fromkeys(key[2] for key in results)}
-            mean = {arm: fmean(f["lpips"] for f in found.values()) for arm, found in others.items() if found}
-            mean = {arm: v for arm, v in mean.items() if not arm.endswith(matched)}
-            best = min(mean, key=mean.get)
-            text = f"{mean['strong_shaped']:.3f}; lowest {mean[best]:.3f}, `{best}`"
-            line("shaped budget: lowest LPIPS (AlexNet) of all presets", text, best == "strong_shaped")
-    return text_table((f"asked of `strong` at {levels:g} levels", "measured", ""), lines)
-
-
-def ablation_table(results: dict[Key, dict], names: list[str], purifier: str) -> str:
-    """The terms of the loss, one by one, after one purifier."""
-    title = {"paper": "paper: L_ddpm + PFG + ETG"}
-    lines = []
-    for name in names:
-        found = [value for key, value in results.items() if key[2] == name]
-        if found:
-            after = [value["after"][purifier] for value in found]
-            cells = (
-                cell([value["psnr"] for value in found], 2),
-                cell([value["distortion"] * 1000 for value in after], 1),
-                cell([value["detail"] for value in after], 2),
-            )
-            lines.append((title.get(name, name), *cells))
-    n = max((sum(key[2] == name for key in results) for name in names), default=0)
-    table = text_table(("loss", "PSNR", "distortion × 1000", "detail ratio"), lines)
-    return f"## Ablation\n\nAfter `{purifier}`, first budget, first seed, n = {n}.\n\n{table}"
-
-
-def curve_table(results: dict[Key, dict], arms: tuple[str, ...], points: tuple[int, ...]) -> str:
-    """Distortion × 1000 over the number of GrIDPure iterations."""
+def looks_table(rows: Sequence[dict], cells: Sequence[dict], levels: float) -> str:
+    """What protections of crops cost, and what two hard cases leave of the latent shift at a trainer's view."""
+    names = {
+        "psnr": ("PSNR", 1), "ssim": ("SSIM", 3), "lpips": ("LPIPS", 3), "ciede2000": ("ΔE₀₀", 2),
+        "ciede2000_p95": ("ΔE₀₀ p95", 2), "seen_luma": ("seen luma", 2), "seen_chroma": ("seen chroma", 2),
+    }  # fmt: skip
+    chosen = {(c["arm"], c["figure"]): c for c in cells if c["column"] == VIEWS[0] and c["over"] == "random"}
+    crops = [row for row in rows if row["group"] == "crops" and row["levels"] == levels]
+    arms = [arm for arm in dict.fromkeys(row["arm"] for row in crops) if not arm.endswith(MATCHED)]
+    keys = [key for key in names if all(key in row["looks"] for row in crops)]
     lines = []
     for arm in arms:
-        found = [value for key, value in results.items() if key[2] == arm]
-        if found:
-            lines.append([arm, *(cell([value[str(point)] * 1000 for value in found], 1) for point in points)])
-    n = max((sum(key[2] == arm for key in results) for arm in arms), default=0)
-    return (
-        "## Over GrIDPure iterations\n\nStructural distortion × 1000 after that many iterations at timestep 10, "
-        f"bundled denoiser, first budget, first seed, n = {n}.\n\n"
-        + text_table(["protection", *map(str, points)], lines)
-    )
+        found = [row["looks"] for row in crops if row["arm"] == arm]
+        line = [arm, *(f"{fmean(f[key] for f in found):.{names[key][1]}f}" for key in keys)]
+        peaks = [f["peak_share"] for f in found]
+        line += [f"{fmean(peaks):.1%} / {max(peaks):.0%}"]
+        line += [shown(chosen.get((arm, f"latent, {which}"))) for which in ("worst VAE", UNSEEN_VAE)]
+        lines.append(line)
+    head = ["protection", *(names[key][0] for key in keys), "peak share: mean / largest"]
+    return text_table([*head, f"{VIEWS[0]}: worst VAE", f"{VIEWS[0]}: {UNSEEN_VAE}"], lines) if lines else ""
+
+
+def markdown(cells: Sequence[dict], rows: Sequence[dict], about: dict) -> str:
+    """One page."""
+    counts = {g: len({r["picture"] for r in rows if r["group"] == g}) for g in ("crops", "whole")}
+    crops = Counter((r["arm"], r["picture"]) for r in rows if r["group"] == "crops" and r["levels"] == about["levels"])
+    seeds = sorted(crops.values())
+    span = "–".join(str(n) for n in dict.fromkeys((*seeds[:1], *seeds[-1:])))
+    parts = [
+        f"# Protections against attackers, {about['date']}",
+        f"`{about['command']}`\n\n{about['machine']}. {about['levels']:g} levels, {about['steps']} steps; pictures "
+        f"{about['pictures']} in `benchmarks/pictures/sets.json`, {counts['crops']} crops and "
+        f"{counts['whole']} whole; seeds per row and picture: {span}."
+        + (f"\n\n{about['missing']}" if about["missing"] else ""),
+        table(cells, "crops"),
+        LEGEND,
+        "## Looks\n\n" + looks_table(rows, cells, about["levels"]),
+        LOOKS_LEGEND,
+    ]
+    whole = table(cells, "whole")
+    parts += ["## Whole pictures, one seed\n\n" + whole] if whole else []
+    return "\n\n".join(part for part in parts if part)

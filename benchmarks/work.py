@@ -14,7 +14,7 @@ from statistics import stdev
 
 import numpy as np
 import torch
-from antipure.methods.diffusion.checkpoints import BUNDLED, BUNDLED_HELD_OUT, load_denoiser
+from antipure.methods.diffusion.checkpoints import BUNDLED, BUNDLED_HELD_OUT, BUNDLED_JUDGE, load_denoiser
 from antipure.methods.diffusion.pixel import PixelDenoiser
 from antipure.methods.files import replacing
 from antipure.methods.pictures import from_uint8, to_uint8
@@ -23,9 +23,8 @@ from scipy.stats import t as student
 from torch import Tensor
 
 PICTURES = Path(__file__).parent / "pictures"
-HELD_OUT = ("acanthus", "allium", "alps", "boats", "hopper", "house", "raccoon", "sheep")
-# What protections are made against, and one that they have not seen.
-DENOISERS = {"bundled": BUNDLED, "held_out": BUNDLED_HELD_OUT}
+# What protections are made against, its sibling, and one of another family that no protection is made against.
+DENOISERS = {"bundled": BUNDLED, "held_out": BUNDLED_HELD_OUT, "judge": BUNDLED_JUDGE}
 
 
 @cache

@@ -14,12 +14,12 @@ from typing import Any
 from ..methods.errors import AntiPureError
 from ..nodes import NODE_CLASS_MAPPINGS
 from ..nodes.inputs import Files
-from .core_nodes import ANY, LoadImage, PreviewAny, PreviewImage, SaveImage
+from .core_nodes import ANY, LoadImage, PreviewAny, PreviewImage, SaveImage, VAELoader
 from .graph import inputs_of, is_link, listed, name_of, shown
 
 log = logging.getLogger(__name__)
 
-CORE_NODES = {"LoadImage": LoadImage, "SaveImage": SaveImage, "PreviewImage": PreviewImage, "PreviewAny": PreviewAny}
+CORE_NODES = {node.__name__: node for node in (LoadImage, SaveImage, PreviewImage, PreviewAny, VAELoader)}
 NODES: dict[str, Any] = {**NODE_CLASS_MAPPINGS, **CORE_NODES}
 LONGEST_PATH = 4096
 

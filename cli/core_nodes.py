@@ -1,4 +1,4 @@
-"""Stand-ins for the four core nodes the shipped workflows use, behaving as ComfyUI's do."""
+"""Stand-ins for the five core nodes the shipped workflows use, behaving as ComfyUI's do."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..methods.diffusion.autoencoder import load_autoencoder
 from ..methods.errors import AntiPureError
 from ..methods.files import write_new
+from ..nodes import host
+from ..nodes.model_folders import find_vae, vae_state
 from .graph import shown
 from .pictures import Frame, Source, find_picture, read_picture
 
@@ -92,6 +95,24 @@ class SaveImage:
         if self.source is None or (len(images), *images.shape[1:3]) != (len(self.source.frames), *self.source.size):
             return (Frame(),) * len(images)
         return self.source.frames
+
+
+class VAELoader:
+    """vae_name: as ComfyUI lists it (a file in models/vae, or taesd and the like in models/vae_approx), or any path."""
+
+    RETURN_TYPES = ("VAE",)
+    FUNCTION = "load_vae"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict:
+        return {"required": {"vae_name": ("STRING", {})}}
+
+    @classmethod
+    def IS_CHANGED(cls, vae_name: str) -> str:
+        return vae_state(vae_name)
+
+    def load_vae(self, vae_name: str) -> tuple:
+        return (host.manage(load_autoencoder(find_vae(vae_name))),)
 
 
 class PreviewImage:

@@ -1,4 +1,4 @@
-"""Run an API workflow in this process: this pack's nodes and four core ones, with ComfyUI's order and caching."""
+"""Run an API workflow in this process: this pack's nodes and five core ones, with ComfyUI's order and caching."""
 
 from __future__ import annotations
 

@@ -13,24 +13,24 @@ import os
 import shutil
 import ssl
 import sys
-import time
 import urllib.error
 import urllib.request
 import uuid
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from tqdm import tqdm
 
 from ..methods.errors import AntiPureError
+from ..methods.files import remove_stale
 from .model_registry import MODELS, PRESENT, Model
 from .terminal import show
 
 _SECONDS = 60  # without any answer
-_STALE = 3600  # seconds since anything was written to a download: whoever began it is gone
 _BLOCK = 2**20
 _SCRATCH = ".antipure-fetch-"
 # What a network raises; any other OSError is the disk's.
@@ -60,7 +60,7 @@ def listing(models: Path) -> str:
     lines = [f"models folder: {models}"]
     for name, model in MODELS.items():
         state = model.state(models)
-        lines += [f"{name:<10} {model.size / 1e6:4.0f} MB  {state:<8} for {model.purpose}"]
+        lines += [f"{name:<10} {model.total_size / 1e6:4.0f} MB  {state:<8} for {model.purpose}"]
         lines += [f"{'':<10} {model.licence}" + ("; needs --accept-licence" if model.restricted else "")]
     return "\n".join(lines)
 
@@ -78,8 +78,18 @@ def fetch(name: str, models: Path, *, accept_licence: bool, registry: dict[str, 
         raise AntiPureError(
             f"The licence of {name} is {model.licence}; add --accept-licence when your use agrees with it."
         )
+    for each in model.downloads:
+        _fetch_one(replace(each, others=()), models)
+    return files
+
+
+def _fetch_one(model: Model, models: Path) -> None:
+    """One of a model's downloads, unless it is there and whole: of two halves the one that came stays."""
+    if model.state(models) == PRESENT:
+        return
+    files = model.files(models)
     with _folder(models / model.folder) as folder:
-        _clean(folder, model)
+        remove_stale([*folder.glob(f"{model.file_name}.*.partial"), *folder.glob(f"{_SCRATCH}*")])
         _check_space(folder, model.size * (2 if model.members else 1))
         if model.members:
             with TemporaryDirectory(dir=folder, prefix=_SCRATCH) as scratch:
@@ -89,7 +99,6 @@ def fetch(name: str, models: Path, *, accept_licence: bool, registry: dict[str, 
                     os.replace(unpacked, file)
         else:
             _download(model, files[0])
-    return files
 
 
 @contextmanager
@@ -106,16 +115,6 @@ def _folder(folder: Path) -> Iterator[Path]:
         for path in made:
             if path.is_dir() and not any(path.iterdir()):
                 path.rmdir()
-
-
-def _clean(folder: Path, model: Model) -> None:
-    """Remove what downloads of this model left here that were killed. What somebody is writing now is left alone."""
-    before = time.time() - _STALE
-    for path in [*folder.glob(f"{model.file_name}.*.partial"), *folder.glob(f"{_SCRATCH}*")]:
-        with suppress(OSError):
-            inside = path.iterdir() if path.is_dir() else ()
-            if max(each.stat().st_mtime for each in (path, *inside)) < before:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _check_space(folder: Path, needed: int) -> None:

@@ -52,6 +52,10 @@ def build_parser() -> argparse.ArgumentParser:
     measure = commands.add_parser("measure", help="compare two pictures")
     measure.add_argument("reference")
     measure.add_argument("image")
+    measure.add_argument("--vae", metavar="FILE",
+                         help="also the latent shift through this VAE: file, folder, or a name like taesd")  # fmt: skip
+    measure.add_argument("--view", default="", metavar="TRANSFORM",
+                         help="what both go through first, such as train512 or long1080+jpeg85")  # fmt: skip
     measure.add_argument("--json", action="store_true", help="print JSON")
     measure.add_argument("--server", metavar="URL", help="run on this ComfyUI")
 
@@ -62,8 +66,9 @@ def build_parser() -> argparse.ArgumentParser:
                         help="protect with this one (default: strong and paper); may be repeated")  # fmt: skip
     report.add_argument("--levels", type=float, default=8, help="budget of the presets in 8-bit levels (default 8)")
     report.add_argument("--steps", type=int, default=40, help="of the presets (default 40)")
-    report.add_argument("--held-out", default="bundled_held_out", metavar="DENOISER",
-                        help="what held_out:gridpure10 runs on; 'none' leaves it out")  # fmt: skip
+    report.add_argument("--held-out", default="bundled_judge", metavar="DENOISER",
+                        help="what held_out:gridpure10 runs on (default bundled_judge); "
+                        "'none' leaves it out")  # fmt: skip
     report.add_argument("--purifiers", default="", metavar="LIST",
                         help="such as 'gridpure20, jpeg75+gridpure10' (default: the workflow's list)")  # fmt: skip
     report.add_argument("--made-against", default="", metavar="LIST",
@@ -142,11 +147,24 @@ def _purify(args: argparse.Namespace) -> dict:
 
 def _measure(args: argparse.Namespace) -> None:
     prompt = short_form("measure", {"1.image": args.reference, "2.image": args.image})
+    found, nodes = {"reference": args.reference, "image": args.image}, ["3"]
+    if args.view:
+        # The sheet shows pictures as they are, of one size; through a view others can be compared, too.
+        prompt = {node_id: prompt[node_id] for node_id in ("1", "2", "3")}
+        prompt["3"]["inputs"]["view"] = found["view"] = args.view
+    if args.vae is not None:
+        wired = {"reference": ["1", 0], "image": ["2", 0], "vae": ["100", 0], "view": args.view or "none"}
+        prompt["100"] = {"class_type": "VAELoader", "inputs": {"vae_name": args.vae}}
+        prompt["101"] = {"class_type": "AntiPureVaeMetrics", "inputs": wired}
+        nodes.append("101")
     result = run_workflow(prompt, Path("output"), args.server)
     if args.json:
-        show(json.dumps({"reference": args.reference, "image": args.image, **result.shown("3", "metrics", dict)}))
+        for node in nodes:
+            found |= result.shown(node, "metrics", dict)
+        show(json.dumps(found))
     else:
-        show(result.shown("3", "text", str))
+        for node in nodes:
+            show(result.shown(node, "text", str))
 
 
 def _report(args: argparse.Namespace) -> None:

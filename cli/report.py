@@ -29,7 +29,7 @@ def report_prompt(
     seed: int = 0,
     seeds: int = 1,
     denoiser: str = "bundled",
-    held_out: str = "bundled_held_out",
+    held_out: str = "bundled_judge",
     precision: str = "fp32",
     purifiers: str = "",
     made_against: str = "",

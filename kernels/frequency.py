@@ -1,6 +1,7 @@
 """Patch-wise DCT and its closed form for Patch-wise Frequency Guidance (AntiPure, arXiv 2509.13922, "PFG").
 
-Orthonormal 2-D DCT-II of s×s patches: DCT(P) = C P Cᵀ with C the s×s DCT matrix.
+Orthonormal 2-D DCT-II of s×s patches: DCT(P) = C P Cᵀ with C the s×s DCT matrix. Plain torch: Triton's versions of
+both were slower on a GPU (benchmarks/results/2026-11-26-gpu.md).
 """
 
 from __future__ import annotations
@@ -11,10 +12,6 @@ import math
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-
-from .dispatch import run
-
-LARGEST = 16  # side of a patch that Triton's transform takes: it holds side³ numbers for each patch
 
 
 @functools.lru_cache(maxsize=32)
@@ -89,7 +86,7 @@ class _HighFrequencyMean(torch.autograd.Function):
         ctx.shape = x.shape
         ctx.weights = [_axis_weights(size, side, dtype, x.device) for side in (h, w)]
         ctx.scale = 4 / size**2 / (c * (h // size) * (w // size))
-        return run("frequency.bilinear", _bilinear_torch, x, *ctx.weights) * ctx.scale
+        return _bilinear(x, *ctx.weights) * ctx.scale
 
     @staticmethod
     @once_differentiable
@@ -99,7 +96,7 @@ class _HighFrequencyMean(torch.autograd.Function):
         return (scaled * torch.outer(rows, columns)).expand(ctx.shape), None
 
 
-def _bilinear_torch(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+def _bilinear(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """Σ_c rowsᵀ x[b, c] columns: B values in the dtype of the weights."""
     b, c, h, w = x.shape
     across = x.reshape(b * c * h, w).to(columns) @ columns
@@ -115,11 +112,10 @@ def high_frequency_energy(x: Tensor, size: int = 8) -> Tensor:
     c, h, w = x.shape[1:]
     _check(size, h, w)
     count = c * (h // size) * (w // size) * (size**2 - (size // 2) ** 2)
-    total = run("frequency.energy", _energy_torch, x, size) if size <= LARGEST else _energy_torch(x, size)
-    return total / count
+    return _energy(x, size) / count
 
 
-def _energy_torch(x: Tensor, size: int) -> Tensor:
+def _energy(x: Tensor, size: int) -> Tensor:
     """Sum of those squared coefficients: B values."""
     coefficients = patch_dct(x.to(torch.promote_types(x.dtype, torch.float32)), size)
     half = size // 2

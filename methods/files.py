@@ -7,7 +7,9 @@ import json
 import os
 import pickle
 import re
+import shutil
 import tempfile
+import time
 import uuid
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -30,6 +32,8 @@ NESTS = (
 )
 WRAPPERS = ("module.", "_orig_mod.", "model.")  # DataParallel, torch.compile, Lightning
 FORMATS = (".safetensors", ".bin")
+STALE = 3600  # seconds since anything was written to a temporary file: whoever began it is gone
+_PART = re.compile(r"\.\d+-[0-9a-f]{32}\.part")  # what `_temporary` calls its files
 VARIANTS = ("fp32", "ema", "fp16", "bf16")
 
 
@@ -325,6 +329,19 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
 
 
+def remove_stale(paths: Iterable[Path]) -> None:
+    """Remove those temporary files and folders that killed runs left: nothing was written to them for `STALE` seconds.
+
+    What somebody is writing now is left alone, and what cannot be removed stays.
+    """
+    before = time.time() - STALE
+    for path in paths:
+        with suppress(OSError):
+            inside = path.iterdir() if path.is_dir() else ()
+            if max(each.stat().st_mtime for each in (path, *inside)) < before:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
 @contextmanager
 def _temporary(path: Path) -> Iterator[Path]:
     """A name beside `path` that nobody else uses, gone at the end. Its folder is made; `OSError` becomes a sentence."""
@@ -332,6 +349,8 @@ def _temporary(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{os.getpid()}-{uuid.uuid4().hex}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(OSError):
+            remove_stale([path.with_name(name) for name in os.listdir(path.parent) if _PART.fullmatch(name)])
         yield temporary
     except OSError as error:
         raise AntiPureError(

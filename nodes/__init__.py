@@ -16,6 +16,7 @@ from .quality import QualityMetrics
 from .robustness import RobustnessReport
 from .set_metrics import SetMetrics
 from .transform import TransformPictures
+from .vae_metrics import VaeMetrics
 
 NODE_CLASS_MAPPINGS: dict[str, Any] = {
     "AntiPureLoadDenoiser": LoadDenoiser,
@@ -44,6 +45,7 @@ NODE_CLASS_MAPPINGS: dict[str, Any] = {
     "AntiPureLoadLoraPatch": LoadLoraPatch,
     "AntiPureDefenceReport": DefenceReport,
     "AntiPureLoadVisualEncoder": LoadVisualEncoder,
+    "AntiPureVaeMetrics": VaeMetrics,
 }
 
 NODE_DISPLAY_NAME_MAPPINGS = {
@@ -73,6 +75,7 @@ NODE_DISPLAY_NAME_MAPPINGS = {
     "AntiPureLoadLoraPatch": "Load LoRA Patch",
     "AntiPureDefenceReport": "Defence Report",
     "AntiPureLoadVisualEncoder": "Load Visual Encoder",
+    "AntiPureVaeMetrics": "VAE Metrics",
 }
 
 model_folders.register_model_folders()

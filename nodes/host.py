@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..methods.attacks.ensemble import CombinedDenoiser, members_of
-from ..methods.diffusion.batching import DEFAULT_MEMORY_BYTES
+from ..methods.diffusion.batching import DEFAULT_MEMORY_BYTES, Sessions
 from ..methods.diffusion.denoiser import Denoiser
 
 # On the CPU, where the host accounts for no memory: what activations may take of a borrowed model's size. Passing
@@ -78,7 +78,7 @@ class _Holder(nn.Module):
 
 def manage(owner):
     """Let ComfyUI's memory management know the weights of anything with a `network` and a `to`; elsewhere move them."""
-    if isinstance(owner, Denoiser):
+    if isinstance(owner, Sessions):
         owner.allowance = memory_allowance
     if not inside_comfyui():
         move(owner, device())
@@ -116,9 +116,9 @@ def load_patchers(patchers: list) -> None:
             comfy.model_management.load_models_gpu(patchers, force_full_load=True)
 
 
-def ready(denoiser: Denoiser | CombinedDenoiser) -> Denoiser | CombinedDenoiser:
-    """Bring the denoisers onto their device, wholly. How their tiles are batched is their sessions' business."""
-    members = members_of(denoiser)
+def ready(model: Sessions | CombinedDenoiser) -> Sessions | CombinedDenoiser:
+    """Bring denoisers or an autoencoder onto their device, wholly. How they batch is their sessions' business."""
+    members: list = members_of(model) if isinstance(model, (Denoiser, CombinedDenoiser)) else [model]
     own: dict[Any, Any] = {member: member.host_patcher for member in members if hasattr(member, "host_patcher")}
     shared = [patcher for member in members for patcher in getattr(member, "shared_patchers", ())]
     if shared:
@@ -132,16 +132,20 @@ def ready(denoiser: Denoiser | CombinedDenoiser) -> Denoiser | CombinedDenoiser:
         load_patchers([*own.values(), *shared])
         for member, patcher in own.items():
             move(member, patcher.load_device)
-    return denoiser
+    return model
 
 
-def memory_allowance(denoiser: Denoiser) -> float:
-    """Bytes that a session of a denoiser, once `ready`, may take for activations: half of what is free on a GPU."""
+def memory_allowance(denoiser: Sessions) -> float:
+    """Bytes that a session of what is `ready` may take for activations: half of what a GPU has free."""
     if denoiser.device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(denoiser.device)
         # What torch keeps for itself is free, too.
         kept = torch.cuda.memory_reserved(denoiser.device) - torch.cuda.memory_allocated(denoiser.device)
         return max(DEFAULT_MEMORY_BYTES, (free + kept) // 2)
+    if denoiser.device.type != "cpu" and inside_comfyui():
+        import comfy.model_management
+
+        return max(DEFAULT_MEMORY_BYTES, comfy.model_management.get_free_memory(denoiser.device) // 2)
     borrowed = getattr(denoiser, "borrowed_bytes", None)
     return denoiser.memory_bytes if borrowed is None else _GUEST_SHARE * borrowed
 

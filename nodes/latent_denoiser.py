@@ -6,7 +6,6 @@ cropping) are the same in ComfyUI 0.3.64, 0.8 and 0.33.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import cast
@@ -28,8 +27,7 @@ from ..methods.gradients.memory_plan import CheckpointPolicy, SavedBytes, measur
 from ..methods.memory import is_out_of_memory
 from ..methods.pictures import from_uint8, pad_reflect, round_up, to_pixels
 from . import host
-
-log = logging.getLogger(__name__)
+from .latent_autoencoder import check_vae, decode_with, encode_with, without_dynamic_vram
 
 TILE = 512
 # Families whose VAEs have the same shapes, by ComfyUI's names of their latents, and how people call them.
@@ -68,9 +66,9 @@ class ModelDenoiser(Denoiser):
 
     def __init__(self, model, vae, conditioning):
         check_fit(model, vae, conditioning)
-        self.patcher = _without_dynamic_vram(model)
+        self.patcher = without_dynamic_vram(model)
         self.vae = vae
-        self.vae_patcher = _without_dynamic_vram(vae.patcher)
+        self.vae_patcher = without_dynamic_vram(vae.patcher)
         self.conditioning = conditioning
         self.multiple = int(vae.spacial_compression_encode())
         self._in_blocks = False
@@ -215,17 +213,12 @@ class ModelDenoiser(Denoiser):
         return segment(run, x, keep=policy.keep)
 
     def _encode(self, pixels: Tensor) -> Tensor:
-        vae = self.vae
-        image = vae.process_input((pixels + 1) / 2)
-        z = self.vae_patcher.model.encode(image.to(vae.device, vae.vae_dtype))
-        return self.patcher.model.process_latent_in(z.float()).to(self.device)
+        z = encode_with(self.vae, self.vae_patcher, pixels)
+        return self.patcher.model.process_latent_in(z).to(self.device)
 
     def _decode(self, latent: Tensor) -> Tensor:
-        vae = self.vae
         z = self.patcher.model.process_latent_out(latent)
-        image = self.vae_patcher.model.decode(z.to(vae.device, vae.vae_dtype))
-        # Some versions finish in place: not on a tensor that autograd has saved.
-        return to_pixels(vae.process_output(image.float().clone())).to(self.device)
+        return decode_with(self.vae, self.vae_patcher, z).to(self.device)
 
     def _predict_noise(self, x_t: Tensor, t: Tensor) -> Tensor:
         """eps_hat from the denoised latent, which every kind of model gives: (x_t - sqrt(abar) x0) / sqrt(1 - abar)."""
@@ -291,11 +284,7 @@ def check_fit(model, vae, conditioning) -> None:
     base, latent = model.model, model.model.latent_format
     if getattr(latent, "latent_dimensions", 2) != 2:
         raise AntiPureError("The latent of this MODEL is not an image (video or audio model); use an image model.")
-    if getattr(vae, "first_stage_model", None) is None:
-        raise AntiPureError("This VAE is empty; the checkpoint holds none, so load one with Load VAE.")
-    is_image = vae.latent_dim == 2 and getattr(vae, "extra_1d_channel", None) is None
-    if not is_image or getattr(vae, "output_channels", 3) != 3:
-        raise AntiPureError("This VAE is not one for single images (video or audio); use the VAE of the MODEL.")
+    check_vae(vae)
     if vae.latent_channels != latent.latent_channels:
         raise AntiPureError(
             f"The VAE has {vae.latent_channels} latent channels and the MODEL {latent.latent_channels}; "
@@ -343,36 +332,3 @@ def read_schedule(sampling) -> Schedule:
     raise AntiPureError(
         f"The sampling of this MODEL ({type(sampling).__mro__[-2].__name__}) is not noise to image; use another model."
     )
-
-
-def _without_dynamic_vram(patcher):
-    """A patcher that holds its weights for good: paged-in ones are gone before a backward pass reads them.
-
-    Under dynamic VRAM it is a second copy of the weights, read from the file again; its size is logged.
-    """
-    if not getattr(patcher, "is_dynamic", lambda: False)():
-        return patcher
-    try:
-        with torch.inference_mode(False):
-            plain = patcher.clone(disable_dynamic=True)
-            _in_declared_precision(plain.model)
-    except RuntimeError as error:
-        raise AntiPureError(
-            f"This loader's model works with dynamic VRAM only ({error}); start ComfyUI with --disable-dynamic-vram."
-        ) from error
-    size = sum(p.nbytes for p in plain.model.parameters())
-    log.info("Dynamic VRAM: gradients need a copy of %s that stays, %.2f GB.", type(plain.model).__name__, size / 1e9)
-    return plain
-
-
-def _in_declared_precision(network: nn.Module) -> None:
-    """Give weights the precision that ComfyUI means them to compute in, which it notes on their modules.
-
-    Under dynamic VRAM a loader leaves them as the file has them, and every layer casts them as it runs. A copy without
-    dynamic VRAM does not cast: an fp16 file's VAE, which computes in bf16 on most GPUs, fails.
-    """
-    for module in network.modules():
-        for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
-            meant = getattr(module, f"{name}_comfy_model_dtype", None)
-            if meant is not None and type(tensor) in (Tensor, nn.Parameter):  # quantised ones stay, to be refused
-                tensor.data = tensor.data.to(meant)

@@ -6,6 +6,8 @@ Inside ComfyUI its model folders; outside of it plain paths.
 from __future__ import annotations
 
 import hashlib
+from contextlib import suppress
+from glob import escape
 from pathlib import Path
 from typing import NamedTuple
 
@@ -115,19 +117,46 @@ def find_model(kind: str, name: str) -> Path:
     return path
 
 
+def find_vae(name: str) -> Path:
+    """Outside ComfyUI: what its Load VAE would load by this name, or any path.
+
+    A file in models/vae, or the encoder, beside its decoder, of a TAESD in models/vae_approx.
+    """
+    roots = models_folder()
+    with suppress(OSError, ValueError):  # longer than names can be
+        halves = sorted(roots.glob(f"vae_approx/{escape(name)}_encoder.*"))
+        for path in (Path(name), roots / "vae" / name, *halves):
+            if path.exists():
+                return path
+    return Path(name[:200])
+
+
+def vae_state(name: str) -> str:
+    """`model_state` of a VAE by its name, its other half included."""
+    path = find_vae(name)
+    beside = path.with_name(path.name.replace("_encoder", "_decoder"))
+    files = sorted(path.rglob("*")) if path.is_dir() else sorted({path, beside})
+    return _digest(files) or name
+
+
 def model_state(kind: str, name: object) -> str:
     """What IS_CHANGED of a node says that loads this model: another text once any of its files was replaced.
 
     A folder's own time tells only of files that come and go, so those inside are looked at. What names no model, such
     as a link, gives itself: loading says what is wrong.
     """
-    lines = []
     try:
         path = find_model(kind, str(name))
-        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-            if file.is_file():  # follows links, such as those in a Hugging Face cache, to what they stand for
-                stat = file.stat()
-                lines.append(f"{file}:{stat.st_mtime_ns}:{stat.st_size}:{stat.st_ino}")
+        return _digest(sorted(path.rglob("*")) if path.is_dir() else [path]) or str(name)
     except (AntiPureError, OSError, ValueError):
         return str(name)
-    return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest() if lines else str(name)
+
+
+def _digest(paths: list[Path]) -> str:
+    """Of the files among these: their names, times, sizes and places; "" where there are none."""
+    lines = []
+    for file in paths:
+        if file.is_file():  # follows links, such as those in a Hugging Face cache, to what they stand for
+            stat = file.stat()
+            lines.append(f"{file}:{stat.st_mtime_ns}:{stat.st_size}:{stat.st_ino}")
+    return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest() if lines else ""

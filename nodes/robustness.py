@@ -8,6 +8,7 @@ from typing import cast
 from torch import Tensor
 
 from ..methods.attacks.ensemble import CombinedDenoiser
+from ..methods.diffusion.autoencoder import Autoencoder
 from ..methods.diffusion.denoiser import Denoiser
 from ..methods.errors import AntiPureError
 from ..methods.memory import enough_memory
@@ -17,6 +18,7 @@ from ..methods.robustness.sheet import robustness_sheet
 from ..methods.robustness.text import markdown, to_dict, to_json, verdict
 from . import host, inputs
 from .convert import from_image, to_image
+from .latent_autoencoder import as_autoencoder
 from .metrics import match_batch
 from .progress import Progress
 
@@ -28,6 +30,7 @@ jpeg75+resize0.5+gridpure10
 jpeg75, jpeg75+resize0.5, blur1, noise8, median3"""
 DENOISER, HELD_OUT = "denoiser", "held_out"
 MORE = ("image_2", "image_3", "image_4")
+VAES = ("vae", "vae_2", "vae_3", "vae_4")
 
 
 class RobustnessReport:
@@ -44,7 +47,7 @@ class RobustnessReport:
     OUTPUT_TOOLTIPS = (
         "Heat-map table, curves, before and after: one picture.",
         "All tables, as Markdown.",
-        "Every number, as JSON (format antipure-robustness, version 1).",
+        "Every number, as JSON (format antipure-robustness, version 2).",
         "What was found, in plain sentences.",
         "The lowest ratio of image to its noise of the same spectrum, over pictures and purifiers.",
     )
@@ -89,8 +92,13 @@ class RobustnessReport:
                 "denoiser": inputs.wire("DENOISER", "The diffusion model of the purifiers. Transforms need none."),
                 "held_out": inputs.wire(
                     "DENOISER",
-                    "A model the protections were not made against: name it in purifiers as held_out:gridpure10.",
+                    "An unseen model, such as bundled_judge (bundled_held_out is a sibling of bundled, no stranger): "
+                    "name it in purifiers as held_out:gridpure10.",
                 ),
+                **{
+                    name: inputs.wire("VAE", "Measures the latent shift through this VAE, as it is and purified.")
+                    for name in VAES
+                },
             },
             node_id=True,
         )
@@ -111,13 +119,15 @@ class RobustnessReport:
     def measure(
         self, original, image, names, purifiers, made_against, curve_iterations, seed, seeds, shown,
         image_2=None, image_3=None, image_4=None, denoiser=None, held_out=None, node_id=None,
+        vae=None, vae_2=None, vae_3=None, vae_4=None,
     ) -> dict:  # fmt: skip
         given = {"image": image, "image_2": image_2, "image_3": image_3, "image_4": image_4}
         pictures = [from_image(value, name)[0] for name, value in given.items() if value is not None]
         clean = match_batch(from_image(original, "original")[0], pictures[0], "original")
         protections = dict(zip(_names(names, len(pictures)), pictures, strict=True))
         listed = _purifiers(purifiers, denoiser, held_out)
-        for model in (denoiser, held_out):
+        autoencoders = _autoencoders([vae, vae_2, vae_3, vae_4])
+        for model in (denoiser, held_out, *autoencoders.values()):
             if model is not None:
                 host.ready(model)
         with (
@@ -139,6 +149,7 @@ class RobustnessReport:
                 curve_iterations=curve_iterations,
                 made_against=split_names(made_against),
                 example=shown - 1,
+                autoencoders=autoencoders,
                 progress=step,
             )
             sheet = robustness_sheet(report)
@@ -161,6 +172,17 @@ class _AnyDenoiser:
 def split_names(text: str) -> list[str]:
     """Names separated by commas or lines."""
     return [name.strip() for name in text.replace("\n", ",").split(",") if name.strip()]
+
+
+def _autoencoders(wired: list) -> dict[str, Autoencoder]:
+    """Those that are wired, by name, with a number behind names that come again."""
+    found: dict[str, Autoencoder] = {}
+    for vae in wired:
+        if vae is not None:
+            model = as_autoencoder(vae)
+            count = sum(other.name == model.name for other in found.values())
+            found[model.name if not count else f"{model.name} ({count + 1})"] = model
+    return found
 
 
 def _names(text: str, count: int) -> list[str]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from antipure.methods.attacks.settings import AttackSettings
-from antipure.methods.controls import BLOCK, CONTROLS, apply_control, spectrum_matched
+from antipure.methods.controls import BLOCK, CONTROLS, apply_control, smooth_equal, smooth_random, spectrum_matched
 from antipure.methods.errors import AntiPureError
-from antipure.methods.metrics.image import radial_spectrum
+from antipure.methods.metrics.image import psnr, radial_spectrum
 from antipure.methods.pictures import round_8bit
 from scipy.ndimage import gaussian_filter
 
@@ -65,7 +67,7 @@ def test_controls_keep_to_the_mask(name):
 
 
 def test_random_signs_are_fair_and_independent_per_channel():
-    delta = levels_of(apply_control("random", grey(64, 64))) - 128
+    delta = levels_of(apply_control("random", grey(64, 64), AttackSettings(keep_grey=False))) - 128
     assert set(np.unique(delta)) == {-8, 8}
     assert abs(delta.mean()) < 8 * 5 / np.sqrt(delta.size)
     assert abs(np.corrcoef(delta.reshape(3, -1)) - np.eye(3)).max() < 0.08
@@ -214,3 +216,39 @@ def test_spectrum_matched_noise_works_at_any_size_inside_the_ball(height, width)
 def test_an_unprotected_picture_has_itself_as_its_control():
     clean = picture(12, 12)
     assert torch.equal(spectrum_matched(clean, clean, levels=8), clean)
+
+
+# Beside a blur ---------------------------------------------------------------------------------------------------
+
+
+def test_smooth_random_is_scipys_blur_and_signs_inside_the_budget(face):
+    settings = AttackSettings(levels=6, seeds=3)
+    result = levels_of(smooth_random(face, settings))
+    clean = levels_of(face)
+    grey = torch.full_like(face, 128 / 255)
+    signs = levels_of(apply_control("random", grey, replace(settings, keep_grey=False))) - 128
+    blurred = np.stack([gaussian_filter(channel, 2, mode="nearest") for channel in clean[0]])[None] - clean
+    expected = np.rint((clean + np.clip(blurred + signs, -6, 6)).clip(0, 255))
+    assert (np.abs(result - expected) <= 1).all()
+    assert (result != expected).mean() < 1e-3
+    assert np.abs(result - clean).max() == 6
+
+
+@pytest.mark.parametrize("levels", [2, 8, 16])
+def test_smooth_equal_costs_what_a_protection_costs(face, levels):
+    pair = torch.cat([face, face.flip(-1)])
+    like = apply_control("random", pair, AttackSettings(levels=levels))
+    like[1] = apply_control("random", pair[1:], AttackSettings(levels=levels / 2))[0]
+    result = smooth_equal(pair, like)
+    assert torch.equal(result, round_8bit(result))
+    np.testing.assert_allclose(psnr(pair, result).numpy(), psnr(pair, like).numpy(), atol=0.03)
+    radius = [radial_spectrum(x, 16)[:, 10:].mean().item() for x in (pair, result)]
+    assert radius[1] < radius[0], "detail goes away"
+    assert torch.equal(smooth_equal(pair[:1], like[:1]), result[:1])
+
+
+def test_smooth_equal_of_what_has_no_detail_or_no_cost(face):
+    assert torch.equal(smooth_equal(grey(20, 30), grey(20, 30) + 8 / 255), grey(20, 30))
+    assert torch.equal(smooth_equal(face, face), face)
+    with pytest.raises(AntiPureError, match="differ in size"):
+        smooth_equal(face, face[..., :50])

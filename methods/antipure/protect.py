@@ -11,6 +11,7 @@ from torch import Tensor
 from ...kernels.filters import gaussian_blur
 from ...kernels.spectrum import limit_peaks
 from ..attacks.balanced_loss import BalancedLoss, ShapedLoss
+from ..attacks.budget import is_grey
 from ..attacks.ensemble import CombinedDenoiser, Target, encoders_of, without_vaes
 from ..attacks.loss import Loss
 from ..attacks.pgd import pgd
@@ -46,7 +47,9 @@ def antipure_loss(target: Target, objective: Objective, clean: Tensor) -> Loss:
         loss = denoising_loss(denoiser, objective, clean)
         if not objective.latent:
             return loss
-        losses.append(ShapedLoss(loss, partial(balance_colours, luminance=objective.luminance)))
+        if not is_grey(clean).all():  # of a grey picture the grey part is all there is
+            loss = ShapedLoss(loss, partial(balance_colours, luminance=objective.luminance))
+        losses.append(loss)
         weights.append(1.0)
     if not losses:
         wanted = "a VAE: wire VAE Targets or Denoiser from Model" if objective.latent else "a diffusion model"

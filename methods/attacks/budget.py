@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -11,11 +13,15 @@ from ..errors import AntiPureError
 class Budget:
     """The pictures within `levels` of `picture` (scaled by a mask), in units of 8-bit levels.
 
-    picture: 1×3×H×W in 0..1. levels: > 0. mask: 1×1×H×W in 0..1 or None; 0 keeps a pixel as it is.
+    picture: B×3×H×W in 0..1. levels: > 0. mask: B×1×H×W in 0..1 or None; 0 keeps a pixel as it is.
+    keep_grey: only grey pictures count as being near a grey one (R = G = B everywhere). A coloured perturbation would
+        be seen at once there, and whoever converts the picture to grey again would average part of it away.
     """
 
-    def __init__(self, picture: Tensor, levels: float, mask: Tensor | None = None):
+    def __init__(self, picture: Tensor, levels: float, mask: Tensor | None = None, keep_grey: bool = True):
         self.picture = picture
+        self.grey = is_grey(picture) if keep_grey else torch.zeros_like(picture[:, :1, :1, :1], dtype=torch.bool)
+        self._any_grey = bool(self.grey.any())
         self.allowed = levels * (torch.ones_like(picture[:, :1]) if mask is None else mask.to(picture))
         original = self.original
         self.lower = (original - self.allowed).clamp_(min=0)
@@ -30,7 +36,22 @@ class Budget:
 
     def project(self, values: Tensor) -> Tensor:
         """The nearest point of the ball; values in 0..255."""
-        return values.maximum(self.lower).minimum(self.upper)
+        return self._evened(values, values).maximum(self.lower).minimum(self.upper)
+
+    def scatter(self, values: Tensor, generator: torch.Generator) -> Tensor:
+        """values in 0..255, each moved by up to its budget, evenly distributed, and projected."""
+        offset = torch.rand(self.picture.shape, generator=generator).to(self.picture) * 2 - 1
+        if self._any_grey:  # not their mean, which seldom comes near the border
+            offset = torch.where(self.grey, offset[:, :1], offset)
+        return self.project(values + self.allowed * offset)
+
+    def direction(self, gradient: Tensor, precondition: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """Where a step goes: the gradient after `precondition`; of grey pictures the plain gradient by their grey."""
+        return self._evened(gradient if precondition is None else precondition(gradient), gradient)
+
+    def _evened(self, values: Tensor, whole: Tensor) -> Tensor:
+        """values, but for grey pictures the mean of `whole` over the channels, in each of them."""
+        return torch.where(self.grey, whole.mean(1, keepdim=True), values) if self._any_grey else values
 
     def quantise(self, values: Tensor) -> Tensor:
         """Nearest 8-bit picture *inside* the ball, as k/255 in 0..1; untouched pixels stay bit for bit."""
@@ -40,6 +61,11 @@ class Budget:
         free = (bound <= highest) & (self.allowed > 0)
         whole = whole.clamp_(bound, highest).div_(255)
         return torch.where(free, whole, self.picture, out=whole)
+
+
+def is_grey(picture: Tensor) -> Tensor:
+    """Whether each of B×3×H×W pictures has R = G = B at every pixel: B×1×1×1, bool."""
+    return (picture == picture[:, :1]).flatten(1).all(1).view(-1, 1, 1, 1)
 
 
 def check_budget(levels: float, steps: int) -> None:

@@ -45,7 +45,8 @@ def pgd(
     picture: B×3×H×W in 0..1. make_loss: from the clean pixels (1×3×H×W in [-1, 1]) to the `Loss` to maximise.
     step_levels: first step in 8-bit levels, decaying linearly to 0 (default levels / 8; with fewer than 16 steps more,
         so that the border of the ball stays in reach). decay: whether it decays; else every step is the first.
-    precondition: of the gradient, 1×3×H×W to the same, before its sign is taken; None leaves it as it is.
+    precondition: of the gradient, 1×3×H×W to the same, before its sign is taken; None leaves it as it is. It weighs
+        colours against each other, so that of grey pictures that stay grey it is not asked.
     constrain: of the perturbation in levels, 1×3×H×W to the same, after every step: towards a set that it is to lie in
         beside the ball, whose projection this is. The two are imposed in turn, at the end until both hold nearly.
     random_start: begin at a random point of the ball, for losses whose gradient is 0 at the clean picture.
@@ -55,7 +56,8 @@ def pgd(
         pictures that do not influence each other.
 
     Returns the 8-bit-rounded result, B×3×H×W in 0..1: |result - picture| <= levels/255 everywhere, and exactly
-    the input where the mask is 0. Each picture's result does not depend on the others.
+    the input where the mask is 0; of grey pictures it is grey, unless the settings say otherwise. Each picture's
+    result does not depend on the others.
     Raises `AntiPureError` for bad pictures and settings, and when a gradient was not finite (noticed within
     `CHECK_EVERY` steps).
     """
@@ -75,12 +77,11 @@ def pgd(
         with torch.inference_mode(False), torch.enable_grad(), freed_memory_kept(picture.device):
             part = slice(i * per_run, (i + 1) * per_run)
             clean = picture[part].float().clone()
-            budget = Budget(clean, levels, settings.mask_of(part))
+            budget = Budget(clean, levels, settings.mask_of(part), settings.keep_grey)
             loss = make_loss(to_pixels(clean))
             values = budget.original if start is None else budget.project(start[part].float().clone() * 255)
             if random_start:
-                offset = torch.rand(clean.shape, generator=random_stream(seed, -1)).to(clean) * 2 - 1
-                values = budget.project(values + budget.allowed * offset)
+                values = budget.scatter(values, random_stream(seed, -1))
             finite = torch.ones((), dtype=torch.bool, device=clean.device)
             for step in range(steps):
                 value, gradient = _value_and_gradient(loss, values, seed, step)
@@ -88,8 +89,7 @@ def pgd(
                 finite &= torch.isfinite(gradient).all()
                 if step % CHECK_EVERY == 0 or step + 1 == steps:
                     _check_finite(finite)
-                if precondition is not None:
-                    gradient = precondition(gradient)
+                gradient = budget.direction(gradient, precondition)
                 size = first * (1 - step / steps) if decay else first
                 values = ascend(values, gradient, size, budget.lower, budget.upper)
                 del gradient  # before the next one is made

@@ -18,6 +18,7 @@ class AttackSettings:
     levels: radius of the L-infinity ball in 8-bit levels, above 0 and at most 255. steps: of gradient ascent, at
     least 1. mask: B×1×H×W in 0..1, scales the budget per pixel; None: all of it everywhere. seeds: one for all
     pictures, or one per picture. progress: called after each step with the picture as it is then and the loss.
+    keep_grey: a picture with R = G = B everywhere gets a grey perturbation; others are never touched by it.
     """
 
     levels: float = 8
@@ -25,6 +26,7 @@ class AttackSettings:
     mask: Tensor | None = None
     seeds: int | list[int] = 0
     progress: Progress = silent
+    keep_grey: bool = True
 
     def check(self, picture: Tensor) -> None:
         """Raise `AntiPureError` for a budget, a number of steps or a mask that does not serve this B×3×H×W picture."""

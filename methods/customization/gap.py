@@ -3,6 +3,7 @@
 The gap (of this project: samples of a small model are noisy judges) is the denoising loss on *clean* crops of
 the subject, the crops, timesteps and noise being the same for every version, less that of the model customized on the
 clean pictures. 0: as good as learning from the clean pictures. Above the base model's: worse than not customizing.
+At low timesteps it tells what was learned of fine structure, at higher ones of coarse structure (`PROBE_RANGES`).
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ from ..metrics.image import radial_spectrum
 from ..metrics.sliced_wasserstein import patch_distance
 from ..pictures import check_picture, random_stream, to_picture, to_pixels
 from .dreambooth_lora import prepared, random_crop
+
+# Timesteps of the probes by the name of their figure: the first is `make_probe`'s own.
+PROBE_RANGES = {"loss_20_100": (20, 100), "loss_100_400": (100, 400)}
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,21 @@ def probe_loss(denoiser: Denoiser, probe: Probe) -> float:
         streams = [random_stream(probe.stream, 3, i) for i in range(part.start, part.stop)]
         values.append(noised_loss(denoiser, z, t, streams))
     return float(torch.cat(values).double().mean())
+
+
+def make_probes(
+    denoiser: Denoiser, pictures: Tensor, *, count: int = 128, resize: bool = False, seed: int = 0
+) -> dict[str, Probe]:
+    """A probe for each of `PROBE_RANGES`, of the same crops and noise. Arguments and errors as `make_probe`."""
+    return {
+        name: make_probe(denoiser, pictures, count=count, low=low, high=high, resize=resize, seed=seed)
+        for name, (low, high) in PROBE_RANGES.items()
+    }
+
+
+def probe_losses(denoiser: Denoiser, probes: dict[str, Probe]) -> dict[str, float]:
+    """`probe_loss` of every probe, by its name."""
+    return {name: probe_loss(denoiser, probe) for name, probe in probes.items()}
 
 
 def customization_gap(loss: float, loss_of_clean: float) -> float:

@@ -19,6 +19,7 @@ from ..errors import AntiPureError
 from ..files import find_weights, read_json, reason, weight_names
 from ..gradients.differentiation import saved_bytes
 from ..pictures import pad_reflect, random_stream, round_up
+from ..precision import autocast
 from ..progress import Progress, silent
 from .dreambooth_lora import CustomizationSettings
 
@@ -81,7 +82,7 @@ class PipelineDenoiser(Denoiser):
 
     def predict(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor | None]:
         embedding = self.embedding.expand(len(x_t), -1, -1)
-        with torch.autocast(x_t.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
+        with autocast(x_t.device, self.dtype):
             out = self.pipeline.unet(x_t, t, encoder_hidden_states=embedding).sample.float()
         if self.kind == "epsilon":
             return out, None

@@ -4,6 +4,7 @@
 * A diffusers folder (`unet/` + `scheduler/`, or `config.json` + `scheduler_config.json` side by side), its weights
   whole or in shards, of full precision or of a variant, its attention under today's names or the older ones.
 * OpenAI's ADM layout (`256x256_diffusion_uncond.pt` and fine-tunes), read with `weights_only`.
+* FFDNet for colour pictures, a plain stack of convolutions (`ffdnet.py`).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from ..architecture import check_finite, check_state, fill
 from ..errors import AntiPureError
 from ..files import BUNDLED_FOLDER, find_weights, read_json, read_weights, reason
 from ..gradients.compilation import MODES, OFF
+from .ffdnet import PATCH, TILE, is_ffdnet_state_dict, load_ffdnet, trained_betas
 from .pixel import PixelDenoiser
 
 Loaded = tuple[nn.Module, Tensor, int | None, int]  # the network, its betas, the side it was trained at, its patch
@@ -194,7 +196,7 @@ def rename_old_attention(unet: Any, state: dict[str, Any]) -> None:
 def _load_file(path: Path) -> Loaded:
     state, metadata = read_weights(path, WANTED)
     if metadata.get("format") != OWN_FORMAT:
-        return _load_adm(path, state)
+        return _load_ffdnet(state) if is_ffdnet_state_dict(state) else _load_adm(path, state)
     config = json.loads(metadata["config"])
     betas = beta_schedule(config["scheduler"])
     if config.get("network") == "strided":
@@ -216,6 +218,11 @@ def _build_strided(config: dict, state: dict[str, Tensor], betas: Tensor) -> nn.
     unet = StridedUNet(**config, log_snr=log_snr)  # with buffers that follow from its settings
     unet.load_state_dict(state, strict=True)
     return unet
+
+
+def _load_ffdnet(state: dict[str, Tensor]) -> Loaded:
+    betas = trained_betas(beta_schedule({}))
+    return load_ffdnet(state, betas), betas, TILE, PATCH
 
 
 def _load_adm(path: Path, state: dict[str, Tensor]) -> Loaded:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ...kernels.noising import add_noise as add_noise
 from ..gradients.compilation import OFF, CompiledNetwork
 from ..gradients.differentiation import saved_bytes
+from ..precision import autocast
 from .denoiser import Denoiser
 
 
@@ -74,7 +75,7 @@ class PixelDenoiser(Denoiser):
     def _predict(self, network: Callable[[Tensor, Tensor], Tensor], x_t: Tensor, t: Tensor):
         x = F.pixel_unshuffle(x_t, self.patch) if self.patch > 1 else x_t
         x = x.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(x.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
+        with autocast(x.device, self.dtype):
             out = network(x, t)
         out = out.float()
         if self.patch > 1:

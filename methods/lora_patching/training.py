@@ -32,6 +32,7 @@ from ..errors import AntiPureError
 from ..generators.generator import Generator
 from ..memory import enough_memory
 from ..pictures import check_picture, random_stream, to_picture, to_pixels
+from ..precision import autocast
 from ..progress import Progress, silent
 from .disrupting import LEVELS, STEP_LEVELS, STEPS, disruption_loss
 from .low_rank import PatchConfig
@@ -249,7 +250,7 @@ class _Run:
         return to_pixels(self.faces[chosen].to(self.device))
 
     def _edit(self, pixels: Tensor, edit: str) -> Tensor:
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+        with autocast(self.device, torch.bfloat16 if self.config.precision == "bf16" else torch.float32):
             output = self.generator.edit(pixels, edit)
         return output.float()
 
@@ -282,7 +283,7 @@ class _Run:
             attacked = pgd(
                 to_picture(x),
                 partial(disruption_loss, [partial(self._edit, edit=edit)]),
-                AttackSettings(levels=config.levels, steps=config.inner_steps, seeds=seed),
+                AttackSettings(config.levels, config.inner_steps, seeds=seed, keep_grey=False),
                 step_levels=config.step_levels,
                 random_start=True,
                 decay=False,

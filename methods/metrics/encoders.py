@@ -85,7 +85,7 @@ def _check_loaded(model: Any, missing: list[str]) -> None:
 
     A pooler is no loss: classifiers are saved without one, and their CLS token serves (`pooled`).
     """
-    if missing and all(key.startswith("pooler.") for key in missing):
+    if missing and all(key.startswith(("pooler.", f"{model.base_model_prefix}.pooler.")) for key in missing):
         model.pooler = None
     elif missing:
         raise AntiPureError(f"its files lack '{missing[0]}'")

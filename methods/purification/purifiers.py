@@ -2,9 +2,11 @@
 
 "gridpure20" runs 20 GrIDPure iterations, "gridpure20@30" at timestep 30; "diffpure100" noises to timestep 100 at the
 picture's own size, "diffpure_resized100" at the model's; "/5" behind one of these runs the network at 5 of the
-timesteps only, "diffpure100/5", "gridpure10/5", "gridpure20@30/5"; "vae" goes through the VAE; every name of
-`transforms.TRANSFORMS` stands for itself. Steps are joined by "+" and run from left to right:
-"jpeg75+resize0.5+gridpure10". A denoiser's name in front, "held_out:gridpure10", picks it among several.
+timesteps only, "diffpure100/5", "gridpure10/5", "gridpure20@30/5". "vae" goes through the VAE of the first denoiser
+where it has one, else through the first VAE given; "impress100" runs 100 steps of IMPRESS over a VAE; "upscale"
+enlarges with an upscaler and averages back, "upscale8" at least 8 times. Every name of `transforms.TRANSFORMS` stands
+for itself. Steps are joined by "+" and run from left to right: "jpeg75+resize0.5+gridpure10", "noise8+upscale". A
+network's name in front, "held_out:gridpure10", "sdxl:vae", picks it among several.
 """
 
 from __future__ import annotations
@@ -16,13 +18,17 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from ..diffusion.autoencoder import Autoencoder
 from ..diffusion.denoiser import Denoiser
 from ..errors import AntiPureError
 from ..pictures import check_shape, round_8bit
 from ..progress import Progress, silent
 from .purify import METHODS, purify
+from .restorations import DEFAULTS as RESTORATIONS
+from .restorations import Restoration, parse_restoration
 from .settings import check_purifier
 from .transforms import TRANSFORMS, Transform, parse_transform
+from .upscaling import Upscaler
 
 GRIDPURE_TIMESTEP = 10
 # The value a method has when none is written: iterations, timestep, timestep, round trips.
@@ -68,14 +74,18 @@ class Purification:
         return pure.to(picture.device)
 
 
-class Purifier:
-    """A composition of purifications and transforms: purifier(picture) applies them in order.
+Step = Purification | Restoration | Transform
 
-    picture: B×3×H×W in 0..1; returns the same shape, 8-bit rounded. str(purifier) is its text. The same seed gives
-    the same noise, so that a protected and a clean picture compare. To be called inside `purifier.session()`.
+
+class Purifier:
+    """A composition of purifications, restorations and transforms: purifier(picture) applies them in order.
+
+    picture: B×3×H×W in 0..1; returns the same, 8-bit rounded, at another size where the purifier `changes_size`.
+    str(purifier) is its text. The same seed gives the same noise, so that a protected and a clean picture compare. To
+    be called inside `purifier.session()`.
     """
 
-    def __init__(self, steps: list[Purification | Transform], denoisers: Mapping[str, Denoiser], seed: int = 0):
+    def __init__(self, steps: list[Step], denoisers: Mapping[str, Denoiser], seed: int = 0):
         self.steps, self.denoisers, self.seed = list(steps), denoisers, seed
 
     def __call__(self, picture: Tensor, progress: Progress = silent) -> Tensor:
@@ -83,6 +93,8 @@ class Purifier:
         for step in self.steps:
             if isinstance(step, Purification):
                 picture = step.run(picture, self.denoiser_of(step), self.seed, progress)
+            elif isinstance(step, Restoration):
+                picture = step(picture, progress)
             else:
                 picture = step(picture)
         return picture
@@ -92,13 +104,29 @@ class Purifier:
 
     @property
     def is_transform(self) -> bool:
-        """Whether no diffusion model takes part."""
-        return not self.purifications
+        """Whether no network takes part."""
+        return all(isinstance(step, Transform) for step in self.steps)
+
+    @property
+    def changes_size(self) -> bool:
+        """Whether pictures come out at another size, so that they compare with `view(original)` only."""
+        return any(step.changes_size for step in self.steps if isinstance(step, Transform))
+
+    def view(self, picture: Tensor) -> Tensor:
+        """What its size-changing steps alone make of the picture: B×3×H×W in 0..1 to B×3×h×w; no session is needed."""
+        for step in self.steps:
+            picture = step.view(picture) if isinstance(step, Transform) else picture
+        return picture
 
     @property
     def purifications(self) -> list[Purification]:
         """The steps in which a diffusion model takes part."""
         return [step for step in self.steps if isinstance(step, Purification)]
+
+    @property
+    def restorations(self) -> list[Restoration]:
+        """The steps in which a VAE or an upscaler takes part."""
+        return [step for step in self.steps if isinstance(step, Restoration)]
 
     @property
     def iterations(self) -> int | None:
@@ -143,11 +171,17 @@ class Purifier:
         return Purifier(steps, self.denoisers, seed)
 
     def session(self) -> AbstractContextManager:
-        """The sessions of all denoisers that take part."""
+        """The sessions of all networks that take part."""
         stack = ExitStack()
-        used = {id(d): d for d in (self.denoiser_of(s) for s in self.purifications)}
-        for denoiser in used.values():
-            stack.enter_context(denoiser.session())
+        used: dict[int, Denoiser | Autoencoder | Upscaler] = {}
+        used |= {id(d): d for d in (self.denoiser_of(s) for s in self.purifications)}
+        used |= {id(step.network): step.network for step in self.restorations}
+        try:
+            for network in used.values():
+                stack.enter_context(network.session())
+        except BaseException:
+            stack.close()
+            raise
         return stack
 
     def denoiser_of(self, step: Purification) -> Denoiser:
@@ -155,36 +189,64 @@ class Purifier:
         return self.denoisers[step.denoiser] if step.denoiser else next(iter(self.denoisers.values()))
 
 
-def parse_purifier(text: str, denoisers: Mapping[str, Denoiser], seed: int = 0) -> Purifier:
+def parse_purifier(
+    text: str,
+    denoisers: Mapping[str, Denoiser],
+    seed: int = 0,
+    *,
+    autoencoders: Mapping[str, Autoencoder] | None = None,
+    upscalers: Mapping[str, Upscaler] | None = None,
+) -> Purifier:
     """The purifier or transform a text names (see the module's docstring); "none" changes nothing.
 
-    denoisers: by name, the first one is the default. seed: of all noise. Raises `AntiPureError` for unknown names,
-    for values that make no sense and for purifiers the denoiser cannot run.
+    denoisers, autoencoders, upscalers: by name, the first of each kind is the default. seed: of all noise. Raises
+    `AntiPureError` for unknown names, for values that make no sense and for what the networks cannot run.
     """
-    steps: list[Purification | Transform] = []
+    steps: list[Step] = []
     for part in text.strip().split("+"):
-        step = _parse_purification(part, denoisers)
+        step: Step | None = None
+        if not _is_denoisers_vae(part, denoisers, autoencoders or {}):
+            step = parse_restoration(part, autoencoders or {}, upscalers or {})
+        step = step or _parse_purification(part, denoisers)
         if step is None:
             _check_transform(part)
-            steps.append(parse_transform(part, seed))
-        else:
-            steps.append(step)
+            step = parse_transform(part, seed)
+        steps.append(step)
     return Purifier(_joined(steps, seed), denoisers, seed)
 
 
-def parse_purifiers(text: str, denoisers: Mapping[str, Denoiser], seed: int = 0) -> list[Purifier]:
+def parse_purifiers(
+    text: str,
+    denoisers: Mapping[str, Denoiser],
+    seed: int = 0,
+    *,
+    autoencoders: Mapping[str, Autoencoder] | None = None,
+    upscalers: Mapping[str, Upscaler] | None = None,
+) -> list[Purifier]:
     """Several, separated by lines or commas, each once; lines that begin with # are comments."""
     lines = [line for line in text.splitlines() if not line.lstrip().startswith("#")]
     names = [name.strip() for line in lines for name in line.split(",") if name.strip()]
-    found = {str(p): p for p in (parse_purifier(name, denoisers, seed) for name in names)}
+    parsed = [parse_purifier(name, denoisers, seed, autoencoders=autoencoders, upscalers=upscalers) for name in names]
+    found = {str(purifier): purifier for purifier in parsed}
     if not found:
         raise AntiPureError("No purifier or transform is named; give at least one, such as gridpure10.")
     return list(found.values())
 
 
-def _joined(steps: list[Purification | Transform], seed: int) -> list[Purification | Transform]:
+def _is_denoisers_vae(text: str, denoisers: Mapping[str, Denoiser], autoencoders: Mapping[str, Autoencoder]) -> bool:
+    """Whether this is the round trip through a denoiser's own VAE: what "vae" meant before VAEs came by themselves."""
+    match = re.fullmatch(r"(?:([\w .-]+):)?\s*vae\s*(\d*)", text.strip(), re.IGNORECASE)
+    if match is None:
+        return False
+    name = (match[1] or "").strip()
+    if name:
+        return name in denoisers and (denoisers[name].latent or name not in autoencoders)
+    return bool(denoisers) and (next(iter(denoisers.values())).latent or not autoencoders)
+
+
+def _joined(steps: list[Step], seed: int) -> list[Step]:
     """Neighbouring transforms as one, so that each knows its place and draws its own noise."""
-    joined: list[Purification | Transform] = []
+    joined: list[Step] = []
     for step in steps:
         if joined and isinstance(step, Transform) and isinstance(joined[-1], Transform):
             joined[-1] = Transform(joined[-1].steps + step.steps, seed)
@@ -219,7 +281,8 @@ def _parse_purification(text: str, denoisers: Mapping[str, Denoiser]) -> Purific
 def _check_transform(text: str) -> None:
     match = re.match(r"[a-z_]+", text.strip().lower())
     if match is None or (match[0] not in TRANSFORMS and match[0] != "none"):
-        purifiers = ", ".join(f"{name}{default}" for name, default in DEFAULTS.items())
+        defaults = {**RESTORATIONS, **DEFAULTS}
+        purifiers = ", ".join(f"{name}{default or ''}" for name, default in defaults.items())
         known = ", ".join(f"{name}{default:g}" for name, (_, default, _) in TRANSFORMS.items())
         raise AntiPureError(
             f"'{text.strip()}' is no purifier or transform; give some of {purifiers}, {known}, joined by '+', or none."

@@ -19,6 +19,7 @@ from ...kernels import filters
 from ...kernels.resampling import resample
 from ..errors import AntiPureError
 from ..pictures import check_picture, noise, random_stream
+from .cleaners import adversecleaner, nlm
 from .saving import jpeg, saved, webp
 from .views import GEOMETRIES, seen, view
 
@@ -93,6 +94,8 @@ TRANSFORMS: dict[str, tuple[Callable[[Tensor, float, int, int], Tensor], float, 
     "noise": (lambda x, v, seed, place: add_gaussian_noise(x, v, seed, place), 8, "standard deviation in levels"),
     "median": (lambda x, v, seed, place: median(x, v), 3, "odd window 3..15"),
     "bilateral": (lambda x, v, seed, place: bilateral(x, v), 16, "sigma over colour in levels"),
+    "adversecleaner": (lambda x, v, seed, place: adversecleaner(x, _whole("adversecleaner", v)), 64, "passes"),
+    "nlm": (lambda x, v, seed, place: nlm(x, v), 10, "h in levels"),
     "webp": (lambda x, v, seed, place: webp(x, _whole("webp", v)), 80, "quality 1..100"),
     "train": (_view("train"), 512, "side of the bucket's area in pixels, as kohya and musubi"),
     "trainbicubic": (_view("trainbicubic"), 512, "the same, as ai-toolkit"),

@@ -25,12 +25,15 @@ from torch import Tensor
 
 from ..attacks.settings import AttackSettings
 from ..controls import apply_control, spectrum_matched
+from ..diffusion.autoencoder import Autoencoder
 from ..errors import AntiPureError
 from ..metrics import image as metrics
+from ..metrics import visibility
+from ..metrics.latent import latent_shift
 from ..pictures import center_crop, check_picture, round_8bit
 from ..progress import Progress, part, silent
 from ..purification.purifiers import Purifier
-from .report import CLEAN, CONTROL_TITLES, MATCHED, PROTECTION, RANDOM, SMOOTH, Cell, Column, Report, Row
+from .report import CLEAN, CONTROL_TITLES, MATCHED, PROTECTION, RANDOM, SMOOTH, Cell, Column, Looks, Report, Row
 
 CURVE = (1, 2, 5, 10, 20, 30, 40, 60, 80, 100, 150, 200)
 Version = tuple[str, str]  # kind and protection of a row
@@ -46,6 +49,7 @@ def measure(
     curve_iterations: int = 0,
     made_against: Sequence[str] = (),
     example: int = 0,
+    autoencoders: Mapping[str, Autoencoder] | None = None,
     progress: Progress = silent,
 ) -> Report:
     """Measure protections of pictures.
@@ -55,12 +59,15 @@ def measure(
     curve_iterations: a curve over 1, 2, 5, 10, ... iterations of the first GrIDPure alone, up to this number; 0, or no
     such purifier: no curve. It costs only the iterations that no listed purifier runs anyway. made_against: texts of
     purifiers the protections were made against. example: the picture whose middle is kept.
+    autoencoders: VAEs by name, through which the latent shift of every version is measured, as it is and purified.
+    Purifiers that leave pictures at another size are compared with what their view makes of the original.
     Raises `AntiPureError`, before work, for pictures that do not fit each other, repeated seeds, no purifier, and names
     of `made_against` that are not measured.
     """
     _check(picture, protections, purifiers, seeds, curve_iterations, made_against, example)
     clean = round_8bit(picture)
     protected = {name: round_8bit(value) for name, value in protections.items()}
+    vaes = dict(autoencoders or {})
     runs, curve_of, iterations = _plan(purifiers, curve_iterations)
     versions = 1 + (1 + len(CONTROL_TITLES)) * len(protected)
     ledger = _Ledger(progress, len(clean) * len(seeds) * versions * sum(run.cost for run in runs))
@@ -73,24 +80,32 @@ def measure(
             keep = examples if index == example and seed == seeds[0] else {}
             pictures = _versions(original, {name: value[index : index + 1] for name, value in protected.items()}, seed)
             for key, value in pictures.items():
-                collected.setdefault(key, _Collected(original, value, len(purifiers), iterations))
+                found = collected.setdefault(key, _Collected(original, value, len(purifiers), iterations))
+                found.latent.append(_shifts(vaes, original, value))
                 if key[0] in _SHOWN:
                     keep["", key[1]] = center_crop(value)
             for run in runs:
                 base: dict[int, Tensor] = {}
+                seen = round_8bit(run.purifier.with_seed(seed).view(original))
                 for keys, pure in _purified(run, seed, pictures, ledger):
                     base = base or pure  # the clean picture comes first
-                    for key, (tap, value) in itertools.product(keys, pure.items()):
-                        for place in run.columns.get(tap, ()):
-                            collected[key].add(place, original, base[tap], value)
+                    for tap, value in pure.items():
+                        places = run.columns.get(tap, ())
+                        values = _measured(seen, base[tap], value, vaes) if places else ()
+                        for key, place in itertools.product(keys, places):
+                            collected[key].cells[place].append(values)
                             if key[0] in _SHOWN:
                                 keep[str(purifiers[place]), key[1]] = center_crop(value)
                         if run.curve and tap in iterations:
-                            collected[key].add_to_curve(tap, base[tap], value)
-        rows += [found.row(index, *key) for key, found in collected.items()]
+                            distortion = float(metrics.structural_distortion(base[tap], value)[0])
+                            for key in keys:
+                                collected[key].curve[tap].append(distortion)
+        rows += [version.row(index, *key) for key, version in collected.items()]
     columns = tuple(_column(purifier, made_against) for purifier in purifiers)
     size = (clean.shape[-2], clean.shape[-1])
-    return Report(tuple(protected), columns, tuple(seeds), size, tuple(rows), curve_of, iterations, example, examples)
+    return Report(
+        tuple(protected), columns, tuple(seeds), size, tuple(rows), curve_of, iterations, example, examples, tuple(vaes)
+    )
 
 
 _SHOWN = (CLEAN, PROTECTION)
@@ -125,7 +140,7 @@ def check_made_against(made_against: Sequence[str], names: Sequence[str]) -> Non
 def _column(purifier: Purifier, made_against: Sequence[str]) -> Column:
     names = {purifier.denoiser_of(step).name for step in purifier.purifications} - {""}
     told = str(purifier) in made_against if made_against else None
-    return Column(str(purifier), not purifier.is_transform, " and ".join(sorted(names)), told)
+    return Column(str(purifier), not purifier.is_transform, " and ".join(sorted(names)), told, purifier.changes_size)
 
 
 @dataclass(frozen=True)
@@ -178,25 +193,33 @@ class _Collected:
     def __init__(self, original: Tensor, version: Tensor, purifiers: int, iterations: tuple[int, ...]):
         measures = (metrics.psnr, metrics.ssim, metrics.linf_levels)
         self.psnr, self.ssim, self.levels = (float(measure(original, version)[0]) for measure in measures)
-        self.cells: list[tuple[list, list, list]] = [([], [], []) for _ in range(purifiers)]
+        peak = visibility.peak_share(version - original)
+        seen = (*visibility.ciede2000(original, version), *visibility.seen_rms(original, version))
+        self.looks = Looks(*(float(value[0]) for value in (peak, *seen)))
+        self.cells: list[list[tuple]] = [[] for _ in range(purifiers)]  # `_measured`, one a seed
+        self.latent: list[tuple[float, ...]] = []
         self.curve: dict[int, list[float]] = {iteration: [] for iteration in iterations}
 
-    def add(self, place: int, original: Tensor, base: Tensor, pure: Tensor) -> None:
-        values = (
-            metrics.structural_distortion(base, pure),
-            metrics.detail_ratio(base, pure),
-            metrics.psnr(original, pure),
-        )
-        for kept, value in zip(self.cells[place], values, strict=True):
-            kept.append(float(value[0]))
-
-    def add_to_curve(self, iteration: int, base: Tensor, pure: Tensor) -> None:
-        self.curve[iteration].append(float(metrics.structural_distortion(base, pure)[0]))
-
     def row(self, picture: int, kind: str, protection: str) -> Row:
-        cells = tuple(Cell(*map(tuple, cell)) for cell in self.cells)
+        cells = []
+        for seeds in self.cells:
+            distortion, detail, psnr, latent = zip(*seeds, strict=True)
+            cells.append(Cell(distortion, detail, psnr, tuple(zip(*latent, strict=True))))
         curve = tuple(sum(values) / len(values) for values in self.curve.values())
-        return Row(picture, kind, protection, self.psnr, self.ssim, self.levels, cells, curve)
+        latent = tuple(zip(*self.latent, strict=True))
+        return Row(
+            picture, kind, protection, self.psnr, self.ssim, self.levels, tuple(cells), curve, self.looks, latent
+        )
+
+
+def _measured(seen: Tensor, base: Tensor, pure: Tensor, vaes: Mapping[str, Autoencoder]) -> tuple:
+    """Distortion, detail, PSNR and latent shifts of one purified picture."""
+    compared = (metrics.structural_distortion(base, pure), metrics.detail_ratio(base, pure), metrics.psnr(seen, pure))
+    return (*(float(value[0]) for value in compared), _shifts(vaes, base, pure))
+
+
+def _shifts(vaes: Mapping[str, Autoencoder], reference: Tensor, picture: Tensor) -> tuple[float, ...]:
+    return tuple(float(latent_shift(reference, picture, vae, draws=1).value[0]) for vae in vaes.values())
 
 
 def _versions(original: Tensor, protected: dict[str, Tensor], seed: int) -> dict[Version, Tensor]:

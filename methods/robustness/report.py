@@ -18,13 +18,27 @@ SURVIVES, PARTLY = 3.0, 1.5
 
 
 @dataclass(frozen=True)
+class Looks:
+    """What is seen of a version of a picture, see `metrics.visibility`: peak share 0..1, CIEDE2000 (mean, 95th
+    percentile), luma and chroma after an eye-like blur in 8-bit levels."""
+
+    peak_share: float
+    ciede2000: float
+    ciede2000_p95: float
+    seen_luma: float
+    seen_chroma: float
+
+
+@dataclass(frozen=True)
 class Cell:
     """One picture after one purifier, a value per seed: structural distortion and detail ratio against Pure(clean),
-    PSNR to the original in dB."""
+    PSNR in dB to the original (to its view, where the purifier changes the size). latent: latent shift against
+    Pure(clean), for each of `Report.autoencoders`."""
 
     distortion: tuple[float, ...]
     detail: tuple[float, ...]
     psnr: tuple[float, ...]
+    latent: tuple[tuple[float, ...], ...] = ()
 
     @property
     def mean(self) -> float:
@@ -38,7 +52,8 @@ class Row:
 
     picture: from 0. kind: "clean", "protection", "matched", "random" or "smooth". protection: the one it is, or is a
     control of; "" for clean. psnr (dB), ssim, levels: its cost (controls: of the first seed's). cells: one a purifier.
-    curve: mean structural distortion after each of `Report.iterations`.
+    curve: mean structural distortion after each of `Report.iterations`. looks: of the first seed; None in older
+    reports. latent: latent shift of the version itself, a value per seed for each of `Report.autoencoders`.
     """
 
     picture: int
@@ -49,17 +64,21 @@ class Row:
     levels: float
     cells: tuple[Cell, ...]
     curve: tuple[float, ...] = ()
+    looks: Looks | None = None
+    latent: tuple[tuple[float, ...], ...] = ()
 
 
 @dataclass(frozen=True)
 class Column:
     """A purifier or transform. diffusion: whether a diffusion model takes part. denoiser: that model's name, as far as
-    known. made_against: whether the protections were made against it; None where nobody said."""
+    known. made_against: whether the protections were made against it; None where nobody said. view: whether it leaves
+    pictures at another size, as trainers see them."""
 
     name: str
     diffusion: bool
     denoiser: str = ""
     made_against: bool | None = None
+    view: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,7 +101,8 @@ class Report:
 
     size: height and width. rows: `Row`s, picture by picture. curve_of: the GrIDPure behind the curves; "" without
     curves. iterations: where they were read. examples: 8-bit pictures 1×3×h×w in 0..1, at most 256×256 pixels
-    of the middle of one picture, by (purifier, protection); "" for unpurified, and for the original.
+    of the middle of one picture, by (purifier, protection); "" for unpurified, and for the original. autoencoders:
+    names of the VAEs whose latent shift was measured.
     """
 
     protections: tuple[str, ...]
@@ -94,6 +114,7 @@ class Report:
     iterations: tuple[int, ...] = ()
     example: int = 0
     examples: dict[tuple[str, str], Tensor] = field(default_factory=dict, compare=False, repr=False)
+    autoencoders: tuple[str, ...] = ()
 
     @property
     def pictures(self) -> int:
@@ -155,6 +176,36 @@ class Report:
     def worst_of_all(self, protection: str) -> Worst:
         """The worst of the per-picture worst cases."""
         return min((self.worst(i, protection) for i in range(self.pictures)), key=lambda worst: worst.ratio)
+
+    def over_attackers(self, protection: str, control: str = MATCHED) -> float:
+        """The ratio after each picture's own worst of `judging`, mean over the pictures."""
+        worst = (min(self.ratio(i, protection, c, control) for c in self.judging) for i in range(self.pictures))
+        return sum(worst) / self.pictures
+
+    def latent(self, kind: str, protection: str, vae: str, column: Column | None = None) -> float:
+        """Latent shift of a version of the pictures, as it is or after a purifier; mean over pictures and seeds."""
+        return statistics.fmean(self._latent(i, kind, protection, vae, column) for i in range(self.pictures))
+
+    def latent_ratio(self, protection: str, vae: str, column: Column | None = None, control: str = MATCHED) -> float:
+        """Latent shift of a protection over that of its control, mean over the pictures."""
+        return statistics.fmean(self._latent_ratio(i, protection, vae, column, control) for i in range(self.pictures))
+
+    def latent_worst(self, protection: str, vae: str, control: str = MATCHED) -> float:
+        """`latent_ratio` after each picture's own worst attacker: nothing at all, a purifier, a transform or a view."""
+        attackers = (None, *self.columns)
+        return statistics.fmean(
+            min(self._latent_ratio(i, protection, vae, column, control) for column in attackers)
+            for i in range(self.pictures)
+        )
+
+    def _latent(self, picture: int, kind: str, protection: str, vae: str, column: Column | None) -> float:
+        row = self.row(picture, kind, protection)
+        found = row.latent if column is None else row.cells[self.columns.index(column)].latent
+        return statistics.fmean(found[self.autoencoders.index(vae)])
+
+    def _latent_ratio(self, picture: int, protection: str, vae: str, column: Column | None, control: str) -> float:
+        ours, theirs = (self._latent(picture, kind, protection, vae, column) for kind in (PROTECTION, control))
+        return max(ours, FLOOR) / max(theirs, FLOOR)
 
 
 def level_of(ratio: float) -> str:

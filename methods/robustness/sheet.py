@@ -16,6 +16,7 @@ from ..figures.canvas import BACKGROUND, DPI, FAINT, INK, PANEL, SOFT, drawn, he
 from ..figures.fonts import BOLD, SANS, escaped, lacking
 from ..figures.inspection_sheet import AMPLIFICATION
 from ..pictures import from_uint8
+from .looks import LOOKS_HEADS, looks_row, of_stripe
 from .report import CLEAN, CONTROL_TITLES, MATCHED, PARTLY, PROTECTION, RANDOM, SMOOTH, SURVIVES, Column, Report
 from .text import verdict
 
@@ -28,6 +29,7 @@ LINES = ((240, 180, 60), (90, 170, 250), (120, 200, 120), (220, 120, 200))
 CONTROLS = {MATCHED: "noise, same spectrum", RANDOM: "random noise", SMOOTH: "blur, attacks nothing"}
 DASHES: dict[str, Any] = {MATCHED: "--", RANDOM: ":", SMOOTH: "-."}
 HIGHEST_RATIO = 10.0
+DEFECT = (255, 120, 90)
 
 
 def robustness_sheet(report: Report, purifiers: tuple[str, ...] = ()) -> Tensor:
@@ -44,9 +46,10 @@ def robustness_sheet(report: Report, purifiers: tuple[str, ...] = ()) -> Tensor:
     strips = _strips(report, purifiers)
     side = (WIDTH - 2 * EDGE - 4 * 12) // 5
     strip = (side * _ratio(report) + 46) if strips else 0.0
+    seen = bool(looks_row(report, report.protections[0])) * (SHORT * (2 + len(report.protections)) + 20)
     plots = bool(report.iterations) or report.pictures > 1
     top: float = 96 + 22 * len(lines)
-    height = math.ceil(top + len(blocks) * table + plots * PLOT + len(strips) * strip + EDGE)
+    height = math.ceil(top + len(blocks) * table + seen + plots * PLOT + len(strips) * strip + EDGE)
 
     figure = Figure((WIDTH / DPI, height / DPI), dpi=DPI, facecolor=rgb(BACKGROUND))
     page = _Page(figure, height)
@@ -54,6 +57,9 @@ def robustness_sheet(report: Report, purifiers: tuple[str, ...] = ()) -> Tensor:
     for block in blocks:
         _table(page, report, block, top, table)
         top += table
+    if seen:
+        _looks(page, report, top)
+        top += seen
     if plots:
         _plots(page, report, top)
         top += PLOT
@@ -199,6 +205,31 @@ def _rectangle(x, y, width, height, face, edge, line):
     from matplotlib.patches import Rectangle
 
     return Rectangle((x, y), width, height, facecolor=face, edgecolor=edge, linewidth=line)
+
+
+def _looks(page: _Page, report: Report, top: float) -> None:
+    """Cost, worst cases and latents, a line a protection."""
+    heads = ("PSNR", *LOOKS_HEADS, "worst attacker", *report.autoencoders)
+    step = min((WIDTH - 2 * EDGE - LABELS) / len(heads), 190)
+    about = ". Of each VAE: latent shift over that of noise with the same spectrum, and after the worst attacker"
+    page.text(EDGE, top, f"What is seen, and what the worst attacker leaves{about if report.autoencoders else ''}", 11)
+    for i, head in enumerate(heads):
+        page.text(EDGE + LABELS + (i + 0.5) * step, top + SHORT, _short(head), 9, SOFT, ha="center")
+    for j, name in enumerate(report.protections):
+        y = top + (j + 2) * SHORT
+        page.text(EDGE, y, _short(name, 17), 10, weight="bold")
+        psnr = mean(report.row(p, PROTECTION, name).psnr for p in range(report.pictures))
+        shown = [f"{psnr:.1f} dB", *looks_row(report, name), f"{report.over_attackers(name):.1f}×"]
+        shown += [
+            f"{report.latent_ratio(name, vae):.1f}×, {report.latent_worst(name, vae):.1f}×"
+            for vae in report.autoencoders
+        ]
+        for i, text in enumerate(shown):
+            defect = i == 1 and of_stripe(report, name)
+            colour = DEFECT if defect else INK
+            page.text(
+                EDGE + LABELS + (i + 0.5) * step, y, text + (", stripe" if defect else ""), 10, colour, ha="center"
+            )
 
 
 # Curves ------------------------------------------------------------------------------------------------------

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable
+from dataclasses import asdict
 from statistics import fmean as mean
 
 from ..figures.text_table import text_table
+from .looks import LOOKS_HEADS, latent_rows, looks_of, looks_row, of_latents, of_stripe
 from .report import (
     CLEAN,
     CONTROL_TITLES,
@@ -23,7 +25,7 @@ from .report import (
     level_of,
 )
 
-FORMAT, VERSION = "antipure-robustness", 1
+FORMAT, VERSION = "antipure-robustness", 2
 _WORDS = {"survives": "the protection survives", "partly": "the protection survives in part"}
 _HARDLY = 1.1  # from here on "hardly more than noise" is said of the lowest level
 
@@ -38,7 +40,11 @@ def verdict(report: Report) -> str:
     """
     several = len(report.protections) > 1
     lines = [
-        (f"{name}: " if several else "") + _of_protection(report, name, several) + _of_blur(report, name)
+        (f"{name}: " if several else "")
+        + _of_protection(report, name, several)
+        + _of_blur(report, name)
+        + of_stripe(report, name)
+        + of_latents(report, name)
         for name in report.protections
     ]
     seeds = "one seed of the noise" if len(report.seeds) == 1 else f"{len(report.seeds)} seeds of the noise"
@@ -130,13 +136,14 @@ def markdown(report: Report) -> str:
         + ".",
         "## Cost",
         text_table(
-            ("protection", "PSNR", "SSIM", "levels"),
+            ("protection", "PSNR", "SSIM", "levels", *(LOOKS_HEADS if looks_of(report, report.protections[0]) else ())),
             [
                 (
                     _cell(name),
                     f"{mean(row.psnr for row in rows):.2f}",
                     f"{mean(row.ssim for row in rows):.3f}",
                     f"{max(row.levels for row in rows):.0f}",
+                    *looks_row(report, name),
                 )
                 for name in report.protections
                 for rows in [[report.row(i, PROTECTION, name) for i in pictures]]
@@ -145,6 +152,13 @@ def markdown(report: Report) -> str:
     ]
     for name in report.protections:
         parts += [f"## {_cell(name)} after each purifier", _after(report, name)]
+    if report.autoencoders:
+        heads = (
+            "after",
+            *(head for vae in report.autoencoders for head in (_cell(vae), "/ same spectrum", "/ random")),
+        )
+        for name in report.protections:
+            parts += [f"## Latent shift of {_cell(name)}", text_table(heads, latent_rows(report, name))]
     if report.pictures > 1:
         worst = [report.worst(i, name) for i in pictures for name in report.protections]
         rows = [(str(w.picture + 1), _cell(w.protection), w.column.name, f"{w.ratio:.2f}", w.level) for w in worst]
@@ -166,7 +180,15 @@ def markdown(report: Report) -> str:
         "*random*: random signs of the same largest level. The ratio to the first is the figure to read: from "
         f"{SURVIVES:g} on a protection survives, from {PARTLY:g} on in part, below it leaves no more than noise. "
         f"Distortions below {FLOOR:g} count as {FLOOR:g}. Transforms without a diffusion model stand in brackets: they "
-        "remove little of anything, so their ratios judge nothing. The lowest in bold." + blur
+        "remove little of anything, so their ratios judge nothing. The lowest in bold. *Worst over attackers*: each "
+        "picture after its own worst purifier, mean over the pictures."
+        + blur
+        + (
+            " *Latent shift*: how far the picture moves in a VAE's latent space, against the original (purified "
+            "alike), over the latent's own standard deviation; its worst case counts transforms and views, too."
+            if report.autoencoders
+            else ""
+        )
     )
     return "\n\n".join(parts) + "\n"
 
@@ -200,7 +222,10 @@ def _after(report: Report, name: str) -> str:
 
     controls = [head for kind in report.controls for head in (CONTROL_TITLES[kind], "ratio")]
     heads = ("purifier", "distortion", *controls, "detail ratio", "PSNR after", "clean, PSNR after")
-    return text_table(heads, [line(column) for column in report.columns])
+    worst = [f"{report.over_attackers(name, control):.2f}" for control in report.controls]
+    others = [text for ratio in worst[1:] for text in ("", ratio)]
+    last = ("worst over attackers", "", "", worst[0], *others, "", "", "")
+    return text_table(heads, [*(line(column) for column in report.columns), last])
 
 
 def _curves(report: Report) -> str:
@@ -225,7 +250,11 @@ def _cell(text: str) -> str:
 
 
 def to_dict(report: Report) -> dict:
-    """The report as plain JSON values; format "antipure-robustness", version 1.
+    """The report as plain JSON values; format "antipure-robustness", version 2.
+
+    Version 2 adds to version 1, and moves nothing: purifiers[].view, autoencoders, over_attackers, rows[].looks,
+    rows[].latent and cells[].latent (by VAE, one value a seed).
+
 
     rows[].cells[purifier] holds distortion, detail and psnr, one value per seed. JSON knows no infinity: the PSNR of
     equal pictures is null. thresholds, worst and verdict follow from the rest.
@@ -238,7 +267,8 @@ def to_dict(report: Report) -> dict:
         "seeds": list(report.seeds),
         "protections": list(report.protections),
         "purifiers": [
-            {"name": c.name, "diffusion": c.diffusion, "denoiser": c.denoiser, "made_against": c.made_against}
+            {"name": c.name, "diffusion": c.diffusion, "denoiser": c.denoiser, "made_against": c.made_against,
+             "view": c.view}
             for c in report.columns
         ],
         "thresholds": {"survives": SURVIVES, "partly": PARTLY, "floor": FLOOR},
@@ -249,15 +279,27 @@ def to_dict(report: Report) -> dict:
         ],
         "curve": {"of": report.curve_of, "iterations": list(report.iterations)},
         "example": report.example,
+        "autoencoders": list(report.autoencoders),
+        "over_attackers": [
+            {
+                "protection": name,
+                "ratio": report.over_attackers(name),
+                "latent": {vae: report.latent_worst(name, vae) for vae in report.autoencoders},
+            }
+            for name in report.protections
+        ],
         "rows": [
             {
                 "picture": row.picture, "kind": row.kind, "protection": row.protection,
                 "psnr": _finite(row.psnr), "ssim": row.ssim, "levels": row.levels,
+                "looks": None if row.looks is None else asdict(row.looks),
+                "latent": _by_vae(report, row.latent),
                 "cells": {
                     column.name: {
                         "distortion": list(cell.distortion),
                         "detail": list(cell.detail),
                         "psnr": [_finite(value) for value in cell.psnr],
+                        "latent": _by_vae(report, cell.latent),
                     }
                     for column, cell in zip(report.columns, row.cells, strict=True)
                 },
@@ -271,6 +313,10 @@ def to_dict(report: Report) -> dict:
 def to_json(report: Report) -> str:
     """`to_dict` as text."""
     return json.dumps(to_dict(report), indent=1, ensure_ascii=False, allow_nan=False)
+
+
+def _by_vae(report: Report, latent: tuple[tuple[float, ...], ...]) -> dict[str, list[float]]:
+    return {vae: list(values) for vae, values in zip(report.autoencoders, latent, strict=True)}
 
 
 def _finite(value: float) -> float | None:

@@ -103,7 +103,8 @@ def test_a_soft_mask_scales_the_budget_per_pixel():
     x = torch.full((1, 3, 16, 32), 128 / 255)
     mask = torch.linspace(0, 1, 32).expand(1, 1, 16, 32)
     weights = torch.randn(x.shape)
-    result = pgd(x, partial(linear_loss, weights=weights), AttackSettings(levels=8, steps=16, mask=mask))
+    settings = AttackSettings(levels=8, steps=16, mask=mask, keep_grey=False)
+    result = pgd(x, partial(linear_loss, weights=weights), settings)
     expected = 128 + np.sign(weights.numpy()) * np.floor(8 * mask.numpy().astype(np.float64) + 1e-5)
     np.testing.assert_array_equal(saved(result), expected)
 

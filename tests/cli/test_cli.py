@@ -21,6 +21,7 @@ from antipure.cli.main import main
 from antipure.cli.report import REPORT, SHEET, write_report
 from antipure.cli.result import Result
 from antipure.methods import files
+from antipure.methods.diffusion.taesd import TinyAutoencoder
 from antipure.methods.errors import AntiPureError
 from PIL import Image
 
@@ -87,6 +88,52 @@ def test_purify_then_measure(photo, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["psnr"] is None
     assert main(["measure", str(photo), str(file)]) == 0
     assert "structural distortion" in capsys.readouterr().out
+
+
+def test_measure_through_a_vae(photo, tmp_path, capsys, monkeypatch):
+    """By a path, and by the name under which ComfyUI's Load VAE lists TAESD's files."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    vae = TinyAutoencoder(4, 8)
+    folder = tmp_path / "models" / "vae_approx"
+    folder.mkdir(parents=True)
+    for half in ("encoder", "decoder"):
+        torch.save(getattr(vae, half).state_dict(), folder / f"taesd_{half}.pth")
+    with Image.open(photo) as image:
+        image.convert("RGB").point(lambda value: 255 - value).save("other.png")
+    found = []
+    for name in ("taesd", str(folder / "taesd_encoder.pth")):
+        assert main(["measure", str(photo), "other.png", "--vae", name, "--view", "blur1", "--json"]) == 0
+        found.append(json.loads(capsys.readouterr().out))
+    assert found[0] == found[1]
+    assert found[0]["latent_shift"] > 0
+    assert found[0]["view"] == "blur1"
+    assert {"psnr", "ssim"} < found[0].keys()
+    assert main(["measure", str(photo), "other.png", "--vae", "taesd"]) == 0
+    assert "latent shift" in capsys.readouterr().out
+    for arguments, sentence in {
+        ("--vae", "nothing.pth"): "There is no VAE at nothing.pth",
+        ("--vae", "taesd", "--view", "sharpen"): "'sharpen' is no transform",
+    }.items():
+        assert main(["measure", str(photo), "other.png", *arguments]) == 2
+        error = capsys.readouterr().err
+        assert sentence in error
+        assert error.count("\n") == 1
+
+
+def test_measuring_through_a_view_takes_pictures_of_different_sizes(photo, tmp_path, capsys):
+    large = tmp_path / "large.png"
+    with Image.open(photo) as picture:
+        size = picture.size
+        picture.resize((2 * size[0], 2 * size[1]), Image.NEAREST).save(large)
+    assert main(["measure", str(photo), str(large), "--view", "shrink0.5", "--json"]) == 2
+    assert "differ in size" in capsys.readouterr().err
+    assert main(["measure", str(photo), str(large), "--view", "long32", "--json"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert values["view"] == "long32"
+    assert values["psnr"] is None or values["psnr"] > 25
+    assert main(["measure", str(photo), str(large), "--view", "wash"]) == 2
+    assert "'wash' is no transform" in capsys.readouterr().err
 
 
 def test_run_sets_inputs_by_id_title_and_class(photo, tmp_path, capsys):

@@ -28,6 +28,7 @@ from antipure.nodes import model_folders
 
 CONTENT = bytes(range(256)) * 12_000  # three blocks
 PACK = {"buffalo_l/det_10g.onnx": b"detector" * 1000, "buffalo_l/w600k_r50.onnx": b"faces", "1k3d68.onnx": b"unused"}
+HALVES = {"encoder": b"encoder" * 1000, "decoder": b"decoder" * 900}
 
 
 def archive(members: dict[str, bytes]) -> bytes:
@@ -59,6 +60,7 @@ def server():
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.content, server.broken, server.asked = {"/m/tiny.pth": CONTENT, "/m/pack.zip": archive(PACK)}, set(), []
+    server.content |= {f"/m/half_{name}.pth": content for name, content in HALVES.items()}
     server.url = f"http://127.0.0.1:{server.server_port}/m/"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
@@ -91,7 +93,11 @@ def registry(server) -> dict[str, Model]:
         members,
         True,
     )
-    return {"tiny": tiny, "pack": pack}
+    halves = [
+        Model(f"{server.url}half_{name}.pth", sha256(content), 10**6, "vae_approx", "free", "tests")
+        for name, content in HALVES.items()
+    ]
+    return {"tiny": tiny, "pack": pack, "pair": replace(halves[0], others=(halves[1],))}
 
 
 def lying_in(folder: Path) -> list[str]:
@@ -115,6 +121,24 @@ def test_a_pack_needs_its_licence_and_gives_its_members_only(server, registry, t
     files = fetch("pack", tmp_path, registry=registry, accept_licence=True)
     assert [path.read_bytes() for path in files] == list(PACK.values())[:2]
     assert len(lying_in(tmp_path / "insightface/models/pack")) == 2
+
+
+def test_a_model_of_several_files_comes_file_by_file(server, registry, tmp_path):
+    server.broken.add("/m/half_decoder.pth")
+    with pytest.raises(AntiPureError, match="half_decoder.pth came broken off"):
+        fetch("pair", tmp_path, registry=registry)
+    assert lying_in(tmp_path) == ["vae_approx", "vae_approx/half_encoder.pth"], "what came whole stays"
+    assert registry["pair"].state(tmp_path) == "absent"
+    server.broken.clear()
+    files = fetch("pair", tmp_path, registry=registry)
+    assert [path.name for path in files] == ["half_encoder.pth", "half_decoder.pth"]
+    assert [path.read_bytes() for path in files] == list(HALVES.values())
+    assert registry["pair"].state(tmp_path) == "present"
+    files[1].write_bytes(HALVES["encoder"])
+    assert registry["pair"].state(tmp_path) == "damaged"
+    fetch("pair", tmp_path, registry=registry)
+    assert files[1].read_bytes() == HALVES["decoder"]
+    assert [path.rpartition("_")[2] for path in server.asked] == ["encoder.pth", *["decoder.pth"] * 3]
 
 
 def fails_writing(error: BaseException):
@@ -213,9 +237,9 @@ def test_without_a_name_everything_is_listed(tmp_path, capsys, server, monkeypat
     text = capsys.readouterr().out
     assert text.strip() == listing(tmp_path)
     for name, model in MODELS.items():
-        row = next(line for line in text.splitlines() if line.startswith(name))
+        row = next(line for line in text.splitlines() if line.startswith(f"{name} "))
         assert f" {states.get(name, 'absent')} " in row
-        assert f"{model.size / 1e6:.0f} MB" in row
+        assert f"{model.total_size / 1e6:.0f} MB" in row
         assert model.purpose in row
         assert model.licence in text
     assert "needs --accept-licence" in text
@@ -295,17 +319,23 @@ def test_what_killed_downloads_left_is_removed_and_what_is_being_written_stays(s
 
 def test_the_registry_fits_the_loaders():
     for name, model in MODELS.items():
-        assert model.url.startswith("https://"), name
-        assert re.fullmatch(r"[0-9a-f]{64}", model.sha256), name
-        if model.file_name.endswith(".pth"):
-            assert model.file_name.endswith(f"-{model.sha256[:8]}.pth"), "torchvision's way of naming"
-        if model.members:
+        for each in model.downloads:
+            assert each.url.startswith("https://"), name
+            assert re.fullmatch(r"[0-9a-f]{64}", each.sha256), name
+        if model.folder == "vae_approx":
+            assert [each.file_name for each in model.downloads] == [f"{name}_encoder.pth", f"{name}_decoder.pth"]
+            assert all(re.search(r"/[0-9a-f]{40}/", each.url) for each in model.downloads), "a pinned commit"
+        elif name == "adm256":
+            assert model.folder == model_folders.KINDS["denoisers"].folder
+            assert Path(model.file_name).suffix in model_folders.KINDS["denoisers"].suffixes
+        elif model.members:
             files = [Path(member) for member in model.members]
             assert model.restricted, "insightface's models are not free"
             for patterns in (DETECTORS, RECOGNISERS):
                 assert any(file.match(pattern) for file in files for pattern in patterns)
             assert model.folder == f"{model_folders.KINDS['faces'].folder}/models/{name}"
         else:
+            assert model.file_name.endswith(f"-{model.sha256[:8]}.pth"), "torchvision's way of naming"
             assert model.folder == model_folders.KINDS["encoders"].folder
             assert Path(model.file_name).suffix in model_folders.KINDS["encoders"].suffixes
 

@@ -10,7 +10,14 @@ import numpy as np
 import pytest
 import torch
 from antipure.methods.customization.dreambooth_lora import CustomizationSettings, adapted_layers, customize, customized
-from antipure.methods.customization.gap import judge_samples, make_probe, probe_loss, spectral_distance
+from antipure.methods.customization.gap import (
+    judge_samples,
+    make_probe,
+    make_probes,
+    probe_loss,
+    probe_losses,
+    spectral_distance,
+)
 from antipure.methods.customization.pipeline import PIPELINE_SETTINGS, load_pipeline
 from antipure.methods.diffusion.ddim import generate
 from antipure.methods.diffusion.pixel import PixelDenoiser
@@ -253,6 +260,21 @@ def test_probe_loss_is_the_mean_square_error_of_the_noise(denoiser):
     assert probe_loss(denoiser, probe) == pytest.approx(np.mean(expected), rel=1e-5)
     denoiser.batching.limit = 1
     assert probe_loss(denoiser, probe) == pytest.approx(np.mean(expected), rel=1e-5)
+
+
+def test_coarse_structure_has_a_probe_of_its_own(denoiser):
+    """The same crops and noise at timesteps 100-400; the first probe is the one there always was."""
+    clean = pictures(1, 24)
+    probes = make_probes(denoiser, clean, count=6)
+    assert [(name, int(p.t.min()), int(p.t.max())) for name, p in probes.items()] == [
+        ("loss_20_100", 20, 86),
+        ("loss_100_400", 100, 350),
+    ]
+    assert torch.equal(probes["loss_20_100"].crops, probes["loss_100_400"].crops)
+    found = probe_losses(denoiser, probes)
+    assert found["loss_20_100"] == probe_loss(denoiser, make_probe(denoiser, clean, count=6))
+    assert found["loss_100_400"] == probe_loss(denoiser, make_probe(denoiser, clean, count=6, low=100, high=400))
+    assert found["loss_20_100"] != found["loss_100_400"]
 
 
 def test_probe_ranges_are_checked(denoiser):

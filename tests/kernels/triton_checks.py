@@ -11,18 +11,15 @@ import torch
 from antipure.kernels import (
     ascent,
     dispatch,
-    frequency,
     noising,
     ssim,
     tiles,
     triton_ascent,
-    triton_frequency,
     triton_noising,
     triton_ssim,
     triton_tiles,
 )
 from antipure.kernels.ascent import ascend
-from antipure.kernels.frequency import high_frequency_energy, high_frequency_mean
 from antipure.kernels.noising import add_noise
 from antipure.kernels.ssim import ssim_terms
 from antipure.kernels.tiles import average_tiles, cut
@@ -52,7 +49,7 @@ def through_triton(monkeypatch):
         asked.append(kernel)
         return original(kernel, reference, *args)
 
-    for module in (ascent, frequency, noising, ssim, tiles):
+    for module in (ascent, noising, ssim, tiles):
         monkeypatch.setattr(module, "run", run)
     yield
     assert asked, "no kernel was asked for"
@@ -156,36 +153,6 @@ def test_average_tiles(tile, height, width, dtype):
     torch.testing.assert_close(result, expected.to(dtype), atol=0, rtol=step)
 
 
-@pytest.mark.parametrize("dtype", PRECISIONS)
-@pytest.mark.parametrize(("shape", "size"), [((2, 3, 17, 31), 8), ((1, 1, 40, 130), 6)])
-def test_high_frequency_mean_and_its_gradient(shape, size, dtype):
-    x = (rand(*shape, dtype=dtype) * 2 - 1).requires_grad_()
-    reference = x.detach().double().requires_grad_()
-    result = high_frequency_mean(x, size)
-    assert result.dtype == torch.float32
-    expected = high_frequency_mean(reference, size)
-    torch.testing.assert_close(result.double(), expected, atol=1e-7, rtol=1e-5)
-    weights = torch.linspace(-1, 2, shape[0], device=DEVICE)
-    (gradient,) = torch.autograd.grad((weights * result).sum(), x)
-    (exact,) = torch.autograd.grad((weights * expected).sum(), reference)
-    torch.testing.assert_close(gradient, exact.to(dtype), atol=1e-9, rtol=1e-5 if dtype == torch.float32 else 1e-2)
-
-
-@pytest.mark.parametrize(
-    ("shape", "size", "dtype"),
-    [
-        ((2, 3, 17, 31), 8, torch.float32),
-        ((1, 1, 40, 51), 16, torch.float32),
-        ((1, 2, 13, 20), 6, torch.float16),
-        ((1, 1, 10, 11), 3, torch.bfloat16),
-    ],
-)
-def test_high_frequency_energy(shape, size, dtype):
-    x = rand(*shape, dtype=dtype)
-    expected = high_frequency_energy(x.double(), size)
-    torch.testing.assert_close(high_frequency_energy(x, size).double(), expected, atol=0, rtol=1e-5)
-
-
 @pytest.mark.parametrize(
     ("shape", "dtype"),
     [((2, 1, 11, 11), torch.float32), ((1, 1, 9, 75), torch.float32), ((1, 1, 6, 13), torch.float16)],
@@ -216,9 +183,6 @@ def everything(count: int, side: int, channels: int = 3) -> None:
     abar = torch.linspace(0.9, 0.5, count, device=DEVICE)
     a, b = (v.view(-1, 1, 1, 1) for v in (abar.sqrt(), (1 - abar).sqrt()))
     torch.testing.assert_close(add_noise(x, eps, abar), noising._combine_torch(x, eps, a, b))
-    for function in (high_frequency_mean, high_frequency_energy):
-        exact = function(x.double(), 4)
-        torch.testing.assert_close(function(x, 4).double(), exact, atol=1e-6, rtol=1e-5)
     for mine, exact in zip(ssim_terms(x, eps), ssim_terms(x.double(), eps.double()), strict=True):
         torch.testing.assert_close(mine.double(), exact, atol=1e-5, rtol=0, equal_nan=True)
     positions = [(0, i) for i in range(count)]
@@ -232,13 +196,13 @@ def everything(count: int, side: int, channels: int = 3) -> None:
 def test_every_grid_has_one_axis(monkeypatch):
     """CUDA ends the other axes at 65,535, which the interpreter does not."""
     grids = []
-    for module in (triton_ascent, triton_frequency, triton_noising, triton_ssim, triton_tiles):
+    for module in (triton_ascent, triton_noising, triton_ssim, triton_tiles):
         for name, kernel in list(vars(module).items()):
             if name.startswith("_") and hasattr(kernel, "__getitem__") and hasattr(kernel, "fn"):
                 monkeypatch.setattr(module, name, Recorder(kernel, grids))
     everything(3, 8)
-    assert len(grids) == 7
-    assert [len(grid) for grid in grids] == [1] * 7
+    assert len(grids) == 5
+    assert [len(grid) for grid in grids] == [1] * 5
 
 
 @pytest.mark.skipif(DEVICE.type == "cpu", reason="a million programs take the interpreter too long")

@@ -95,6 +95,7 @@ def test_pictures_are_looked_at_once_and_never_in_the_loop(generator, monkeypatc
 def test_pgd_steps_are_constant_without_decay():
     """A loss that pulls one way: n steps of s levels end n·s away, and with decay nearer."""
     x = torch.full((1, 3, 4, 4), 0.5)
+    x[0, 0, 0, 0] = 0.6  # a grey picture would be moved in grey alone
     x = round_8bit(x)
 
     def up(clean):

@@ -42,6 +42,15 @@ ROOT = Path(__file__).resolve().parents[2]
 REAL = sorted([*ROOT.glob("bundled/*.png"), *ROOT.glob("benchmarks/pictures/*.png")])
 
 
+def estimated(points, target) -> SimilarityTransform:
+    """scikit-image's fit; before 0.26, the newest for Python 3.10, by its older name."""
+    if hasattr(SimilarityTransform, "from_estimate"):
+        return SimilarityTransform.from_estimate(points, target)
+    found = SimilarityTransform()
+    assert found.estimate(points, target)
+    return found
+
+
 def real(path: Path, height: int | None = None, width: int | None = None) -> torch.Tensor:
     array = np.asarray(Image.open(path).convert("RGB"))[:height, :width].copy()
     return torch.from_numpy(array).permute(2, 0, 1)[None].float() / 255
@@ -230,7 +239,7 @@ def test_faces_are_aligned_as_scikit_image_warps_them(path):
     turn = math.radians(20)
     rotation = np.array([[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]])
     points = 0.45 * (np.array(TEMPLATE) - 56) @ rotation.T + [width / 2, height / 2]
-    move = SimilarityTransform.from_estimate(points, np.array(TEMPLATE))
+    move = estimated(points, np.array(TEMPLATE))
     array = picture[0].permute(1, 2, 0).double().numpy()
     expected = warp(array, move.inverse, output_shape=(112, 112), order=1)
     found = align(picture, torch.from_numpy(points))[0].permute(1, 2, 0).numpy()

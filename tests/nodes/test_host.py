@@ -7,6 +7,7 @@ import types
 
 import pytest
 import torch
+from antipure.methods.diffusion.batching import DEFAULT_MEMORY_BYTES
 from antipure.methods.generators.stargan import StarGAN, StarGANNetwork
 from antipure.methods.metrics.encoders import Encoder
 from antipure.nodes import host, progress
@@ -32,6 +33,29 @@ def test_the_host_manages_the_weights(comfyui, tiny):
         assert managed == {id(p) for p in tiny.unet.parameters()}
     finally:
         del tiny.host_patcher, tiny.allowance
+
+
+@pytest.mark.parametrize("kind", ["mps", "xpu", "privateuseone"])
+def test_an_accelerator_gives_half_of_what_the_host_calls_free(comfyui, monkeypatch, kind):
+    """Apple's, Intel's and DirectML's devices: else they would get the CPU's leanest plan."""
+    asked = []
+
+    def free(device):
+        asked.append(device)
+        return 8 * 2**30
+
+    monkeypatch.setattr(sys.modules["comfy.model_management"], "get_free_memory", free, raising=False)
+    borrowing = types.SimpleNamespace(device=torch.device(kind), borrowed_bytes=2**30, memory_bytes=5)
+    assert host.memory_allowance(borrowing) == 4 * 2**30
+    assert asked == [torch.device(kind)]
+    monkeypatch.setattr(sys.modules["comfy.model_management"], "get_free_memory", lambda device: 1, raising=False)
+    assert host.memory_allowance(borrowing) == DEFAULT_MEMORY_BYTES
+
+
+def test_on_the_cpu_a_borrowed_model_takes_a_share_of_its_size_and_others_their_own(comfyui):
+    cpu = torch.device("cpu")
+    assert host.memory_allowance(types.SimpleNamespace(device=cpu, borrowed_bytes=4000, memory_bytes=5)) == 100
+    assert host.memory_allowance(types.SimpleNamespace(device=cpu, memory_bytes=5)) == 5
 
 
 def test_what_is_moved_within_a_prompt_still_serves_gradients(make_tiny, monkeypatch):

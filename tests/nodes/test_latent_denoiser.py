@@ -14,7 +14,7 @@ from antipure.methods.diffusion.denoiser import add_noise
 from antipure.methods.diffusion.schedules import flow, thousand_levels, variance_exploding
 from antipure.methods.errors import AntiPureError
 from antipure.methods.gradients.memory_plan import CheckpointPolicy, LinearInArea, SavedBytes
-from antipure.nodes import latent_denoiser
+from antipure.nodes import latent_autoencoder
 from antipure.nodes.latent_denoiser import check_fit, read_schedule, tile_side
 
 
@@ -154,7 +154,7 @@ def test_pictures_are_one_tile_up_to_512():
 
 def test_a_plain_patcher_stays_and_a_dynamic_one_is_replaced():
     plain = types.SimpleNamespace(model=torch.nn.Identity())
-    assert latent_denoiser._without_dynamic_vram(plain) is plain
+    assert latent_autoencoder.without_dynamic_vram(plain) is plain
     seen = []
 
     class Dynamic:
@@ -166,7 +166,7 @@ def test_a_plain_patcher_stays_and_a_dynamic_one_is_replaced():
             return plain
 
     with torch.inference_mode():
-        assert latent_denoiser._without_dynamic_vram(Dynamic()) is plain
+        assert latent_autoencoder.without_dynamic_vram(Dynamic()) is plain
     assert seen == [(True, False)]
 
     class ThirdParty(Dynamic):
@@ -174,7 +174,7 @@ def test_a_plain_patcher_stays_and_a_dynamic_one_is_replaced():
             raise RuntimeError("no delegate")
 
     with pytest.raises(AntiPureError, match="disable-dynamic-vram"):
-        latent_denoiser._without_dynamic_vram(ThirdParty())
+        latent_autoencoder.without_dynamic_vram(ThirdParty())
 
 
 def test_a_replaced_patchers_weights_have_the_precision_they_compute_in(caplog):
@@ -196,7 +196,7 @@ def test_a_replaced_patchers_weights_have_the_precision_they_compute_in(caplog):
             return types.SimpleNamespace(model=network)
 
     with torch.inference_mode(), caplog.at_level("INFO"):
-        latent_denoiser._without_dynamic_vram(Dynamic())
+        latent_autoencoder.without_dynamic_vram(Dynamic())
     assert "copy of Sequential that stays, 0.00 GB" in caplog.text
     assert (norm.running_mean.dtype, norm.num_batches_tracked.dtype) == (torch.bfloat16, torch.int64)
     assert {p.dtype for p in network[0].parameters()} == {torch.bfloat16}

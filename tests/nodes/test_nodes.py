@@ -199,6 +199,11 @@ def test_metrics_node_outputs_agree_with_its_report():
     assert values[2] == 3
     assert f"PSNR {values[0]:.2f} dB" in values[5]
     assert f"detail ratio {values[4]:.3f}" in values[5]
+    assert f"peak share {100 * values[6]:.2f} %" in values[5]
+    assert f"CIEDE2000 {values[7]:.2f}, 95 % below {values[8]:.2f}" in values[5]
+    assert f"seen: luma {values[9]:.2f}, chroma {values[10]:.2f} levels" in values[5]
+    assert values[6] > 0.3
+    assert "a stripe" in values[5]
 
 
 def test_metrics_node_compares_a_batch_with_one_reference():

@@ -14,8 +14,11 @@ from antipure.cli.executor import check_node, execution_order
 from antipure.cli.graph import read_workflow
 from antipure.cli.main import main
 from antipure.cli.report import report_prompt
+from antipure.methods.diffusion.autoencoder import Autoencoder
 from antipure.methods.errors import AntiPureError
+from antipure.methods.metrics.latent import latent_shift
 from antipure.methods.purification.purifiers import parse_purifiers
+from antipure.nodes.convert import from_image
 from antipure.nodes.robustness import PURIFIERS
 from PIL import Image
 
@@ -60,6 +63,33 @@ def test_every_output_tells_of_the_same_report(tiny):
     assert worst == min(case["ratio"] for case in report["worst"] if case["protection"] == "a")
     assert all(case["ratio"] == 1 for case in report["worst"] if case["protection"] == "b")
     assert returned["ui"] == {"text": [found], "markdown": [markdown], "report": [json.loads(text)]}
+
+
+def test_vaes_that_are_wired_become_columns():
+    class Averages(Autoencoder):
+        multiple, channels, device = 4, 3, torch.device("cpu")
+
+        def __init__(self, name):
+            self.name = name
+
+        def parts(self):
+            return ()
+
+        def encode(self, pixels):
+            return torch.nn.functional.avg_pool2d(pixels, 4)
+
+        def decode(self, latent):
+            return latent
+
+    original, image = eight_bit(1, 20, 24, 3), eight_bit(1, 20, 24, 3, seed=1)
+    _, markdown, text, found, _ = run(original, image, vae=Averages("a"), vae_3=Averages("a"))["result"]
+    report = json.loads(text)
+    assert report["autoencoders"] == ["a", "a (2)"]
+    (row,) = rows_of(report, "protection", "protected")
+    expected = latent_shift(*(from_image(x)[0] for x in (original, image)), Averages("a")).value.item()
+    assert row["latent"] == {"a": [expected], "a (2)": [expected]}
+    assert "Latent shift of protected" in markdown
+    assert "The VAE a sees it" in found
 
 
 def test_one_original_for_a_batch_and_names_by_number():
@@ -116,7 +146,7 @@ def test_lists_are_checked_before_the_graph_runs():
 def test_the_default_list_can_be_read(tiny):
     assert len(parse_purifiers(PURIFIERS, {"denoiser": tiny})) == 11
     shipped = read_workflow("robustness_report")["6"]["inputs"]["purifiers"]
-    assert shipped == PURIFIERS + "\nheld_out:gridpure10"
+    assert shipped == PURIFIERS + "\nheld_out:gridpure10, train512"
 
 
 # antipure report ---------------------------------------------------------------------------------------------
@@ -146,6 +176,7 @@ def test_the_workflow_is_the_one_the_command_knows():
         "SHEET": "SaveImage",
     }
     assert [prompt[ids[name]]["inputs"]["preset"] for name in ("FIRST", "SECOND")] == list(report_command.PRESETS)
+    assert prompt[ids["HELD_OUT_LOADER"]]["inputs"]["denoiser"] == "bundled_judge"
     assert prompt[ids["REPORT"]]["inputs"]["held_out"] == [ids["HELD_OUT_LOADER"], 0]
 
 

@@ -52,6 +52,20 @@ def test_compositions_run_from_left_to_right(denoisers, picture):
     assert torch.equal(run("gridpure1+resize0.5", denoisers, picture), other)
 
 
+def test_the_view_is_what_the_size_changing_steps_alone_do(denoisers, picture):
+    purifier = parse_purifier("jpeg75+shrink0.5+gridpure1+crop0.5", denoisers, 5)
+    assert purifier.changes_size
+    assert torch.equal(purifier.view(picture), parse_transform("shrink0.5+crop0.5")(picture))
+    found = run("jpeg75+shrink0.5+gridpure1+crop0.5", denoisers, picture)
+    assert found.shape == purifier.view(picture).shape == (1, 3, 16, 20)
+    small = parse_transform("jpeg75+shrink0.5")(picture)
+    pure = gridpure(small, denoisers["first"], iterations=1, seed=5)
+    assert torch.equal(found, parse_transform("crop0.5")(pure))
+    stays = parse_purifier("jpeg75+resize0.5+gridpure1", denoisers, 5)
+    assert not stays.changes_size
+    assert stays.view(picture) is picture
+
+
 def test_neighbouring_transforms_draw_their_own_noise(denoisers, picture):
     assert torch.equal(run("noise8+noise8", denoisers, picture), parse_transform("noise8+noise8", 5)(picture))
     assert not torch.equal(run("noise8", denoisers, picture, 5), run("noise8", denoisers, picture, 6))

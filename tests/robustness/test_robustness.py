@@ -306,7 +306,7 @@ def test_levels(ratio, level):
 def test_json_holds_every_number(report):
     read = json.loads(to_json(report))
     assert read == to_dict(report)
-    assert (read["format"], read["version"]) == ("antipure-robustness", 1)
+    assert (read["format"], read["version"]) == ("antipure-robustness", 2)
     assert (read["protections"], read["seeds"], read["size"]) == (["blocks", "noise"], [3, 9], [24, 36])
     assert read["purifiers"] == [dataclasses.asdict(column) for column in report.columns]
     assert read["curve"] == {"of": report.curve_of, "iterations": list(report.iterations)}
@@ -317,7 +317,7 @@ def test_json_holds_every_number(report):
         assert (found["ssim"], found["levels"], found["curve"]) == (row.ssim, row.levels, list(row.curve))
         for column, cell in zip(report.columns, row.cells, strict=True):
             psnr = [value if math.isfinite(value) else None for value in cell.psnr]
-            expected = {"distortion": list(cell.distortion), "detail": list(cell.detail), "psnr": psnr}
+            expected = {"distortion": list(cell.distortion), "detail": list(cell.detail), "psnr": psnr, "latent": {}}
             assert found["cells"][column.name] == expected
     assert read["rows"][0]["psnr"] is None
     assert read["worst"][0]["ratio"] == min(report.ratio(0, "blocks", c) for c in report.judging)

@@ -1,0 +1,159 @@
+"""The VAE that ComfyUI has loaded, as an `Autoencoder`: no second copy but under dynamic VRAM.
+
+What a `ModelDenoiser` needs of its VAE is here, too.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from ..methods.diffusion.autoencoder import Autoencoder
+from ..methods.errors import AntiPureError
+from ..methods.gradients.differentiation import plain_weights, segment
+from ..methods.pictures import to_pixels
+from . import host
+
+log = logging.getLogger(__name__)
+
+_SIDE = 512  # of the picture that memory is kept free for
+
+
+class HostAutoencoder(Autoencoder):
+    """A VAE of the graph. Latents are the VAE's own, before any MODEL scales them.
+
+    Call `host.ready` first, then work inside `session()`. Raises `AntiPureError` for a VAE that is none for pictures.
+    """
+
+    def __init__(self, vae, name: str = "VAE"):
+        check_vae(vae)
+        self.vae, self.name = vae, name
+        self.vae_patcher = without_dynamic_vram(vae.patcher)
+        self.multiple = int(vae.spacial_compression_encode())
+        self.channels = int(vae.latent_channels)
+        self.allowance = host.memory_allowance
+        self._probed = False
+
+    # For host.ready ------------------------------------------------------------------------------------------
+
+    @property
+    def shared_patchers(self) -> tuple:
+        """What ComfyUI has to bring onto its device before work."""
+        return (self.vae_patcher,)
+
+    def memory_required(self) -> float:
+        """Bytes to keep free for one picture's activations, by ComfyUI's own estimate."""
+        return self.vae.memory_used_encode((1, 3, _SIDE, _SIDE), self.vae.vae_dtype)
+
+    @property
+    def borrowed_bytes(self) -> int:
+        """Size of the weights that this autoencoder uses and does not own."""
+        return sum(p.nbytes for p in self.vae_patcher.model.parameters())
+
+    # Autoencoder ---------------------------------------------------------------------------------------------
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device(self.vae.device)
+
+    def parts(self) -> tuple[nn.Module, ...]:
+        return (self.vae_patcher.model,)
+
+    @contextmanager
+    def prepared(self) -> Iterator[None]:
+        """Borrow the weights as ordinary tensors; they are returned however the block is left.
+
+        Raises `AntiPureError` when a first small picture does not become a latent.
+        """
+        with torch.inference_mode(False), plain_weights(*self.parts()):
+            if not self._probed:
+                self._probe()
+                self._probed = True
+            yield
+
+    def _probe(self) -> None:
+        """Ask the network for `multiple` and `channels`: ComfyUI 0.33 calls FLUX.2's 16 pixels 8."""
+        side = 8 * self.multiple
+        with torch.no_grad():
+            latent = encode_with(self.vae, self.vae_patcher, torch.zeros(1, 3, side, side, device=self.device))
+        if latent.ndim != 4 or latent.shape[-1] != latent.shape[-2] or not latent.numel() or side % latent.shape[-1]:
+            raise AntiPureError(
+                f"This VAE turns {side}×{side} pixels into {tuple(latent.shape)}: no picture's latent; use another VAE."
+            )
+        self.multiple, self.channels = side // latent.shape[-1], int(latent.shape[1])
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        self.check_pixels(pixels)
+        return segment(lambda x: encode_with(self.vae, self.vae_patcher, self._checked(x)), pixels, keep=True)
+
+    def decode(self, latent: Tensor) -> Tensor:
+        return segment(lambda z: decode_with(self.vae, self.vae_patcher, self._checked(z)), latent, keep=True)
+
+    def _checked(self, x: Tensor) -> Tensor:
+        """Before each run: leave when the user has cancelled."""
+        host.check_interrupted()
+        return x
+
+
+def as_autoencoder(vae) -> Autoencoder:
+    """What a VAE input was given: ComfyUI's VAE, or outside of it one that this pack has loaded."""
+    return vae if isinstance(vae, Autoencoder) else HostAutoencoder(vae)
+
+
+def encode_with(vae, patcher, pixels: Tensor) -> Tensor:
+    """Pixels in [-1, 1] through ComfyUI's VAE in its own precision, not cropped: latents, float32, where the VAE is."""
+    image = vae.process_input((pixels + 1) / 2)
+    return patcher.model.encode(image.to(vae.device, vae.vae_dtype)).float()
+
+
+def decode_with(vae, patcher, latent: Tensor) -> Tensor:
+    """Latents through ComfyUI's VAE: pixels in [-1, 1], float32, where the VAE is."""
+    image = patcher.model.decode(latent.to(vae.device, vae.vae_dtype))
+    # Some versions finish in place: not on a tensor that autograd has saved.
+    return to_pixels(vae.process_output(image.float().clone()))
+
+
+def check_vae(vae) -> None:
+    """Raise `AntiPureError` for a VAE that is empty or not one for single pictures."""
+    if getattr(vae, "first_stage_model", None) is None:
+        raise AntiPureError("This VAE is empty; the checkpoint holds none, so load one with Load VAE.")
+    is_image = vae.latent_dim == 2 and getattr(vae, "extra_1d_channel", None) is None
+    if not is_image or getattr(vae, "output_channels", 3) != 3:
+        raise AntiPureError("This VAE is not one for single images (video or audio); use the VAE of the MODEL.")
+
+
+def without_dynamic_vram(patcher):
+    """A patcher that holds its weights for good: paged-in ones are gone before a backward pass reads them.
+
+    Under dynamic VRAM it is a second copy of the weights, read from the file again; its size is logged.
+    """
+    if not getattr(patcher, "is_dynamic", lambda: False)():
+        return patcher
+    try:
+        with torch.inference_mode(False):
+            plain = patcher.clone(disable_dynamic=True)
+            _in_declared_precision(plain.model)
+    except RuntimeError as error:
+        raise AntiPureError(
+            f"This loader's model works with dynamic VRAM only ({error}); start ComfyUI with --disable-dynamic-vram."
+        ) from error
+    size = sum(p.nbytes for p in plain.model.parameters())
+    log.info("Dynamic VRAM: gradients need a copy of %s that stays, %.2f GB.", type(plain.model).__name__, size / 1e9)
+    return plain
+
+
+def _in_declared_precision(network: nn.Module) -> None:
+    """Give weights the precision that ComfyUI means them to compute in, which it notes on their modules.
+
+    Under dynamic VRAM a loader leaves them as the file has them, and every layer casts them as it runs. A copy without
+    dynamic VRAM does not cast: an fp16 file's VAE, which computes in bf16 on most GPUs, fails.
+    """
+    for module in network.modules():
+        for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+            meant = getattr(module, f"{name}_comfy_model_dtype", None)
+            if meant is not None and type(tensor) in (Tensor, nn.Parameter):  # quantised ones stay, to be refused
+                tensor.data = tensor.data.to(meant)

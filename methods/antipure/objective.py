@@ -114,7 +114,7 @@ class Objective:
 UNROLLED = Objective(ddpm=0, pfg=0, etg=0, unrolled=1)
 STRONG = replace(UNROLLED, unrolled_t=30, unrolled_t_low=10, halved=0.25, luminance=0.25)
 PRESETS = {
-    "robust": replace(STRONG, latent=2, first_step=0.25, peak_share=0.005),
+    "robust": replace(STRONG, latent=2, first_step=0.375, peak_share=0.005),
     "strong": STRONG,
     "strong_shaped": replace(STRONG, shaped=True),
     "unrolled": UNROLLED,

@@ -156,6 +156,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS, metavar="NAME")
     parser.add_argument("--columns", nargs="+", default=list(COLUMNS), help="attackers of the crops, as texts")
     parser.add_argument("--whole-columns", nargs="+", default=list(WHOLE_COLUMNS), help="of the whole pictures")
+    parser.add_argument("--with", dest="also", type=Path, help="a run's JSON: its rows of other arms join the page")
     parser.add_argument("--steps", type=int, default=40, help="PGD steps of every protection")
     parser.add_argument("--workers", type=int, default=2, help="processes; 0: this one")
     parser.add_argument("--threads", type=int, default=1, help="of each process")
@@ -172,7 +173,7 @@ def command(given: list[str]) -> str:
     kept, skip = [], False
     for text in given:
         name = text.split("=")[0]
-        if name in ("--work", "--markdown", "--lpips", "--workers", "--threads", "--minutes"):
+        if name in ("--work", "--markdown", "--lpips", "--with", "--workers", "--threads", "--minutes"):
             skip = "=" not in text
         elif name.startswith("--"):
             skip = name == "--finished"
@@ -196,6 +197,11 @@ def main(argv: list[str] | None = None) -> None:
     rows = measured(tasks(args, run, tuple(columns), tuple(whole)), args)
     if args.lpips:
         add_lpips(rows, run, args.lpips)
+    arms = list(args.arms)
+    if args.also:
+        others = [row for row in json.loads(args.also.read_text(encoding="utf-8"))["rows"] if row["arm"] not in arms]
+        arms = [*dict.fromkeys(row["arm"] for row in others), *arms]
+        rows = others + rows
     given = argv if argv is not None else sys.argv[1:]
     about = {
         "command": command(given),
@@ -206,7 +212,7 @@ def main(argv: list[str] | None = None) -> None:
         "levels": args.levels[0],
         "missing": missing,
     }
-    found = summary(rows, args.arms, columns, whole, args.levels[0])
+    found = summary(rows, arms, columns, whole, args.levels[0])
     page = markdown(found, rows, about)
     print(page)
     if args.markdown:

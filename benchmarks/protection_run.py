@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from antipure.methods.antipure.objective import PRESETS
+from antipure.methods.attacks.ensemble import Target, VaeTargets, combine
 from antipure.methods.attacks.settings import AttackSettings
 from antipure.methods.controls import smooth_equal, smooth_random, spectrum_matched
 from antipure.methods.diffusion.autoencoder import NetworkAutoencoder, load_autoencoder
@@ -54,6 +55,15 @@ def autoencoders() -> dict[str, NetworkAutoencoder]:
 def attacker(text: str, seed: int = 0) -> Purifier:
     """A column of the table. Raises `AntiPureError` for what is unknown or not there."""
     return parse_purifier(text, denoisers(), seed, autoencoders=autoencoders(), upscalers=load_upscalers())
+
+
+def target_of(arm: str) -> Target:
+    """What a protection is made against: the bundled denoiser; where VAEs are asked for, those that may be attacked."""
+    denoiser = load_denoisers()["bundled"]
+    vaes = [vae for name, vae in autoencoders().items() if name in strangers.ATTACKED_VAES]
+    if arm in PRESETS and PRESETS[arm].latent and vaes:
+        return combine(denoiser, VaeTargets(tuple(vaes)), "mean")
+    return denoiser
 
 
 def usable(texts: list[str]) -> tuple[list[str], dict[str, str]]:
@@ -125,7 +135,7 @@ class Run:
             settings = AttackSettings(levels=levels, steps=self.steps, seeds=seed)
             if arm == SMOOTH_RANDOM:
                 return smooth_random(clean, settings)
-            return apply_protection(arm, clean, load_denoisers()["bundled"], settings)
+            return apply_protection(arm, clean, target_of(arm), settings)
 
         return read(kept(self._file("protected", "png", name, arm, levels, seed), make))
 

@@ -24,6 +24,10 @@ class Objective:
 
     ddpm, pfg, etg: weights of L_ddpm, of exp(abar_t - 1) L_fre (lambda 1) and of exp(L_errt) (lambda 2).
     unrolled: weight of the unrolled objective.
+    latent: weight of the latent shift over every VAE that is a target (`antipure.latent`), against the other terms as
+        a whole, whose gradient is brought to the same size (`attacks.balanced_loss`). What a target has not, a VAE or
+        a diffusion model, it is not asked for.
+    view_least, views_as_is: the smallest scale of the views that the VAEs are given, and the share of views at 1.
     patch_size: side s of PFG's patches. t_p: timesteps are drawn from 1..t_p. t_err: ETG's higher timestep.
     unrolled_steps, unrolled_t: how many purifier steps are unrolled, and the timestep each noises to.
     unrolled_t_low: each tile draws its timestep from unrolled_t_low..unrolled_t; 0: always unrolled_t.
@@ -34,6 +38,9 @@ class Objective:
     start_blur: deviation in pixels of the Gaussian whose blurred picture PGD begins at, as far as the ball reaches; 0:
         at the picture.
     step_share: share of the steps asked for that is run, rounded down, at least one.
+    first_step: of PGD, as a share of the budget; 0: the loop's own.
+    peak_share: the most of the perturbation's energy that one Fourier bin may hold (`kernels.spectrum`); 1: all of it.
+        Without it the unrolled objective draws stripes on flat ground, which one blur takes away.
     """
 
     ddpm: float = 1.0
@@ -52,35 +59,52 @@ class Objective:
     shaped: bool = False
     start_blur: float = 0.0
     step_share: float = 1.0
+    latent: float = 0.0
+    view_least: float = 0.4
+    views_as_is: float = 1 / 3
+    first_step: float = 0.0
+    peak_share: float = 1.0
 
-    def check(self, denoiser: Denoiser) -> None:
-        """Raise `AntiPureError` when a setting cannot be used with this denoiser."""
-        last = denoiser.timesteps
-        if not any((self.ddpm, self.pfg, self.etg, self.unrolled)):
+    def check_values(self) -> None:
+        """Raise `AntiPureError` for settings that make no sense with any target."""
+        if not (self.asks_denoiser or self.latent):
             raise AntiPureError("All weights of the objective are 0; give at least one term a weight.")
-        if not 1 <= self.t_p <= last:
-            raise AntiPureError(f"t_p is {self.t_p}; it must lie in 1..{last} for this denoiser.")
-        if self.etg and not self.t_p < self.t_err <= last:
-            raise AntiPureError(f"t_err is {self.t_err}; it must lie above t_p ({self.t_p}) and at most at {last}.")
         if self.patch_size < 2 or self.patch_size % 2:
             raise AntiPureError(f"The patch size is {self.patch_size}; it must be even and at least 2.")
-        if self.unrolled and not (self.unrolled_steps >= 1 and 1 <= self.unrolled_t <= last):
-            raise AntiPureError(
-                f"{self.unrolled_steps} unrolled steps at timestep {self.unrolled_t}: at least 1 step, in 1..{last}."
-            )
         if not 0 <= self.unrolled_t_low <= self.unrolled_t:
             raise AntiPureError(
                 f"unrolled_t_low is {self.unrolled_t_low}; it must lie in 0..{self.unrolled_t}, which is unrolled_t."
             )
-        for name in ("turned", "halved"):
+        for name, what in (("turned", "tiles"), ("halved", "tiles"), ("views_as_is", "views")):
             if not 0 <= getattr(self, name) <= 1:
-                raise AntiPureError(f"{name} is {getattr(self, name):g}; it is a share of the tiles, 0..1.")
+                raise AntiPureError(f"{name} is {getattr(self, name):g}; it is a share of the {what}, 0..1.")
         if not 0 <= self.luminance <= 1:
             raise AntiPureError(f"luminance is {self.luminance:g}; it must lie in 0..1, and 1 changes nothing.")
         if self.start_blur < 0:
             raise AntiPureError(f"start_blur is {self.start_blur:g}; it is in pixels, at least 0.")
-        if not 0 < self.step_share <= 1:
-            raise AntiPureError(f"step_share is {self.step_share:g}; it must lie in 0..1, above 0.")
+        if not 0 <= self.first_step <= 1:
+            raise AntiPureError(f"first_step is {self.first_step:g}; it is a share of the budget, 0..1.")
+        for name in ("step_share", "view_least", "peak_share"):
+            if not 0 < getattr(self, name) <= 1:
+                raise AntiPureError(f"{name} is {getattr(self, name):g}; it must lie in 0..1, above 0.")
+
+    def check(self, denoiser: Denoiser) -> None:
+        """Raise `AntiPureError` when a setting cannot be used with this denoiser."""
+        self.check_values()
+        last = denoiser.timesteps
+        if not 1 <= self.t_p <= last:
+            raise AntiPureError(f"t_p is {self.t_p}; it must lie in 1..{last} for this denoiser.")
+        if self.etg and not self.t_p < self.t_err <= last:
+            raise AntiPureError(f"t_err is {self.t_err}; it must lie above t_p ({self.t_p}) and at most at {last}.")
+        if self.unrolled and not (self.unrolled_steps >= 1 and 1 <= self.unrolled_t <= last):
+            raise AntiPureError(
+                f"{self.unrolled_steps} unrolled steps at timestep {self.unrolled_t}: at least 1 step, in 1..{last}."
+            )
+
+    @property
+    def asks_denoiser(self) -> bool:
+        """Whether a term has weight that is one of a diffusion model."""
+        return any((self.ddpm, self.pfg, self.etg, self.unrolled))
 
     def steps(self, asked: int) -> int:
         """How many of the steps asked for are run."""
@@ -90,6 +114,7 @@ class Objective:
 UNROLLED = Objective(ddpm=0, pfg=0, etg=0, unrolled=1)
 STRONG = replace(UNROLLED, unrolled_t=30, unrolled_t_low=10, halved=0.25, luminance=0.25)
 PRESETS = {
+    "robust": replace(STRONG, latent=2, first_step=0.375, peak_share=0.005),
     "strong": STRONG,
     "strong_shaped": replace(STRONG, shaped=True),
     "unrolled": UNROLLED,

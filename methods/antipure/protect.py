@@ -9,28 +9,61 @@ import torch
 from torch import Tensor
 
 from ...kernels.filters import gaussian_blur
-from ..attacks.ensemble import CombinedDenoiser
+from ...kernels.spectrum import limit_peaks
+from ..attacks.balanced_loss import BalancedLoss, ShapedLoss
+from ..attacks.budget import is_grey
+from ..attacks.ensemble import CombinedDenoiser, Target, encoders_of, without_vaes
 from ..attacks.loss import Loss
 from ..attacks.pgd import pgd
 from ..attacks.settings import AttackSettings
 from ..attacks.tiled_loss import TiledLoss
 from ..diffusion.denoiser import Denoiser
 from ..errors import AntiPureError
-from ..pictures import check_shape
+from ..pictures import check_shape, random_stream
 from .guidance import paper_terms
+from .latent import LatentLoss
 from .objective import Objective
 from .perceptual import balance_colours, shaped_budget
 from .unrolled import unrolled_term
 
+# Half a level: the latent shift has no slope at the picture itself.
+NUDGE = 0.5
 
-def antipure_loss(denoiser: Denoiser | CombinedDenoiser, objective: Objective, clean: Tensor) -> Loss:
-    """The `Loss` for `attacks.pgd`: mean over random tiles of the objective's terms.
 
-    clean: 1×3×H×W pixels of the picture to protect, any size, cut into tiles by `attacks.tiled_loss`. A combined
-    denoiser combines the losses of its members.
+def antipure_loss(target: Target, objective: Objective, clean: Tensor) -> Loss:
+    """The `Loss` for `attacks.pgd`: the terms of the objective that the target has the models for.
+
+    clean: 1×3×H×W pixels of the picture to protect, any size. Raises `AntiPureError` for a target that has the models
+    for none of them.
+    """
+    objective.check_values()
+    denoiser, encoders = without_vaes(target), encoders_of(target)
+    losses: list[Loss] = []
+    weights = []
+    if objective.latent and encoders:
+        losses.append(LatentLoss(encoders, clean, objective.view_least, objective.views_as_is))
+        weights.append(objective.latent)
+    if objective.asks_denoiser and denoiser is not None:
+        loss = denoising_loss(denoiser, objective, clean)
+        if not objective.latent:
+            return loss
+        if not is_grey(clean).all():  # of a grey picture the grey part is all there is
+            loss = ShapedLoss(loss, partial(balance_colours, luminance=objective.luminance))
+        losses.append(loss)
+        weights.append(1.0)
+    if not losses:
+        wanted = "a VAE: wire VAE Targets or Denoiser from Model" if objective.latent else "a diffusion model"
+        raise AntiPureError(f"This objective acts on {wanted}; nothing of the kind is wired to the denoiser input.")
+    return BalancedLoss(losses, weights)
+
+
+def denoising_loss(denoiser: Denoiser | CombinedDenoiser, objective: Objective, clean: Tensor) -> Loss:
+    """The objective's terms of a diffusion model: their mean over random tiles (`attacks.tiled_loss`).
+
+    clean: as for `antipure_loss`. A combined denoiser combines the losses of its members.
     """
     if isinstance(denoiser, CombinedDenoiser):
-        return denoiser.combine([antipure_loss(member, objective, clean) for member in denoiser.members])
+        return denoiser.combine([denoising_loss(member, objective, clean) for member in denoiser.members])
     objective.check(denoiser)
     tile = denoiser.tile_for(*clean.shape[-2:])
     if objective.pfg and tile < objective.patch_size:
@@ -52,14 +85,14 @@ def antipure_loss(denoiser: Denoiser | CombinedDenoiser, objective: Objective, c
 
 def protect(
     picture: Tensor,
-    denoiser: Denoiser | CombinedDenoiser,
+    target: Target,
     objective: Objective,
     settings: AttackSettings = AttackSettings(),  # noqa: B008 (frozen)
 ) -> Tensor:
     """The picture protected by PGD on this objective; result and errors as `attacks.pgd`.
 
     settings: `Objective.steps` may run fewer of its steps, `Objective.shaped` scales its mask.
-    To be called inside `denoiser.session()`.
+    To be called inside `target.session()`.
     """
     check_shape(picture)  # its values are looked at once, by `pgd`
     mask = settings.mask
@@ -67,10 +100,29 @@ def protect(
         settings.check(picture)
         shares = shaped_budget(picture)
         mask = shares if mask is None else shares * mask.to(shares)
+    start, precondition, constrain = None, None, None
+    if objective.start_blur:
+        start = gaussian_blur(picture.float(), objective.start_blur)
+    elif objective.latent:
+        start = _nudged(picture, settings)
+    if objective.luminance != 1 and not objective.latent:  # with it the one gradient alone is balanced
+        precondition = partial(balance_colours, luminance=objective.luminance)
+    if objective.peak_share < 1:
+        constrain = partial(limit_peaks, share=objective.peak_share)
     return pgd(
         picture,
-        partial(antipure_loss, denoiser, objective),
+        partial(antipure_loss, target, objective),
         replace(settings, steps=objective.steps(settings.steps), mask=mask),
-        start=gaussian_blur(picture.float(), objective.start_blur) if objective.start_blur else None,
-        precondition=None if objective.luminance == 1 else partial(balance_colours, luminance=objective.luminance),
+        step_levels=settings.levels * objective.first_step or None,
+        start=start,
+        precondition=precondition,
+        constrain=constrain,
     )
+
+
+def _nudged(picture: Tensor, settings: AttackSettings) -> Tensor:
+    """Each picture with `NUDGE` levels of random signs under its own seed."""
+    shape = picture[:1].shape
+    signs = [torch.randint(2, shape, generator=random_stream(seed, -2)) for seed in settings.seeds_of(len(picture))]
+    nudge = (torch.cat(signs).to(picture.device) * 2.0 - 1) * NUDGE / 255
+    return (picture.float() + nudge).clamp(0, 1)

@@ -1,4 +1,4 @@
-"""Several denoisers at once: a picture protected against each of them."""
+"""Several targets at once: a picture protected against each of several denoisers, and against VAEs."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..diffusion.autoencoder import Autoencoder
 from ..diffusion.batching import Batching
 from ..diffusion.denoiser import Denoiser
 from ..errors import AntiPureError
@@ -31,13 +32,30 @@ class CombinedBatching:
 
 
 @dataclass(frozen=True)
+class VaeTargets:
+    """VAEs alone, without a diffusion model: targets of what acts on latents."""
+
+    autoencoders: tuple[Autoencoder, ...]
+
+    @property
+    def device(self) -> torch.device:
+        return self.autoencoders[0].device
+
+    @contextmanager
+    def session(self) -> Iterator[CombinedBatching]:
+        """All VAEs' sessions at once."""
+        with ExitStack() as stack:
+            yield CombinedBatching([stack.enter_context(one.session()) for one in self.autoencoders])
+
+
+@dataclass(frozen=True)
 class CombinedDenoiser:
-    """Two or more denoisers whose losses are combined; it cannot predict noise itself.
+    """Two or more targets whose losses are combined; it cannot predict noise itself.
 
     mode: "mean" averages the losses; "worst" takes, in every step, the member that is disturbed least.
     """
 
-    members: tuple[Denoiser | CombinedDenoiser, ...]
+    members: tuple[Target, ...]
     mode: str = "mean"
 
     @property
@@ -93,22 +111,48 @@ class CombinedLoss(Loss):
             return sum(float(term) for term in self.losses[i].terms(pixels, random_stream(root)))
 
 
-def combine(first: Denoiser | CombinedDenoiser, second: Denoiser | CombinedDenoiser, mode: str) -> CombinedDenoiser:
-    """Both denoisers as one. A chain of one mode counts every denoiser once."""
+Target = Denoiser | VaeTargets | CombinedDenoiser  # what a protection may be made against
+
+
+def combine(first: Target, second: Target, mode: str) -> CombinedDenoiser:
+    """Both targets as one. A chain of one mode counts every member once."""
     if mode not in MODES:
         raise AntiPureError(f"There is no mode '{mode}'; denoisers combine by {' or '.join(MODES)}.")
-    members: list = []
-    for denoiser in (first, second):
-        if isinstance(denoiser, CombinedDenoiser) and denoiser.mode == mode:
-            members += denoiser.members
+    members: list[Target] = []
+    for target in (first, second):
+        if isinstance(target, CombinedDenoiser) and target.mode == mode:
+            members += target.members
         else:
-            members.append(denoiser)
+            members.append(target)
     return CombinedDenoiser(tuple(members), mode)
 
 
-def members_of(denoiser: Denoiser | CombinedDenoiser) -> list[Denoiser]:
-    """Every single denoiser behind this one, itself if it is one; each once."""
-    if not isinstance(denoiser, CombinedDenoiser):
-        return [denoiser]
-    found = [single for member in denoiser.members for single in members_of(member)]
+def members_of(target: Target) -> list[Denoiser | VaeTargets]:
+    """Every single target behind this one, itself if it is one; each once."""
+    if not isinstance(target, CombinedDenoiser):
+        return [target]
+    found = [single for member in target.members for single in members_of(member)]
     return list({id(single): single for single in found}.values())
+
+
+def without_vaes(target: Target) -> Denoiser | CombinedDenoiser | None:
+    """The denoisers of a target, combined as they were; None where it has none."""
+    if isinstance(target, Denoiser):
+        return target
+    if isinstance(target, VaeTargets):
+        return None
+    kept = [member for member in map(without_vaes, target.members) if member is not None]
+    if len(kept) > 1:
+        return CombinedDenoiser(tuple(kept), target.mode)
+    return kept[0] if kept else None
+
+
+def encoders_of(target: Target) -> list[Autoencoder | Denoiser]:
+    """Everything with a VAE behind a target: VAEs, and latent denoisers, which encode with theirs; each once."""
+    found: dict[int, Autoencoder | Denoiser] = {}
+    for member in members_of(target):
+        if isinstance(member, VaeTargets):
+            found |= {id(one): one for one in member.autoencoders}
+        elif member.latent:
+            found[id(member)] = member
+    return list(found.values())

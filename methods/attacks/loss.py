@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 from torch import Tensor
 
+from ..errors import AntiPureError
+
 
 class Loss(ABC):
     """A function of the pixels, as terms whose sum is maximised.
@@ -25,6 +27,21 @@ class Loss(ABC):
     @abstractmethod
     def terms(self, pixels: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
         """Scalar terms at pixels 1×3×H×W in [-1, 1] (B× where pictures run together), random where the stream is."""
+
+    def value_and_gradient(self, pixels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """The sum of the terms, and its gradient with respect to the pixels, B×3×H×W.
+
+        pixels: B×3×H×W in [-1, 1], a leaf that requires gradient. Raises `AntiPureError` for terms that do not depend
+        on it.
+        """
+        pixels.grad = torch.zeros_like(pixels)
+        total = torch.zeros((), device=pixels.device)
+        for term in self.terms(pixels, generator):
+            if not term.requires_grad:
+                raise AntiPureError("The loss does not depend on the picture; give one of its terms a weight.")
+            term.backward()
+            total += term.detach()
+        return total, pixels.grad
 
     def stepped(self) -> None:  # noqa: B027
         """Once after each step that this loss's gradient was taken for."""

@@ -22,6 +22,8 @@ from .settings import AttackSettings
 
 # The host looks at the gradients in the first step and then every so many: each look waits for the GPU.
 CHECK_EVERY = 10
+# How often `constrain` and the ball are imposed in turn after a step, and after the last one.
+CONSTRAINED, CONSTRAINED_LAST = 1, 20
 
 
 def pgd(
@@ -32,6 +34,7 @@ def pgd(
     step_levels: float | None = None,
     decay: bool = True,
     precondition: Callable[[Tensor], Tensor] | None = None,
+    constrain: Callable[[Tensor], Tensor] | None = None,
     random_start: bool = False,
     start: Tensor | None = None,
     rounded: bool = True,
@@ -44,6 +47,8 @@ def pgd(
         so that the border of the ball stays in reach). decay: whether it decays; else every step is the first.
     precondition: of the gradient, 1×3×H×W to the same, before its sign is taken; None leaves it as it is. It weighs
         colours against each other, so that of grey pictures that stay grey it is not asked.
+    constrain: of the perturbation in levels, 1×3×H×W to the same, after every step: towards a set that it is to lie in
+        beside the ball, whose projection this is. The two are imposed in turn, at the end until both hold nearly.
     random_start: begin at a random point of the ball, for losses whose gradient is 0 at the clean picture.
     start: B×3×H×W in 0..1, where to begin instead of at the picture; brought to the nearest point of the ball.
     rounded: False keeps the result unrounded, for attacks that live inside a training loop.
@@ -88,6 +93,10 @@ def pgd(
                 size = first * (1 - step / steps) if decay else first
                 values = ascend(values, gradient, size, budget.lower, budget.upper)
                 del gradient  # before the next one is made
+                if constrain is not None:
+                    rounds = CONSTRAINED if step + 1 < steps else CONSTRAINED_LAST
+                    for _ in range(rounds):
+                        values = budget.project(budget.original + constrain(values - budget.original))
                 settings.progress(i * steps + step + 1, runs * steps, values / 255, value)
             results.append(budget.quantise(values) if rounded else values / 255)
     return torch.cat(results) if runs > 1 else results[0]
@@ -98,7 +107,7 @@ def _value_and_gradient(loss: Loss, values: Tensor, seed: int, step: int) -> tup
         try:
             pixels = values / 127.5 - 1
             loss.prepare(pixels, random_stream(seed, step))
-            return _differentiate(loss, pixels.requires_grad_(), random_stream(seed, step))
+            return loss.value_and_gradient(pixels.requires_grad_(), random_stream(seed, step))
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -110,17 +119,6 @@ def _value_and_gradient(loss: Loss, values: Tensor, seed: int, step: int) -> tup
                 ) from error
         # Outside the handler: only here the failed attempt's tensors are gone.
         torch.cuda.empty_cache()
-
-
-def _differentiate(loss: Loss, pixels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    pixels.grad = torch.zeros_like(pixels)
-    total = torch.zeros((), device=pixels.device)
-    for term in loss.terms(pixels, generator):
-        if not term.requires_grad:
-            raise AntiPureError("The loss does not depend on the picture; give one of its terms a weight.")
-        term.backward()
-        total += term.detach()
-    return total, pixels.grad
 
 
 def _check_finite(finite: Tensor) -> None:

@@ -437,6 +437,10 @@ def test_pgd_raises_the_loss_it_is_given(tiny, name):
         (Objective(step_share=0), "step_share is 0"),
         (Objective(halved=-0.1), "halved is -0.1"),
         (Objective(luminance=1.1), "luminance is 1.1"),
+        (Objective(first_step=-0.1), "first_step is -0.1"),
+        (Objective(view_least=0), "view_least is 0"),
+        (Objective(views_as_is=2), "views_as_is is 2"),
+        (Objective(peak_share=0), "peak_share is 0"),
     ],
 )
 def test_settings_that_cannot_work_are_refused_with_a_sentence(tiny, objective, message):

@@ -72,6 +72,10 @@ def test_a_page_and_all_figures_beside_it(tmp_path, no_strangers, capsys):
     assert same["cells"] == found["cells"]
     assert files == {path: path.stat().st_mtime_ns for path in (tmp_path / "work").rglob("*.*")}
     assert run_main(tmp_path, "--finished", "--seeds", "2")[1]["cells"] == found["cells"]
+    earlier = tmp_path / "earlier.json"
+    earlier.write_text(json.dumps(found), encoding="utf-8")
+    _, joined = run_main(tmp_path, "--finished", "--arms", "strong", "strong" + MATCHED, "--with", str(earlier))
+    assert sorted(joined["cells"], key=str) == sorted(found["cells"], key=str)
     assert capsys.readouterr().out
 
 

@@ -36,9 +36,9 @@ def build_parser() -> argparse.ArgumentParser:
     protect = commands.add_parser("protect", parents=[common, model], help="protect a picture")
     protect.add_argument("picture")
     protect.add_argument("--preset", default="strong", metavar="NAME",
-                         help="strong, strong_shaped, unrolled, fast, paper; a control: random, shift, blocks, "
+                         help="robust, strong, strong_shaped, unrolled, fast, paper; a control: random, shift, blocks, "
                          "smooth; a published protection: advdm, photoguard, mist, mist_textural, mist_semantic, "
-                         "anti_dreambooth_fsmg, anti_dreambooth_aspl, simac; or none")  # fmt: skip
+                         "anti_dreambooth_fsmg, anti_dreambooth_aspl, simac, pid; or none")  # fmt: skip
     protect.add_argument("--levels", type=float, default=8, help="budget in 8-bit levels (default 8)")
     protect.add_argument("--steps", type=int, default=100)
 

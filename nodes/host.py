@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..methods.attacks.ensemble import CombinedDenoiser, members_of
+from ..methods.attacks.ensemble import CombinedDenoiser, Target, VaeTargets, members_of
 from ..methods.diffusion.batching import DEFAULT_MEMORY_BYTES, Sessions
 from ..methods.diffusion.denoiser import Denoiser
 
@@ -116,9 +116,11 @@ def load_patchers(patchers: list) -> None:
             comfy.model_management.load_models_gpu(patchers, force_full_load=True)
 
 
-def ready(model: Sessions | CombinedDenoiser) -> Sessions | CombinedDenoiser:
-    """Bring denoisers or an autoencoder onto their device, wholly. How they batch is their sessions' business."""
-    members: list = members_of(model) if isinstance(model, (Denoiser, CombinedDenoiser)) else [model]
+def ready(model: Sessions | Target) -> Sessions | Target:
+    """Bring targets or an autoencoder onto their device, wholly. How they batch is their sessions' business."""
+    members: list = []
+    for single in members_of(model) if isinstance(model, (Denoiser, VaeTargets, CombinedDenoiser)) else [model]:
+        members += single.autoencoders if isinstance(single, VaeTargets) else [single]
     own: dict[Any, Any] = {member: member.host_patcher for member in members if hasattr(member, "host_patcher")}
     shared = [patcher for member in members for patcher in getattr(member, "shared_patchers", ())]
     if shared:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..methods.diffusion.autoencoder import TILE, tile_side
 from ..methods.diffusion.batching import PlannedBatching
 from ..methods.diffusion.denoiser import Denoiser
 from ..methods.diffusion.latent_family import better_family, colour_agreement
@@ -29,7 +30,6 @@ from ..methods.pictures import from_uint8, pad_reflect, round_up, to_pixels
 from . import host
 from .latent_autoencoder import check_vae, decode_with, encode_with, without_dynamic_vram
 
-TILE = 512
 # Families whose VAEs have the same shapes, by ComfyUI's names of their latents, and how people call them.
 _FAMILIES = {"SD15": "SD 1.x or 2.x", "SDXL": "SDXL", "SD3": "SD 3", "Flux": "Flux"}
 _ALIKE = (("SD15", "SDXL"), ("SD3", "Flux"))
@@ -272,11 +272,6 @@ class ModelDenoiser(Denoiser):
 
         small, large = 4 * self.multiple, 8 * self.multiple
         return measure(part, network, (blank(small), blank(large)), (small**2, large**2))
-
-
-def tile_side(multiple: int, height: int, width: int) -> int:
-    """Side of the tiles for a height×width picture under a VAE that shrinks by `multiple`."""
-    return min(round_up(TILE, multiple), round_up(max(height, width), multiple))
 
 
 def check_fit(model, vae, conditioning) -> None:

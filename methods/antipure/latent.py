@@ -80,7 +80,7 @@ class LatentLoss(Loss):
     @staticmethod
     def _latent(encoder: Autoencoder | Denoiser, pixels: Tensor) -> Tensor:
         rows, columns = (round_up(side, encoder.multiple) for side in pixels.shape[-2:])
-        return encoder.encode(pad_reflect(pixels, rows, columns)).float()
+        return encoder.encode(pad_reflect(pixels, rows, columns)).to(pixels.device, torch.float32)
 
 
 def _seen(pixels: Tensor, window: tuple[int, int, int, int], scale: float, kernel: str) -> Tensor:

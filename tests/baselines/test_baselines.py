@@ -18,6 +18,7 @@ from antipure.methods.baselines.advdm import advdm_loss
 from antipure.methods.baselines.anti_dreambooth import aspl
 from antipure.methods.baselines.mist import mist_loss, target_pattern
 from antipure.methods.baselines.photoguard import photoguard_loss
+from antipure.methods.baselines.pid import pid_loss
 from antipure.methods.baselines.simac import SimacLoss, decoder_blocks, select_timesteps, simac
 from antipure.methods.diffusion.denoiser import Denoiser
 from antipure.methods.errors import AntiPureError
@@ -26,7 +27,7 @@ from antipure.nodes.protect import Protect
 from torch import nn
 
 TILE = 16
-LATENT_ONLY = ("photoguard", "mist", "mist_textural")
+LATENT_ONLY = ("photoguard", "mist", "mist_textural", "pid")
 CHANGES_NETWORK = ("anti_dreambooth_aspl", "simac")
 
 
@@ -225,6 +226,8 @@ def loss_to_judge(name: str, denoiser, clean):
         return photoguard_loss(denoiser, clean)
     if name.startswith("mist"):
         return mist_loss(denoiser, clean, {"mist": "fused"}.get(name, name.removeprefix("mist_")))
+    if name == "pid":
+        return pid_loss(denoiser, clean)
     if name == "simac":
         return SimacLoss(denoiser, decoder_blocks(denoiser.net), clean, torch.arange(0, 100, 5))
     return advdm_loss(denoiser, clean)
@@ -425,6 +428,7 @@ def test_true_budgets_in_8_bit_levels():
         "anti_dreambooth_fsmg": pytest.approx(0.05 * 127.5),
         "anti_dreambooth_aspl": pytest.approx(0.05 * 127.5),
         "simac": 8,
+        "pid": 12.75,
     }
     assert all(b.steps >= 100 for b in BASELINES.values())
 
@@ -437,7 +441,7 @@ def protect(image, denoiser, preset, **settings):
 
 def test_the_node_offers_the_baselines_after_its_own_presets_and_none_last():
     choices = Protect.INPUT_TYPES()["required"]["preset"][0]
-    own = ["strong", "strong_shaped", "unrolled", "paper", "fast"]
+    own = ["robust", "strong", "strong_shaped", "unrolled", "paper", "fast"]
     assert choices == [*own, "random", "shift", "blocks", "smooth", *BASELINES, "none"]
 
 

@@ -28,7 +28,14 @@ from ..methods.gradients.memory_plan import CheckpointPolicy, SavedBytes, measur
 from ..methods.memory import is_out_of_memory
 from ..methods.pictures import from_uint8, pad_reflect, round_up, to_pixels
 from . import host
-from .latent_autoencoder import check_vae, decode_with, encode_with, without_dynamic_vram
+from .latent_autoencoder import (
+    check_vae,
+    decode_with,
+    encode_with,
+    joined_moments,
+    split_moments,
+    without_dynamic_vram,
+)
 
 # Families whose VAEs have the same shapes, by ComfyUI's names of their latents, and how people call them.
 _FAMILIES = {"SD15": "SD 1.x or 2.x", "SDXL": "SDXL", "SD3": "SD 3", "Flux": "Flux"}
@@ -182,6 +189,15 @@ class ModelDenoiser(Denoiser):
 
     def decode(self, latent: Tensor) -> Tensor:
         return self._segment("decode", self._decode, latent)
+
+    def moments(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The VAE's own, not scaled for the model: on the model's device."""
+        h, w = (round_up(size, self.multiple) for size in pixels.shape[-2:])
+
+        def joined(x: Tensor) -> Tensor:
+            return joined_moments(self.vae, self.vae_patcher, x).to(self.device)
+
+        return split_moments(self._segment("encode", joined, pad_reflect(pixels, h, w)), self._channels)
 
     def predict(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor | None]:
         return self._segment("predict", lambda x: self._predict_noise(x, t), x_t), None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import cast
 
@@ -24,12 +24,15 @@ MODES = ("mean", "worst")
 class CombinedBatching:
     """How the members' tiles are batched in a session of all of them."""
 
-    members: list[Batching | CombinedBatching]
+    members: list[AnyBatching]
 
     @property
     def limit(self) -> int | None:
         """The smallest of the members' limits, None where no member has one."""
         return min((member.limit for member in self.members if member.limit is not None), default=None)
+
+
+AnyBatching = Batching | CombinedBatching
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,8 @@ class CombinedDenoiser:
     def session(self) -> Iterator[CombinedBatching]:
         """All members' sessions at once."""
         with ExitStack() as stack:
-            yield CombinedBatching([stack.enter_context(member.session()) for member in members_of(self)])
+            sessions = [cast(AbstractContextManager[AnyBatching], member.session()) for member in members_of(self)]
+            yield CombinedBatching([stack.enter_context(session) for session in sessions])
 
     def combine(self, losses: list[Loss]) -> Loss:
         """One `Loss` from the members' losses, each with its own random stream."""

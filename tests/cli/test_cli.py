@@ -136,11 +136,10 @@ def test_protect_against_vaes(photo, tmp_path, capsys):
         output = capsys.readouterr()
         return status, output.out + output.err
 
-    status, shown = run("--denoiser", "none", *files)
-    assert status == 0
-    assert "the latent term over 2 VAEs alone" in shown
-    assert "latent term over 1 VAE\nunrolled term over 1 diffusion model" in run(*files[:2])[1]
-    assert len(list((tmp_path / "out").rglob("*.png"))) == 2
+    for arguments in (("--denoiser", "none", *files), tuple(files[:2]), ()):
+        assert run(*arguments)[0] == 0
+    made = [path.read_bytes() for path in (tmp_path / "out").rglob("*.png")]
+    assert len(set(made)) == 3, "VAEs alone, both, and the denoiser alone"
     for arguments, sentence in {
         ("--denoiser", "none"): "give --vae FILE",
         tuple(files * 3): "--vae is given 6 times; at most 4",

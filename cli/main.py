@@ -15,6 +15,8 @@ from ..methods.file_names import legal_name
 from ..methods.memory import is_out_of_memory, out_of_memory
 from .terminal import complain, show
 
+MOST_VAES = 4  # of VAE Targets
+
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="antipure", description=__doc__.split("\n\n")[0])
@@ -37,11 +39,14 @@ def build_parser() -> argparse.ArgumentParser:
     protect = commands.add_parser("protect", parents=[common, model], help="protect a picture")
     protect.add_argument("picture")
     protect.add_argument("--preset", default="strong", metavar="NAME",
-                         help="strong, strong_shaped, unrolled, fast, paper; a control: random, shift, blocks, "
+                         help="robust, strong, strong_shaped, unrolled, fast, paper; a control: random, shift, blocks, "
                          "smooth; a published protection: advdm, photoguard, mist, mist_textural, mist_semantic, "
-                         "anti_dreambooth_fsmg, anti_dreambooth_aspl, simac; or none")  # fmt: skip
+                         "anti_dreambooth_fsmg, anti_dreambooth_aspl, simac, pid; or none")  # fmt: skip
     protect.add_argument("--levels", type=float, default=8, help="budget in 8-bit levels (default 8)")
     protect.add_argument("--steps", type=int, default=100)
+    protect.add_argument("--vae", action="append", default=[], metavar="FILE", dest="vaes",
+                         help="also against this VAE (robust, photoguard, mist_textural, pid): file, folder, or a "
+                         "name like taesd; up to four times; '--denoiser none' leaves the denoiser out")  # fmt: skip
 
     purify = commands.add_parser("purify", parents=[common, model], help="purify a picture, to measure a protection")
     purify.add_argument("picture")
@@ -116,7 +121,11 @@ def short_form(name: str, settings: dict[str, object]) -> dict:
 
 
 def _protect(args: argparse.Namespace) -> dict:
-    return short_form(
+    if len(args.vaes) > MOST_VAES:
+        raise AntiPureError(f"--vae is given {len(args.vaes)} times; at most {MOST_VAES} VAEs are taken.")
+    if args.denoiser == "none" and not args.vaes:
+        raise AntiPureError("Without a denoiser there is nothing to protect against; give --vae FILE.")
+    prompt = short_form(
         "protect",
         {
             "1.image": args.picture,
@@ -129,6 +138,25 @@ def _protect(args: argparse.Namespace) -> dict:
             "4.filename_prefix": legal_name(f"{Path(args.picture).stem}_protected"),
         },
     )
+    if args.vaes:
+        _wire_vaes(prompt, args.vaes, alone=args.denoiser == "none")
+    return prompt
+
+
+def _wire_vaes(prompt: dict, vaes: list[str], *, alone: bool) -> None:
+    """VAE Targets in front of Protect, in place of the denoiser or combined with it."""
+    wired = {}
+    for i, name in enumerate(vaes):
+        prompt[str(100 + i)] = {"class_type": "VAELoader", "inputs": {"vae_name": name}}
+        wired["vae" if i == 0 else f"vae_{i + 1}"] = [str(100 + i), 0]
+    prompt["110"] = {"class_type": "AntiPureVaeTargets", "inputs": wired}
+    if alone:
+        del prompt["2"]
+        prompt["3"]["inputs"]["denoiser"] = ["110", 0]
+    else:
+        both = {"first": ["2", 0], "second": ["110", 0], "mode": "mean"}
+        prompt["111"] = {"class_type": "AntiPureCombineDenoisers", "inputs": both}
+        prompt["3"]["inputs"]["denoiser"] = ["111", 0]
 
 
 def _purify(args: argparse.Namespace) -> dict:

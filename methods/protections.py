@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from .antipure import terms
 from .antipure.objective import PRESETS, Objective
 from .antipure.protect import protect
-from .attacks.ensemble import CombinedDenoiser
+from .attacks.ensemble import Target
 from .attacks.settings import AttackSettings
 from .baselines import BASELINES, apply_baseline
+from .baselines.targets import used_targets
 from .controls import CONTROLS, apply_control
-from .diffusion.denoiser import Denoiser
 from .errors import AntiPureError
 from .pictures import round_8bit
 
@@ -23,10 +24,22 @@ def needs_denoiser(protection: str | Objective) -> bool:
     return isinstance(protection, Objective) or protection in PRESETS or protection in BASELINES
 
 
+def used_terms(protection: str | Objective, target: Target) -> list[str]:
+    """Lines that say which models of the target a protection uses and for what; none where it is all of them.
+
+    protection: one that `needs_denoiser`. Raises `AntiPureError` where it cannot be made against the target.
+    """
+    if not isinstance(protection, Objective) and protection in BASELINES:
+        return used_targets(protection, BASELINES[protection].needs, target)
+    objective = protection if isinstance(protection, Objective) else PRESETS[protection]
+    terms.check_target(objective, target)
+    return terms.used_terms(objective, target)
+
+
 def apply_protection(
     protection: str | Objective,
     picture: Tensor,
-    denoiser: Denoiser | CombinedDenoiser | None,
+    denoiser: Target | None,
     settings: AttackSettings = AttackSettings(),  # noqa: B008 (frozen)
 ) -> Tensor:
     """The picture under a protection of `NAMES`, or of one's own objective; result and errors as `attacks.pgd`.

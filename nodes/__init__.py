@@ -15,6 +15,7 @@ from .purify import DiffusionPurify
 from .quality import QualityMetrics
 from .robustness import RobustnessReport
 from .set_metrics import SetMetrics
+from .targets import VaeTargetsNode
 from .transform import TransformPictures
 from .vae_metrics import VaeMetrics
 
@@ -46,6 +47,7 @@ NODE_CLASS_MAPPINGS: dict[str, Any] = {
     "AntiPureDefenceReport": DefenceReport,
     "AntiPureLoadVisualEncoder": LoadVisualEncoder,
     "AntiPureVaeMetrics": VaeMetrics,
+    "AntiPureVaeTargets": VaeTargetsNode,
 }
 
 NODE_DISPLAY_NAME_MAPPINGS = {
@@ -76,6 +78,7 @@ NODE_DISPLAY_NAME_MAPPINGS = {
     "AntiPureDefenceReport": "Defence Report",
     "AntiPureLoadVisualEncoder": "Load Visual Encoder",
     "AntiPureVaeMetrics": "VAE Metrics",
+    "AntiPureVaeTargets": "VAE Targets",
 }
 
 model_folders.register_model_folders()

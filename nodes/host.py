@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..methods.attacks.ensemble import CombinedDenoiser, members_of
+from ..methods.attacks.ensemble import CombinedDenoiser, Target, VaeTargets, members_of
 from ..methods.diffusion.batching import DEFAULT_MEMORY_BYTES, Sessions
 from ..methods.diffusion.denoiser import Denoiser
 from ..methods.purification.upscaling import Upscaler
@@ -117,15 +117,18 @@ def load_patchers(patchers: list) -> None:
             comfy.model_management.load_models_gpu(patchers, force_full_load=True)
 
 
-def ready(*models: Sessions | CombinedDenoiser | Upscaler) -> None:
-    """Bring denoisers, autoencoders and upscale models onto their device, wholly.
+def ready(*models: Sessions | Target | Upscaler) -> None:
+    """Bring targets, autoencoders and upscale models onto their device, wholly.
 
     Those that work together come in one call: ComfyUI makes room by unloading what is not in it. How they batch is
     their sessions' business.
     """
-    members: list = []
+    singles: list = []
     for model in models:
-        members += members_of(model) if isinstance(model, (Denoiser, CombinedDenoiser)) else [model]
+        singles += members_of(model) if isinstance(model, (Denoiser, VaeTargets, CombinedDenoiser)) else [model]
+    members: list = []
+    for single in singles:
+        members += single.autoencoders if isinstance(single, VaeTargets) else [single]
     own: dict[Any, Any] = {member: member.host_patcher for member in members if hasattr(member, "host_patcher")}
     shared = [patcher for member in members for patcher in getattr(member, "shared_patchers", ())]
     if shared:

@@ -6,15 +6,20 @@ What a `ModelDenoiser` needs of its VAE is here, too.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from ..methods.diffusion.autoencoder import Autoencoder
+from ..methods.diffusion.batching import PlannedBatching
 from ..methods.errors import AntiPureError
+from ..methods.gradients.checkpointing import blocks, checkpointed
 from ..methods.gradients.differentiation import plain_weights, segment
+from ..methods.gradients.malloc import return_free_memory
+from ..methods.gradients.memory_plan import CheckpointPolicy, SavedBytes, measure
 from ..methods.pictures import to_pixels
 from . import host
 
@@ -36,7 +41,8 @@ class HostAutoencoder(Autoencoder):
         self.multiple = int(vae.spacial_compression_encode())
         self.channels = int(vae.latent_channels)
         self.allowance = host.memory_allowance
-        self._probed = False
+        self._probed = self._in_blocks = False
+        self._costs: dict[str, SavedBytes] | None = None
 
     # For host.ready ------------------------------------------------------------------------------------------
 
@@ -69,7 +75,12 @@ class HostAutoencoder(Autoencoder):
 
         Raises `AntiPureError` when a first small picture does not become a latent.
         """
-        with torch.inference_mode(False), plain_weights(*self.parts()):
+        network = self.vae_patcher.model
+        with (
+            torch.inference_mode(False),
+            plain_weights(network),
+            checkpointed(blocks(network), lambda: self._in_blocks, self._tidy),
+        ):
             if not self._probed:
                 self._probe()
                 self._probed = True
@@ -88,15 +99,66 @@ class HostAutoencoder(Autoencoder):
 
     def encode(self, pixels: Tensor) -> Tensor:
         self.check_pixels(pixels)
-        return segment(lambda x: encode_with(self.vae, self.vae_patcher, self._checked(x)), pixels, keep=True)
+        return self._segment("encode", self._encode, pixels)
+
+    def moments(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
+        self.check_pixels(pixels)
+        joined = self._segment("encode", lambda x: joined_moments(self.vae, self.vae_patcher, x), pixels)
+        return split_moments(joined, self.channels)
 
     def decode(self, latent: Tensor) -> Tensor:
-        return segment(lambda z: decode_with(self.vae, self.vae_patcher, self._checked(z)), latent, keep=True)
+        return self._segment("decode", self._decode, latent)
 
-    def _checked(self, x: Tensor) -> Tensor:
-        """Before each run: leave when the user has cancelled."""
+    def _encode(self, pixels: Tensor) -> Tensor:
+        return encode_with(self.vae, self.vae_patcher, pixels)
+
+    def _decode(self, latent: Tensor) -> Tensor:
+        return decode_with(self.vae, self.vae_patcher, latent)
+
+    # Memory, as a ModelDenoiser's ------------------------------------------------------------------------------
+
+    def _segment(self, name: str, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        plan = self.batching.plan
+        policy = CheckpointPolicy.STORE if plan is None else plan.policies[name]
+
+        def run(x: Tensor) -> Tensor:
+            self._tidy()
+            self._in_blocks = policy.in_blocks
+            return function(x)
+
+        return segment(run, x, keep=policy.keep)
+
+    def _tidy(self) -> None:
+        """Before a network or block runs: leave when the user has cancelled."""
         host.check_interrupted()
-        return x
+        if self.device.type == "cpu":
+            return_free_memory()
+
+    @property
+    def batching(self) -> PlannedBatching:
+        return cast(PlannedBatching, super().batching)
+
+    def new_batching(self) -> PlannedBatching:
+        return PlannedBatching(self._measured, self.memory_allowance())
+
+    def bytes_per_pixel(self) -> float:
+        return sum(cost.held.slope for cost in self._measured().values())
+
+    def _measured(self) -> dict[str, SavedBytes]:
+        if self._costs is None:
+            self._costs = {
+                "encode": self._measure(self._encode, 3, 1),
+                "decode": self._measure(self._decode, self.channels, self.multiple),
+            }
+        return self._costs
+
+    def _measure(self, part: Callable[[Tensor], Tensor], channels: int, scale: int) -> SavedBytes:
+        def blank(side: int) -> Tensor:
+            return torch.zeros(1, channels, side // scale, side // scale, device=self.device)
+
+        self._in_blocks = False
+        small, large = 4 * self.multiple, 8 * self.multiple
+        return measure(part, self.vae_patcher.model, (blank(small), blank(large)), (small**2, large**2))
 
 
 def as_autoencoder(vae, name: str = "VAE") -> Autoencoder:
@@ -111,6 +173,27 @@ def encode_with(vae, patcher, pixels: Tensor) -> Tensor:
     """Pixels in [-1, 1] through ComfyUI's VAE in its own precision, not cropped: latents, float32, where the VAE is."""
     image = vae.process_input((pixels + 1) / 2)
     return patcher.model.encode(image.to(vae.device, vae.vae_dtype)).float()
+
+
+def joined_moments(vae, patcher, pixels: Tensor) -> Tensor:
+    """As `encode_with`, with the log variances as further channels where the VAE has one for each place."""
+    regularization = getattr(patcher.model, "regularization", None)
+    if not isinstance(regularization, nn.Module):
+        return encode_with(vae, patcher, pixels)
+    given: list[Tensor] = []
+    hook = regularization.register_forward_pre_hook(lambda _, arguments: given.append(arguments[0]))
+    try:
+        mean = encode_with(vae, patcher, pixels)
+    finally:
+        hook.remove()
+    if len(given) != 1 or given[0].shape[1] != 2 * mean.shape[1] or given[0].shape[2:] != mean.shape[2:]:
+        return mean  # FLUX.2's is folded after its regularization
+    return torch.cat([mean, given[0].chunk(2, 1)[1].float().clamp(-30, 20)], 1)
+
+
+def split_moments(joined: Tensor, channels: int) -> tuple[Tensor, Tensor | None]:
+    """Means and log variances of `joined_moments`; None where there are none."""
+    return joined[:, :channels], joined[:, channels:] if joined.shape[1] > channels else None
 
 
 def decode_with(vae, patcher, latent: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..methods.diffusion.autoencoder import TILE, tile_side
 from ..methods.diffusion.batching import PlannedBatching
 from ..methods.diffusion.denoiser import Denoiser
 from ..methods.diffusion.latent_family import better_family, colour_agreement
@@ -27,9 +28,15 @@ from ..methods.gradients.memory_plan import CheckpointPolicy, SavedBytes, measur
 from ..methods.memory import is_out_of_memory
 from ..methods.pictures import from_uint8, pad_reflect, round_up, to_pixels
 from . import host
-from .latent_autoencoder import check_vae, decode_with, encode_with, without_dynamic_vram
+from .latent_autoencoder import (
+    check_vae,
+    decode_with,
+    encode_with,
+    joined_moments,
+    split_moments,
+    without_dynamic_vram,
+)
 
-TILE = 512
 # Families whose VAEs have the same shapes, by ComfyUI's names of their latents, and how people call them.
 _FAMILIES = {"SD15": "SD 1.x or 2.x", "SDXL": "SDXL", "SD3": "SD 3", "Flux": "Flux"}
 _ALIKE = (("SD15", "SDXL"), ("SD3", "Flux"))
@@ -183,6 +190,15 @@ class ModelDenoiser(Denoiser):
     def decode(self, latent: Tensor) -> Tensor:
         return self._segment("decode", self._decode, latent)
 
+    def moments(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The VAE's own, not scaled for the model: on the model's device."""
+        h, w = (round_up(size, self.multiple) for size in pixels.shape[-2:])
+
+        def joined(x: Tensor) -> Tensor:
+            return joined_moments(self.vae, self.vae_patcher, x).to(self.device)
+
+        return split_moments(self._segment("encode", joined, pad_reflect(pixels, h, w)), self._channels)
+
     def predict(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor | None]:
         return self._segment("predict", lambda x: self._predict_noise(x, t), x_t), None
 
@@ -272,11 +288,6 @@ class ModelDenoiser(Denoiser):
 
         small, large = 4 * self.multiple, 8 * self.multiple
         return measure(part, network, (blank(small), blank(large)), (small**2, large**2))
-
-
-def tile_side(multiple: int, height: int, width: int) -> int:
-    """Side of the tiles for a height×width picture under a VAE that shrinks by `multiple`."""
-    return min(round_up(TILE, multiple), round_up(max(height, width), multiple))
 
 
 def check_fit(model, vae, conditioning) -> None:

@@ -6,7 +6,6 @@ from contextlib import ExitStack
 
 import torch
 
-from ..methods.attacks.ensemble import CombinedDenoiser
 from ..methods.errors import AntiPureError
 from ..methods.figures.inspection_sheet import labelled_sheet
 from ..methods.figures.loss_curve import loss_curve
@@ -26,6 +25,7 @@ from .encoders import borrowed_encoder
 from .generators import ALL_EDITS, EDITS_TOOLTIP, chosen_edits
 from .model_patch import patch_model
 from .progress import Progress
+from .targets import check_single
 
 CATEGORY = "AntiPure/LoRA Patching"
 GATES = ["scalar", "none", "input", "channel"]
@@ -179,8 +179,7 @@ class TrainModelPatch:
         warning_picture=None, node_id=None,
     ) -> tuple:  # fmt: skip
         picture, _ = from_image(pictures, "training set")
-        if isinstance(denoiser, CombinedDenoiser):
-            raise AntiPureError("Combined denoisers have no single network to patch; wire one of them here.")
+        check_single(denoiser, "have no single network to patch; wire one of them here")
         warning = _warning(warning_text, warning_picture, *picture.shape[-2:])
         config = ModelTrainingConfig(
             rank=rank, steps=steps, batch=batch, gate=gate, learning_rate=learning_rate, seed=seed

@@ -42,8 +42,8 @@ class DenoiserFromModel:
 
 class CombineDenoisers:
     DESCRIPTION = (
-        "Protects against two denoisers at once, for example a pixel DDPM and a Stable Diffusion model. Chain several "
-        "of these nodes for more. For AntiPure Protect only."
+        "Protects against two denoisers at once, for example a pixel DDPM and a Stable Diffusion model, or against a "
+        "denoiser and VAE Targets. Chain several of these nodes for more. For AntiPure Protect only."
     )
     CATEGORY = "AntiPure"
     EXPERIMENTAL = True
@@ -56,8 +56,8 @@ class CombineDenoisers:
     @classmethod
     def INPUT_TYPES(cls) -> dict:
         return inputs.declare(
-            first=inputs.wire("DENOISER", "One denoiser, or several combined."),
-            second=inputs.wire("DENOISER", "Another one."),
+            first=inputs.wire("DENOISER", "One denoiser, several combined, or VAE Targets."),
+            second=inputs.wire("DENOISER", "Another one. Each contributes the terms of the preset that it can."),
             mode=inputs.choice(
                 MODES,
                 "mean",

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..methods.antipure.objective import PRESETS, Objective
-from ..methods.attacks.ensemble import members_of
 from ..methods.attacks.settings import AttackSettings
 from ..methods.metrics import image as metrics
-from ..methods.protections import NAMES, NO_PROTECTION, apply_protection, needs_denoiser
+from ..methods.protections import NAMES, NO_PROTECTION, apply_protection, needs_denoiser, used_terms
 from . import host, inputs
 from .convert import NOTHING_CHANGED, all_forbidden, difference_view, from_image, from_mask, to_image
 from .progress import Progress
@@ -35,16 +34,20 @@ class Protect:
     def INPUT_TYPES(cls) -> dict:
         return inputs.declare(
             image=inputs.image("Pictures to protect, any size. Alpha passes through untouched."),
-            denoiser=inputs.wire("DENOISER", "The model whose purification is to be disturbed."),
+            denoiser=inputs.wire(
+                "DENOISER", "The model whose purification is to be disturbed, VAE Targets, or several combined."
+            ),
             preset=inputs.choice(
                 NAMES,
                 "strong",
-                "strong: unrolls the purifier and wipes out what it would leave. strong_shaped: the same, less "
-                "where eyes see it. unrolled: strong's first version. fast: strong from a smoother start, in a "
-                "tenth of the steps. paper: the published AntiPure loss. random, shift, blocks, smooth: controls "
-                "of the same budget without any adversarial structure, to compare with. advdm, photoguard, mist, "
-                "anti_dreambooth, simac: published protections, to compare with; photoguard and two of mist need "
-                "Denoiser from Model. none: the picture itself, in 8 bits.",
+                "robust: moves the latent of every wired VAE through a trainer's resize, and does what strong does "
+                "with a diffusion model; what is not wired is left out. strong: unrolls the purifier and wipes out "
+                "what it would leave. strong_shaped: the same, less where eyes see it. unrolled: strong's first "
+                "version. fast: strong from a smoother start, in a tenth of the steps. paper: the published AntiPure "
+                "loss. random, shift, blocks, smooth: controls of the same budget without any adversarial structure, "
+                "to compare with. advdm, photoguard, mist, "
+                "anti_dreambooth, simac, pid: published protections, to compare with; photoguard, mist_textural and "
+                "pid need VAE Targets or Denoiser from Model, mist the latter. none: the picture itself, in 8 bits.",
             ),
             levels=inputs.number(
                 8.0,
@@ -75,10 +78,9 @@ class Protect:
         settings = AttackSettings(levels, steps, mask, seed)
         protection = preset if objective is None else objective
         objective = PRESETS.get(preset) if objective is None else objective  # None: no objective of ours
-        limit = None
+        limit, used = None, []
         if needs_denoiser(protection):
-            for member in members_of(denoiser) if objective else ():
-                objective.check(member)
+            used = used_terms(protection, denoiser)  # refuses what does not fit before any model is loaded
             host.ready(denoiser)
             device = denoiser.device
             with denoiser.session() as batching, Progress("protecting", node_id) as progress:
@@ -90,7 +92,7 @@ class Protect:
         name = "own objective" if isinstance(protection, Objective) else preset
         run = steps if objective is None else objective.steps(steps)
         count = f"{steps}" if run == steps else f"{run} of {steps}"
-        report = _report(picture, protected, mask, name, levels, count, seed)
+        report = _report(picture, protected, mask, name, levels, count, seed, used)
         if limit is not None:
             report += f"\nran out of memory once,\nwent on with at most {limit} tiles at a time"
         shown = to_image(protected, alpha), to_image(difference_view(picture, protected, levels))
@@ -98,8 +100,9 @@ class Protect:
         return *shown, report
 
 
-def _report(picture, protected, mask, name: str, levels: float, steps: str, seed: int) -> str:
+def _report(picture, protected, mask, name: str, levels: float, steps: str, seed: int, used: list[str]) -> str:
     lines = ["no protection" if name == NO_PROTECTION else f"{name}, {levels:g} levels, {steps} steps, seed {seed}"]
+    lines += used
     rows = zip(
         metrics.linf_levels(picture, protected),
         metrics.psnr(picture, protected),
@@ -118,7 +121,7 @@ def _report(picture, protected, mask, name: str, levels: float, steps: str, seed
 class ObjectiveSettings:
     DESCRIPTION = (
         "Own objective for AntiPure Protect: weights of the paper's three terms and of the unrolled purifier, and "
-        "their settings. The defaults are the paper's loss."
+        "of the latent shift over VAEs, and their settings. The defaults are the paper's loss."
     )
     CATEGORY = "AntiPure"
     FUNCTION = "build"
@@ -163,6 +166,35 @@ class ObjectiveSettings:
                 "shaped": inputs.boolean(
                     default.shaped,
                     "Less budget where eyes see most: smooth mid-tones. Texture, edges and the dark keep all of it.",
+                ),
+                "latent": inputs.number(
+                    default.latent,
+                    0.0,
+                    100.0,
+                    0.05,
+                    "Weight of the latent shift over every wired VAE, against all other terms together; gradients "
+                    "are brought to one size first.",
+                ),
+                "view_least": inputs.number(
+                    default.view_least, 0.05, 1.0, 0.05, "The smallest scale a trainer's view has (latent term)."
+                ),
+                "views_as_is": inputs.number(
+                    default.views_as_is,
+                    0.0,
+                    1.0,
+                    0.01,
+                    "Share of the views at the picture's own size (latent term).",
+                    round=1e-6,
+                ),
+                "peak_share": inputs.number(
+                    default.peak_share,
+                    0.0001,
+                    1.0,
+                    0.0001,
+                    "The most of the perturbation's energy that one Fourier bin may hold, against stripes; 1: all.",
+                ),
+                "first_step": inputs.number(
+                    default.first_step, 0.0, 1.0, 0.05, "The first step as a share of the budget; 0: an eighth."
                 ),
             },
         )

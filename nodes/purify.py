@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from ..methods.attacks.ensemble import CombinedDenoiser
-from ..methods.errors import AntiPureError
 from ..methods.memory import enough_memory
 from ..methods.purification.purify import METHODS, purify
 from . import host, inputs
 from .convert import difference_view, from_image, to_image
 from .progress import Progress
+from .targets import TO_PURIFY, check_single
 
 RESIDUAL_SCALE = 16.0
 
@@ -65,8 +64,7 @@ class DiffusionPurify:
 
     def purify(self, image, denoiser, method, timestep, iterations, gamma, seed, substeps=0, node_id=None) -> tuple:
         picture, alpha = from_image(image)
-        if isinstance(denoiser, CombinedDenoiser):
-            raise AntiPureError("Combined denoisers are for protecting; wire one of them here to purify.")
+        check_single(denoiser, TO_PURIFY)
         host.ready(denoiser)
         settings = {"timestep": timestep, "iterations": iterations, "gamma": gamma, "seed": seed, "substeps": substeps}
         with (

@@ -7,7 +7,6 @@ from typing import cast
 
 from torch import Tensor
 
-from ..methods.attacks.ensemble import CombinedDenoiser
 from ..methods.diffusion.autoencoder import Autoencoder
 from ..methods.diffusion.denoiser import Denoiser
 from ..methods.errors import AntiPureError
@@ -22,6 +21,7 @@ from .convert import from_image, to_image
 from .latent_autoencoder import as_autoencoder
 from .metrics import match_batch
 from .progress import Progress
+from .targets import TO_PURIFY, check_single
 from .upscale_model import ModelUpscaler
 
 # A minute or two for one protection of 128×128 pixels with the bundled denoiser on a CPU. Lines with a denoiser that
@@ -221,8 +221,8 @@ def _purifiers(
 
     Raises `AntiPureError` for a denoiser or an upscale model that no purifier uses; VAEs measure, too.
     """
-    if any(isinstance(model, CombinedDenoiser) for model in (denoiser, held_out)):
-        raise AntiPureError("Combined denoisers are for protecting; wire one of them here to purify.")
+    for model in (denoiser, held_out):
+        check_single(model, TO_PURIFY)
     if denoiser is None and held_out is not None:
         raise AntiPureError("Only held_out is wired; wire the denoiser of the other purifiers to denoiser.")
     models = {DENOISER: denoiser, HELD_OUT: held_out}

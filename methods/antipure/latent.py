@@ -53,7 +53,9 @@ class LatentLoss(Loss):
             yield (FLAT + (moved - still).square().mean() / spread).log()
 
     def shrink(self) -> bool:
-        """When memory ran out: windows of half the area."""
+        """When memory ran out: less held for the backward pass, else windows of half the area."""
+        if sum([encoder.batching.shrink() for encoder in self.encoders]):  # not `any`: nobody knows whose it was
+            return True
         smaller = round(self.side / math.sqrt(2))
         if smaller < SMALLEST or self.side > 2 * max(self.clean.shape[-2:]):
             smaller = min(smaller, max(self.clean.shape[-2:]))
@@ -80,7 +82,8 @@ class LatentLoss(Loss):
     @staticmethod
     def _latent(encoder: Autoencoder | Denoiser, pixels: Tensor) -> Tensor:
         rows, columns = (round_up(side, encoder.multiple) for side in pixels.shape[-2:])
-        return encoder.encode(pad_reflect(pixels, rows, columns)).float()
+        encoder.batching.hold(rows, columns)
+        return encoder.encode(pad_reflect(pixels, rows, columns)).to(pixels.device, torch.float32)
 
 
 def _seen(pixels: Tensor, window: tuple[int, int, int, int], scale: float, kernel: str) -> Tensor:

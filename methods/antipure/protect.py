@@ -12,7 +12,7 @@ from ...kernels.filters import gaussian_blur
 from ...kernels.spectrum import limit_peaks
 from ..attacks.balanced_loss import BalancedLoss, ShapedLoss
 from ..attacks.budget import is_grey
-from ..attacks.ensemble import CombinedDenoiser, Target, encoders_of, without_vaes
+from ..attacks.ensemble import CombinedDenoiser, Target, VaeTargets, encoders_of, without_vaes
 from ..attacks.loss import Loss
 from ..attacks.pgd import pgd
 from ..attacks.settings import AttackSettings
@@ -24,6 +24,7 @@ from .guidance import paper_terms
 from .latent import LatentLoss
 from .objective import Objective
 from .perceptual import balance_colours, shaped_budget
+from .terms import check_target
 from .unrolled import unrolled_term
 
 # Half a level: the latent shift has no slope at the picture itself.
@@ -36,7 +37,7 @@ def antipure_loss(target: Target, objective: Objective, clean: Tensor) -> Loss:
     clean: 1×3×H×W pixels of the picture to protect, any size. Raises `AntiPureError` for a target that has the models
     for none of them.
     """
-    objective.check_values()
+    check_target(objective, target)
     denoiser, encoders = without_vaes(target), encoders_of(target)
     losses: list[Loss] = []
     weights = []
@@ -51,9 +52,6 @@ def antipure_loss(target: Target, objective: Objective, clean: Tensor) -> Loss:
             loss = ShapedLoss(loss, partial(balance_colours, luminance=objective.luminance))
         losses.append(loss)
         weights.append(1.0)
-    if not losses:
-        wanted = "a VAE: wire VAE Targets or Denoiser from Model" if objective.latent else "a diffusion model"
-        raise AntiPureError(f"This objective acts on {wanted}; nothing of the kind is wired to the denoiser input.")
     return BalancedLoss(losses, weights)
 
 
@@ -63,7 +61,8 @@ def denoising_loss(denoiser: Denoiser | CombinedDenoiser, objective: Objective, 
     clean: as for `antipure_loss`. A combined denoiser combines the losses of its members.
     """
     if isinstance(denoiser, CombinedDenoiser):
-        return denoiser.combine([denoising_loss(member, objective, clean) for member in denoiser.members])
+        members = [member for member in denoiser.members if not isinstance(member, VaeTargets)]
+        return denoiser.combine([denoising_loss(member, objective, clean) for member in members])
     objective.check(denoiser)
     tile = denoiser.tile_for(*clean.shape[-2:])
     if objective.pfg and tile < objective.patch_size:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -23,12 +24,15 @@ MODES = ("mean", "worst")
 class CombinedBatching:
     """How the members' tiles are batched in a session of all of them."""
 
-    members: list[Batching]
+    members: list[AnyBatching]
 
     @property
     def limit(self) -> int | None:
         """The smallest of the members' limits, None where no member has one."""
         return min((member.limit for member in self.members if member.limit is not None), default=None)
+
+
+AnyBatching = Batching | CombinedBatching
 
 
 @dataclass(frozen=True)
@@ -60,13 +64,16 @@ class CombinedDenoiser:
 
     @property
     def device(self) -> torch.device:
-        return self.members[0].device
+        """The first denoiser's, else the first member's: a host may keep VAEs on the CPU and denoisers on a GPU."""
+        denoisers = (member for member in members_of(self) if isinstance(member, Denoiser))
+        return next(denoisers, self.members[0]).device
 
     @contextmanager
     def session(self) -> Iterator[CombinedBatching]:
         """All members' sessions at once."""
         with ExitStack() as stack:
-            yield CombinedBatching([stack.enter_context(member.session()) for member in members_of(self)])
+            sessions = [cast(AbstractContextManager[AnyBatching], member.session()) for member in members_of(self)]
+            yield CombinedBatching([stack.enter_context(session) for session in sessions])
 
     def combine(self, losses: list[Loss]) -> Loss:
         """One `Loss` from the members' losses, each with its own random stream."""
@@ -135,24 +142,35 @@ def members_of(target: Target) -> list[Denoiser | VaeTargets]:
     return list({id(single): single for single in found}.values())
 
 
-def without_vaes(target: Target) -> Denoiser | CombinedDenoiser | None:
-    """The denoisers of a target, combined as they were; None where it has none."""
-    if isinstance(target, Denoiser):
-        return target
-    if isinstance(target, VaeTargets):
-        return None
-    kept = [member for member in map(without_vaes, target.members) if member is not None]
+def restricted(target: Target, serves: Callable[[Denoiser | VaeTargets], bool]) -> Target | None:
+    """The members that serve, combined as they were; None where none does."""
+    if not isinstance(target, CombinedDenoiser):
+        return target if serves(target) else None
+    kept = [member for member in (restricted(one, serves) for one in target.members) if member is not None]
     if len(kept) > 1:
-        return CombinedDenoiser(tuple(kept), target.mode)
+        return target if tuple(kept) == target.members else CombinedDenoiser(tuple(kept), target.mode)
     return kept[0] if kept else None
 
 
+def without_vaes(target: Target) -> Denoiser | CombinedDenoiser | None:
+    """The denoisers of a target, combined as they were; None where it has none."""
+    return cast(Denoiser | CombinedDenoiser | None, restricted(target, lambda member: isinstance(member, Denoiser)))
+
+
+def encodes(target: Denoiser | VaeTargets) -> bool:
+    """Whether a single target has a VAE."""
+    return isinstance(target, VaeTargets) or target.latent
+
+
 def encoders_of(target: Target) -> list[Autoencoder | Denoiser]:
-    """Everything with a VAE behind a target: VAEs, and latent denoisers, which encode with theirs; each once."""
+    """Everything with a VAE behind a target: VAEs, and latent denoisers, which encode with theirs; each once.
+
+    Two that work over the same VAE of a host, which they hold as `vae`, count as one.
+    """
     found: dict[int, Autoencoder | Denoiser] = {}
     for member in members_of(target):
-        if isinstance(member, VaeTargets):
-            found |= {id(one): one for one in member.autoencoders}
-        elif member.latent:
-            found[id(member)] = member
+        if encodes(member):
+            ones = member.autoencoders if isinstance(member, VaeTargets) else (member,)
+            for one in ones:
+                found.setdefault(id(getattr(one, "vae", one)), one)
     return list(found.values())

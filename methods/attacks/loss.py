@@ -40,7 +40,7 @@ class Loss(ABC):
             if not term.requires_grad:
                 raise AntiPureError("The loss does not depend on the picture; give one of its terms a weight.")
             term.backward()
-            total += term.detach()
+            total += term.detach().to(total.device)  # a host may keep a VAE on another device
         return total, pixels.grad
 
     def stepped(self) -> None:  # noqa: B027

@@ -1,4 +1,4 @@
-"""Losses over tiles: the part that every loss of `attacks.pgd` over a `Denoiser` shares."""
+"""Losses over tiles: the part that every loss of `attacks.pgd` over a `Denoiser` or a VAE shares."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ...kernels.tiles import cut
+from ..diffusion.autoencoder import Autoencoder
 from ..diffusion.denoiser import Denoiser
 from ..pictures import pad_reflect, random_positions, random_stream
 from .loss import Loss
@@ -20,12 +21,21 @@ TileTerms = Callable[[Tensor, Tensor, list[torch.Generator]], Tensor]
 class TiledLoss(Loss):
     """The mean of `terms` over random tiles.
 
-    companion: 1×3×H×W pixels as large as the picture (the clean one, or a target), cut at the same places.
+    denoiser: the model whose tiles and memory these are: a denoiser or a VAE. companion: 1×3×H×W pixels as large as the
+    picture (the clean one, or a target), cut at the same places.
     forwards, at_once: as in `Batching.size`. Every step draws a new tile offset; tiles run in batches that fit
     the session's memory, each yielding its share of the mean.
     """
 
-    def __init__(self, denoiser: Denoiser, companion: Tensor, terms: TileTerms, *, forwards: int = 1, at_once: int = 1):
+    def __init__(
+        self,
+        denoiser: Denoiser | Autoencoder,
+        companion: Tensor,
+        terms: TileTerms,
+        *,
+        forwards: int = 1,
+        at_once: int = 1,
+    ):
         self.denoiser, self.of_tiles, self.forwards, self.at_once = denoiser, terms, forwards, at_once
         self.tile = denoiser.tile_for(*companion.shape[-2:])
         self.height, self.width = (max(side, self.tile) for side in companion.shape[-2:])

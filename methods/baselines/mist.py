@@ -13,13 +13,16 @@ own, not the released one.
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from ..attacks.loss import Loss
 from ..attacks.tiled_loss import TiledLoss
+from ..diffusion.autoencoder import Autoencoder
 from ..diffusion.denoiser import Denoiser
+from ..errors import AntiPureError
 from .advdm import ddpm_terms
 from .photoguard import check_latent, latent_distance
 
@@ -37,19 +40,22 @@ def target_pattern(height: int, width: int) -> Tensor:
     return torch.where(waves >= 0, 1.0, -1.0).expand(1, 3, height, width).contiguous()
 
 
-def mist_loss(denoiser: Denoiser, clean: Tensor, mode: str = "fused", rate: float = RATE) -> Loss:
+def mist_loss(encoder: Autoencoder | Denoiser, clean: Tensor, mode: str = "fused", rate: float = RATE) -> Loss:
     """The `Loss` for `attacks.pgd`. clean: 1×3×H×W pixels in [-1, 1]. mode: "fused", "textural" or "semantic".
 
-    Raises `AntiPureError` for a denoiser that is not latent, except in the semantic mode.
+    Raises `AntiPureError` for a denoiser that is not latent, except in the semantic mode, and for a VAE, except in the
+    textural mode.
     """
     if mode != "semantic":
-        check_latent(denoiser, "Mist")
+        check_latent(encoder, "Mist")
+    if mode != "textural" and not isinstance(encoder, Denoiser):
+        raise AntiPureError("Mist's denoising loss is one of a diffusion model; take its textural mode for a VAE.")
     target = target_pattern(*clean.shape[-2:]).to(clean)
 
     def terms(tiles: Tensor, aim: Tensor, generators: list[torch.Generator]) -> Tensor:
         if mode == "textural":
-            return -latent_distance(denoiser, tiles, aim)
-        semantic = ddpm_terms(denoiser, tiles, generators)
-        return semantic if mode == "semantic" else rate * semantic - latent_distance(denoiser, tiles, aim)
+            return -latent_distance(encoder, tiles, aim)
+        semantic = ddpm_terms(cast(Denoiser, encoder), tiles, generators)
+        return semantic if mode == "semantic" else rate * semantic - latent_distance(encoder, tiles, aim)
 
-    return TiledLoss(denoiser, target, terms)
+    return TiledLoss(encoder, target, terms)

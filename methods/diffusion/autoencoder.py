@@ -23,6 +23,7 @@ from .batching import Sessions
 from .diffusers_autoencoder import load_folder
 from .taesd import is_decoder, is_diffusers_layout, is_encoder, split_diffusers_layout, tiny_autoencoder
 
+TILE = 512  # pixels of a side: as much as VAEs see of a picture at a time where they are attacked in tiles
 WANTED = (
     "a TAESD file in diffusers' layout, its encoder and decoder, or a diffusers AutoencoderKL or AutoencoderTiny folder"
 )
@@ -56,6 +57,10 @@ class Autoencoder(Sessions, ABC):
         """`encode` for sides of any length: mirrored up to the next multiple at the bottom and right, never cropped."""
         height, width = (round_up(side, self.multiple) for side in pixels.shape[-2:])
         return self.encode(pixels if pixels.shape[-2:] == (height, width) else pad_reflect(pixels, height, width))
+
+    def tile_for(self, height: int, width: int) -> int:
+        """Side of the square tiles a height×width picture is cut into: `TILE`, or one for all of a smaller one."""
+        return tile_side(self.multiple, height, width)
 
     def check_pixels(self, pixels: Tensor) -> None:
         """Raise `AntiPureError` for what is no batch of pixels with sides of the right length."""
@@ -119,6 +124,11 @@ class NetworkAutoencoder(Autoencoder):
             )
         network: Any = self.network
         return network.decode(latent.to(self.device, torch.float32))
+
+
+def tile_side(multiple: int, height: int, width: int) -> int:
+    """Side of the tiles for a height×width picture under a VAE that shrinks by `multiple`."""
+    return min(round_up(TILE, multiple), round_up(max(height, width), multiple))
 
 
 def load_autoencoder(

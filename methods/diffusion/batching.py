@@ -41,6 +41,9 @@ class Batching:
         need = self.bytes_per_pixel() * height * width * forwards
         return max(1, int(self.memory_bytes / max(need, 1)))
 
+    def hold(self, height: int, width: int) -> None:
+        """Before a single picture of this size runs: decide what of its activations is held. Here always all."""
+
     def batches(self, count: int, height: int, width: int, forwards: int = 1, at_once: int = 1) -> Iterator[slice]:
         """Slices that walk over `count` tiles of height×width in memory-bounded batches."""
         size = min(self.size(height, width, forwards, at_once), self.limit or count, max(count, 1))
@@ -72,6 +75,10 @@ class PlannedBatching(Batching):
         calls = dict(zip(SEGMENTS, (1, forwards, 1), strict=True))
         self.plan = plan(self.costs(), calls, height * width, self.memory_bytes, at_once)
         return self.plan.count(self.memory_bytes)
+
+    def hold(self, height: int, width: int) -> None:
+        self.size(height, width)
+        self.latest = 1
 
     def shrink(self) -> bool:
         if self.plan is None or (self.latest == 1 and not self.plan.leaner):

@@ -62,6 +62,10 @@ class Denoiser(Sessions, ABC):
         """eps_theta(x_t, t): B×C×H×W, float32."""
         return self.predict(x_t, t)[0]
 
+    def moments(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Of a latent denoiser: what its VAE's encoder gives, as `Autoencoder.moments`; here without a variance."""
+        return self.encode(pixels), None
+
     @property
     def network(self) -> nn.Module:
         """The noise-predicting network itself: what a patch changes."""

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import math
 import re
+from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from antipure.cli.main import build_parser
-from antipure.methods.attacks.ensemble import CombinedDenoiser
+from antipure.methods.attacks.ensemble import CombinedDenoiser, VaeTargets
 from antipure.methods.attacks.pgd import pgd
 from antipure.methods.attacks.settings import AttackSettings
-from antipure.methods.baselines import BASELINES, apply_baseline, surrogate
+from antipure.methods.baselines import BASELINES, _make_loss, apply_baseline, surrogate
 from antipure.methods.baselines.advdm import advdm_loss
 from antipure.methods.baselines.anti_dreambooth import aspl
 from antipure.methods.baselines.mist import mist_loss, target_pattern
 from antipure.methods.baselines.photoguard import photoguard_loss
+from antipure.methods.baselines.pid import pid_loss
 from antipure.methods.baselines.simac import SimacLoss, decoder_blocks, select_timesteps, simac
+from antipure.methods.diffusion import autoencoder
+from antipure.methods.diffusion.autoencoder import Autoencoder
 from antipure.methods.diffusion.denoiser import Denoiser
 from antipure.methods.errors import AntiPureError
 from antipure.methods.pictures import pad_reflect, random_positions, random_stream, round_8bit, to_pixels
@@ -26,7 +31,7 @@ from antipure.nodes.protect import Protect
 from torch import nn
 
 TILE = 16
-LATENT_ONLY = ("photoguard", "mist", "mist_textural")
+LATENT_ONLY = ("photoguard", "mist", "mist_textural", "pid")
 CHANGES_NETWORK = ("anti_dreambooth_aspl", "simac")
 
 
@@ -169,6 +174,81 @@ def test_mists_target_has_full_contrast_and_both_colours_everywhere():
         assert 0.2 < (block > 0).float().mean() < 0.8
 
 
+class Variational(Autoencoder):
+    """A VAE that gives a variance, or none."""
+
+    name, multiple, channels, device = "variational", 2, 4, torch.device("cpu")
+
+    def __init__(self, variance: bool = True, seed: int = 5):
+        torch.manual_seed(seed)
+        self.variance = variance
+        self.net = nn.Conv2d(3, 8, 2, stride=2).requires_grad_(False)
+
+    def moments(self, pixels):
+        mean, log_variance = self.net(pixels).chunk(2, 1)
+        return mean, torch.tanh(3 * log_variance) if self.variance else None
+
+    def encode(self, pixels):
+        return self.moments(pixels)[0]
+
+    def decode(self, latent):
+        return nn.functional.interpolate(latent[:, :3], scale_factor=2)
+
+
+def slow_pid(vae: Variational, pixels, clean) -> float:
+    weight, bias = vae.net.weight.double().numpy(), vae.net.bias.double().numpy()
+
+    def encoded(x):
+        blocks = x[0].double().numpy().reshape(3, x.shape[2] // 2, 2, x.shape[3] // 2, 2)
+        out = np.einsum("oiab,ihawb->ohw", weight, blocks) + bias[:, None, None]
+        return out[:4], np.tanh(3 * out[4:])
+
+    (mean, log_variance), (mean_0, log_variance_0) = encoded(pixels), encoded(clean)
+    shift = np.mean((mean - mean_0) ** 2)
+    return float(shift + np.mean((log_variance - log_variance_0) ** 2) if vae.variance else shift)
+
+
+@pytest.mark.parametrize("variance", [True, False])
+@pytest.mark.parametrize(("height", "width"), [(24, 40), (7, 20)])
+def test_pid_is_the_squared_shift_of_mean_and_log_variance(variance, height, width, monkeypatch):
+    monkeypatch.setattr(autoencoder, "TILE", TILE)
+    vae, x, clean = Variational(variance), pixels_of(height, width, 1), pixels_of(height, width)
+    expected = np.mean([slow_pid(vae, tile, still) for tile, still, _ in tiles_of(x, clean, 5)])
+    assert total(pid_loss(vae, clean), x, 5) == pytest.approx(expected, rel=1e-5)
+    assert total(pid_loss(vae, clean), clean, 5) == 0
+
+
+def test_pid_of_a_latent_denoiser_without_a_variance_is_the_shift_of_its_latent(toy):
+    x, clean = pixels_of(24, 40, 1), pixels_of(24, 40)
+    with torch.no_grad():
+        expected = np.mean(
+            [((toy.encode(tile) - toy.encode(still)) ** 2).mean() for tile, still, _ in tiles_of(x, clean, 5)]
+        )
+    assert total(pid_loss(toy, clean), x, 5) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["photoguard", "mist_textural", "pid"])
+def test_vaes_alone_are_attacked_by_the_mean_of_their_losses(name):
+    vaes, x = (Variational(), Variational(False, seed=6)), picture(1, 3, 20, 24)
+    losses = {"photoguard": photoguard_loss, "pid": pid_loss, "mist_textural": partial(mist_loss, mode="textural")}
+    make, settings = losses[name], replace(BASELINES[name].settings, steps=12)
+    protected = apply_baseline(name, x, VaeTargets(vaes), settings)
+    change = ((protected - x) * 255).round().abs()
+    assert 6 <= change.max() <= BASELINES[name].levels
+    clean = to_pixels(x)
+    combined = _make_loss(BASELINES[name], VaeTargets(vaes), ExitStack())(clean)
+    parts = [total(make(vae, clean), to_pixels(protected)) for vae in vaes]  # one tile: no stream matters
+    assert total(combined, to_pixels(protected)) == pytest.approx(np.mean(parts), rel=1e-5)
+    signs = torch.randint(2, x.shape, generator=random_stream(1)) * 2.0 - 1
+    beside = to_pixels((x + signs * BASELINES[name].levels / 255).clamp(0, 1))
+    assert total(combined, to_pixels(protected)) > max(total(combined, beside), total(combined, clean))
+
+
+def test_mists_denoising_loss_is_not_to_be_had_of_a_vae():
+    with pytest.raises(AntiPureError, match="take its textural mode"):
+        mist_loss(Variational(), pixels_of(8, 8))
+
+
 def test_simac_adds_the_change_of_the_last_three_decoder_blocks(toy):
     x, clean, chosen = pixels_of(24, 40, 1), pixels_of(24, 40), torch.tensor([4, 30, 77])
     blocks = decoder_blocks(toy.net)
@@ -225,6 +305,8 @@ def loss_to_judge(name: str, denoiser, clean):
         return photoguard_loss(denoiser, clean)
     if name.startswith("mist"):
         return mist_loss(denoiser, clean, {"mist": "fused"}.get(name, name.removeprefix("mist_")))
+    if name == "pid":
+        return pid_loss(denoiser, clean)
     if name == "simac":
         return SimacLoss(denoiser, decoder_blocks(denoiser.net), clean, torch.arange(0, 100, 5))
     return advdm_loss(denoiser, clean)
@@ -425,6 +507,7 @@ def test_true_budgets_in_8_bit_levels():
         "anti_dreambooth_fsmg": pytest.approx(0.05 * 127.5),
         "anti_dreambooth_aspl": pytest.approx(0.05 * 127.5),
         "simac": 8,
+        "pid": 12.75,
     }
     assert all(b.steps >= 100 for b in BASELINES.values())
 
@@ -437,7 +520,7 @@ def protect(image, denoiser, preset, **settings):
 
 def test_the_node_offers_the_baselines_after_its_own_presets_and_none_last():
     choices = Protect.INPUT_TYPES()["required"]["preset"][0]
-    own = ["strong", "strong_shaped", "unrolled", "paper", "fast"]
+    own = ["robust", "strong", "strong_shaped", "unrolled", "paper", "fast"]
     assert choices == [*own, "random", "shift", "blocks", "smooth", *BASELINES, "none"]
 
 

@@ -121,6 +121,36 @@ def test_measure_through_a_vae(photo, tmp_path, capsys, monkeypatch):
         assert error.count("\n") == 1
 
 
+def test_protect_against_vaes(photo, tmp_path, capsys):
+    torch.manual_seed(0)
+    vae = TinyAutoencoder(4, 8)
+    files = []
+    for name in ("one", "two"):
+        for half in ("encoder", "decoder"):
+            torch.save(getattr(vae, half).state_dict(), tmp_path / f"{name}_{half}.pth")
+        files += ["--vae", str(tmp_path / f"{name}_encoder.pth")]
+
+    def run(*arguments: str) -> tuple[int, str]:
+        fast = ["--steps", "2", "--preset", "robust", "--out", str(tmp_path / "out")]
+        status = main(["protect", str(photo), *fast, *arguments])
+        output = capsys.readouterr()
+        return status, output.out + output.err
+
+    for arguments in (("--denoiser", "none", *files), tuple(files[:2]), ()):
+        assert run(*arguments)[0] == 0
+    made = [path.read_bytes() for path in (tmp_path / "out").rglob("*.png")]
+    assert len(set(made)) == 3, "VAEs alone, both, and the denoiser alone"
+    for arguments, sentence in {
+        ("--denoiser", "none"): "give --vae FILE",
+        tuple(files * 3): "--vae is given 6 times; at most 4",
+        ("--denoiser", "none", *files, "--preset", "strong"): "VAEs alone are wired",
+        ("--vae", "nothing.pth"): "There is no VAE at nothing.pth",
+    }.items():
+        status, shown = run(*arguments)
+        assert status == 2
+        assert sentence in shown
+
+
 def test_measuring_through_a_view_takes_pictures_of_different_sizes(photo, tmp_path, capsys):
     large = tmp_path / "large.png"
     with Image.open(photo) as picture:

@@ -42,6 +42,33 @@ def test_the_node_measures(checks):
     assert found["repeats"]
 
 
+def test_moments_are_what_the_networks_parts_give(checks):
+    found = checks["moments"]
+    assert found["sd15"]["variance"]
+    assert not found["taesd4"]["variance"]
+    assert max(found["sd15"]["mean"], found["taesd4"]["mean"], found["sd15"]["log variance"]) < 1e-5
+    assert found["sd15"]["gradient"]
+
+
+def test_the_gradient_is_the_same_however_little_is_held(checks):
+    assert checks["memory"]["held"] == ["STORE", "SEGMENT_AND_BLOCKS"]
+    assert checks["memory"]["error"] < 1e-5
+
+
+@pytest.mark.parametrize("preset", ["robust", "photoguard", "mist_textural", "pid"])
+def test_vae_targets_protect_and_give_back_what_they_borrowed(checks, preset):
+    found = checks["targets"]
+    assert found[preset]["repeats"]
+    assert 3.9 <= found[preset]["change"] <= 8.01  # Mist's steps are a sixteenth of the budget
+    assert "over 2 VAEs" in found[preset]["report"]
+    if preset in ("robust", "pid"):  # the others pull towards a picture, and the shift is not what they raise
+        assert max(found[preset]["over random"]) > 1.5
+        assert preset == "pid" or min(found[preset]["over random"]) > 1.5  # PID sums squares: the larger latent leads
+    assert found["host as before"]
+    assert found["returned"], "the very same tensors are back in place"
+    assert found["no hooks"]
+
+
 def test_what_is_no_vae_for_pictures_is_one_sentence(checks):
     assert "This VAE is empty" in checks["refusals"]["empty"]
     assert "not one for single images" in checks["refusals"]["video"]

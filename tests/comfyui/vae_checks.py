@@ -84,7 +84,7 @@ def taesd(encoder: dict, decoder: dict, channels: int):
 
 
 def error(a: torch.Tensor, b: torch.Tensor) -> float:
-    return float((a.double() - b.double()).norm() / b.double().norm())
+    return float((a.detach().double() - b.detach().double()).norm() / b.detach().double().norm())
 
 
 def pixels(height: int, width: int) -> torch.Tensor:
@@ -181,6 +181,84 @@ def check_node() -> dict:
         )
         again = [node.measure(clean.clone(), 1 - clean, vae, "noise8", 3)["result"] for _ in range(2)]
     return {"same": same[0], "less": less[0], "more": more[0], "report": more[1], "repeats": again[0] == again[1]}
+
+
+def check_moments() -> dict:
+    """Mean and log variance against the network's own parts, run one after another."""
+    result = {}
+    for name, vae in {"sd15": kl(4), "taesd4": taesd(*halves(4), 4)}.items():
+        autoencoder, x = opened(vae), pixels(32, 48)
+        with autoencoder.session():
+            leaf = x.clone().requires_grad_()
+            mean, log_variance = autoencoder.moments(leaf)
+            found = {"mean": error(mean, autoencoder.encode(x)), "variance": log_variance is not None}
+            if log_variance is not None:
+                network, dtype = autoencoder.vae_patcher.model, next(autoencoder.vae_patcher.model.parameters()).dtype
+                with torch.no_grad():
+                    moments = network.quant_conv(network.encoder(x.to(dtype)))
+                found["log variance"] = error(log_variance, moments.chunk(2, 1)[1])
+                log_variance.sum().backward()
+                found["gradient"] = float(leaf.grad.abs().mean()) > 0
+        result[name] = found
+    return result
+
+
+def check_memory() -> dict:
+    """The gradient with everything held, and with as little held as it goes."""
+    autoencoder, x = opened(kl(4)), pixels(64, 48)
+    gradients, held = [], []
+    with autoencoder.session() as batching:
+        for memory in (1e12, 1.0):
+            batching.memory_bytes = memory
+            batching.hold(64, 48)
+            held.append(batching.plan.policies["encode"].name)
+            leaf = x.clone().requires_grad_()
+            autoencoder.encode(leaf).square().sum().backward()
+            gradients.append(leaf.grad)
+    return {"held": held, "error": error(*gradients)}
+
+
+def check_targets() -> dict:
+    """VAE Targets and Protect as a graph runs them, in inference mode, twice."""
+    nodes = antipure.NODE_CLASS_MAPPINGS
+    result = {}
+    vaes = [kl(4), taesd(*halves(4), 4)]
+    before = [tensors(vae.first_stage_model) for vae in vaes]
+    with torch.inference_mode():
+        image = (torch.rand(1, 72, 56, 3, generator=torch.Generator().manual_seed(8)) * 255).round() / 255
+        latents = [vae.encode(image[:, :56]) for vae in vaes]
+
+        def protected(preset: str, target, levels: float = 8.0):
+            return nodes["AntiPureProtect"]().protect(image.clone(), target, preset, levels, 8, 1)
+
+        def shifts(picture) -> list[float]:
+            measure = nodes["AntiPureVaeMetrics"]().measure
+            return [measure(image.clone(), picture.clone(), vae, "none")["result"][0] for vae in vaes]
+
+        noise = shifts(protected("random", None)[0])
+        for preset in ("robust", "photoguard", "mist_textural", "pid"):
+            (target,) = nodes["AntiPureVaeTargets"]().build(*vaes)
+            picture, _, report = protected(preset, target)
+            (again,) = nodes["AntiPureVaeTargets"]().build(*vaes)
+            result[preset] = {
+                "repeats": bool(torch.equal(picture, protected(preset, again)[0])),
+                "change": float((picture - image).abs().max() * 255),
+                "report": report,
+                "over random": [a / b for a, b in zip(shifts(picture), noise, strict=True)],
+            }
+        result["host as before"] = all(
+            torch.equal(latent, vae.encode(image[:, :56])) for vae, latent in zip(vaes, latents, strict=True)
+        )
+    after = [tensors(vae.first_stage_model) for vae in vaes]
+    result["returned"] = all(
+        a is b for one, other in zip(before, after, strict=True) for a, b in zip(one, other, strict=True)
+    )
+    result["no hooks"] = not any(
+        module._forward_pre_hooks or "forward" in vars(module)
+        for vae in vaes
+        for module in vae.first_stage_model.modules()
+    )
+    return result
 
 
 def check_refusals() -> dict:

@@ -9,13 +9,14 @@ from itertools import pairwise
 
 import pytest
 import torch
+from antipure.methods.diffusion.autoencoder import tile_side
 from antipure.methods.diffusion.batching import PlannedBatching
 from antipure.methods.diffusion.denoiser import add_noise
 from antipure.methods.diffusion.schedules import flow, thousand_levels, variance_exploding
 from antipure.methods.errors import AntiPureError
 from antipure.methods.gradients.memory_plan import CheckpointPolicy, LinearInArea, SavedBytes
 from antipure.nodes import latent_autoencoder
-from antipure.nodes.latent_denoiser import check_fit, read_schedule, tile_side
+from antipure.nodes.latent_denoiser import check_fit, read_schedule
 
 
 @pytest.fixture

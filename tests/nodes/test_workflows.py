@@ -26,6 +26,7 @@ IN_PROCESS = [
     "protect_and_purify",
     "purify",
     "robustness_report",
+    "vae_protect",
 ]
 TITLE_BAR = 30
 

@@ -98,7 +98,7 @@ class Case:
 
 
 # The rest act on the latent of a VAE; the tiny denoiser works on pixels.
-PIXELS = [name for name in NAMES if name not in ("photoguard", "mist", "mist_textural")]
+PIXELS = [name for name in NAMES if name not in ("photoguard", "mist", "mist_textural", "pid")]
 CASES = st.builds(
     Case,
     preset=st.sampled_from([name for name in PIXELS if name != "simac"]),  # it takes a second; see below

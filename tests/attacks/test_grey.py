@@ -20,7 +20,7 @@ from antipure.methods.protections import NAMES, NO_PROTECTION, apply_protection
 from PIL import Image
 
 SETTINGS = AttackSettings(levels=6, steps=2, seeds=4)
-LATENT_ONLY = ("photoguard", "mist", "mist_textural")
+LATENT_ONLY = ("photoguard", "mist", "mist_textural", "pid")
 
 
 def picture(height: int = 18, width: int = 20, batch: int = 1, seed: int = 0) -> torch.Tensor:

@@ -88,12 +88,12 @@ def customization(folder: Path) -> None:
     import numpy as np
 
     settings = {
-        "levels": 8, "protection_steps": 1, "purifier": "gridpure1/1", "sampling_steps": 1, "probe_crops": 2,
+        "levels": 8, "protection_steps": 1, "samples": 4, "sampling_steps": 1, "probe_crops": 2,
         "settings": CustomizationSettings(rank=1, steps=1, batch=1), "precision": "fp32", "customize": "bundled",
         "pipeline": None, "prompt": "", "clock": Clock(Counter()),
     }  # fmt: skip
     face = from_uint8(np.asarray(Image.open(PICTURE).convert("RGB")))[..., :64, :64]
-    measure(Run(folder, **settings), {"face": face}, ["clean", "smooth"], 1)
+    measure(Run(folder, **settings), {"face": face}, ["clean", "smooth"], ["none", "gridpure1/1"], 1)
 
 
 PARTS: dict[str, Callable[[Path], None]] = {

@@ -6,29 +6,26 @@ What a `ModelDenoiser` needs of its VAE is here, too.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from ..methods.diffusion.autoencoder import Autoencoder
-from ..methods.diffusion.batching import PlannedBatching
 from ..methods.errors import AntiPureError
 from ..methods.gradients.checkpointing import blocks, checkpointed
-from ..methods.gradients.differentiation import plain_weights, segment
-from ..methods.gradients.malloc import return_free_memory
-from ..methods.gradients.memory_plan import CheckpointPolicy, SavedBytes, measure
+from ..methods.gradients.differentiation import plain_weights
+from ..methods.gradients.memory_plan import SavedBytes
 from ..methods.pictures import to_pixels
-from . import host
+from .segments import Segments
 
 log = logging.getLogger(__name__)
 
 _SIDE = 512  # of the picture that memory is kept free for
 
 
-class HostAutoencoder(Autoencoder):
+class HostAutoencoder(Segments, Autoencoder):
     """A VAE of the graph. Latents are the VAE's own, before any MODEL scales them.
 
     Call `host.ready` first, then work inside `session()`. Raises `AntiPureError` for a VAE that is none for pictures.
@@ -40,9 +37,7 @@ class HostAutoencoder(Autoencoder):
         self.vae_patcher = without_dynamic_vram(vae.patcher)
         self.multiple = int(vae.spacial_compression_encode())
         self.channels = int(vae.latent_channels)
-        self.allowance = host.memory_allowance
-        self._probed = self._in_blocks = False
-        self._costs: dict[str, SavedBytes] | None = None
+        self._probed = False
 
     # For host.ready ------------------------------------------------------------------------------------------
 
@@ -115,50 +110,14 @@ class HostAutoencoder(Autoencoder):
     def _decode(self, latent: Tensor) -> Tensor:
         return decode_with(self.vae, self.vae_patcher, latent)
 
-    # Memory, as a ModelDenoiser's ------------------------------------------------------------------------------
+    # Memory --------------------------------------------------------------------------------------------------
 
-    def _segment(self, name: str, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        plan = self.batching.plan
-        policy = CheckpointPolicy.STORE if plan is None else plan.policies[name]
-
-        def run(x: Tensor) -> Tensor:
-            self._tidy()
-            self._in_blocks = policy.in_blocks
-            return function(x)
-
-        return segment(run, x, keep=policy.keep)
-
-    def _tidy(self) -> None:
-        """Before a network or block runs: leave when the user has cancelled."""
-        host.check_interrupted()
-        if self.device.type == "cpu":
-            return_free_memory()
-
-    @property
-    def batching(self) -> PlannedBatching:
-        return cast(PlannedBatching, super().batching)
-
-    def new_batching(self) -> PlannedBatching:
-        return PlannedBatching(self._measured, self.memory_allowance())
-
-    def bytes_per_pixel(self) -> float:
-        return sum(cost.held.slope for cost in self._measured().values())
-
-    def _measured(self) -> dict[str, SavedBytes]:
-        if self._costs is None:
-            self._costs = {
-                "encode": self._measure(self._encode, 3, 1),
-                "decode": self._measure(self._decode, self.channels, self.multiple),
-            }
-        return self._costs
-
-    def _measure(self, part: Callable[[Tensor], Tensor], channels: int, scale: int) -> SavedBytes:
-        def blank(side: int) -> Tensor:
-            return torch.zeros(1, channels, side // scale, side // scale, device=self.device)
-
-        self._in_blocks = False
-        small, large = 4 * self.multiple, 8 * self.multiple
-        return measure(part, self.vae_patcher.model, (blank(small), blank(large)), (small**2, large**2))
+    def _measure_segments(self) -> dict[str, SavedBytes]:
+        network = self.vae_patcher.model
+        return {
+            "encode": self._measure(self._encode, 3, 1, network),
+            "decode": self._measure(self._decode, self.channels, self.multiple, network),
+        }
 
 
 def as_autoencoder(vae, name: str = "VAE") -> Autoencoder:

@@ -6,25 +6,22 @@ cropping) are the same in ComfyUI 0.3.64, 0.8 and 0.33.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..methods.diffusion.autoencoder import TILE, tile_side
-from ..methods.diffusion.batching import PlannedBatching
 from ..methods.diffusion.denoiser import Denoiser
 from ..methods.diffusion.latent_family import better_family, colour_agreement
 from ..methods.diffusion.schedules import Schedule, flow, thousand_levels, variance_exploding
 from ..methods.errors import AntiPureError
 from ..methods.files import BUNDLED_FOLDER
 from ..methods.gradients.checkpointing import blocks, checkpointed
-from ..methods.gradients.differentiation import plain_copy, plain_weights, segment
-from ..methods.gradients.malloc import return_free_memory
-from ..methods.gradients.memory_plan import CheckpointPolicy, SavedBytes, measure
+from ..methods.gradients.differentiation import plain_copy, plain_weights
+from ..methods.gradients.memory_plan import SavedBytes
 from ..methods.memory import is_out_of_memory
 from ..methods.pictures import from_uint8, pad_reflect, round_up, to_pixels
 from . import host
@@ -36,6 +33,7 @@ from .latent_autoencoder import (
     split_moments,
     without_dynamic_vram,
 )
+from .segments import Segments
 
 # Families whose VAEs have the same shapes, by ComfyUI's names of their latents, and how people call them.
 _FAMILIES = {"SD15": "SD 1.x or 2.x", "SDXL": "SDXL", "SD3": "SD 3", "Flux": "Flux"}
@@ -56,7 +54,7 @@ _NEEDS_MORE = (
 )
 
 
-class ModelDenoiser(Denoiser):
+class ModelDenoiser(Segments, Denoiser):
     """A latent diffusion MODEL, its VAE and a CONDITIONING.
 
     Model space is the latent, scaled as the model takes it. Timesteps are the model's own 1000 steps: for eps and
@@ -78,14 +76,12 @@ class ModelDenoiser(Denoiser):
         self.vae_patcher = without_dynamic_vram(vae.patcher)
         self.conditioning = conditioning
         self.multiple = int(vae.spacial_compression_encode())
-        self._in_blocks = False
         with torch.inference_mode(False):
             schedule = read_schedule(model.get_model_object("model_sampling"))
             self.schedule = Schedule(*(table.to(model.load_device) for table in vars(schedule).values()))
         self.alphas_cumprod = self.schedule.alphas_cumprod
         self._family_checked = False
         self._encoded: dict[tuple[int, ...], list[dict]] = {}
-        self._costs: dict[str, SavedBytes] | None = None
 
     # For host.ready ------------------------------------------------------------------------------------------
 
@@ -211,23 +207,6 @@ class ModelDenoiser(Denoiser):
         self._in_blocks = True
         return self._predict_noise(x_t, t)
 
-    def _tidy(self) -> None:
-        """Before a segment or block runs: leave when the user has cancelled, a whole step may take minutes."""
-        host.check_interrupted()
-        if self.device.type == "cpu":
-            return_free_memory()
-
-    def _segment(self, name: str, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        plan = self.batching.plan
-        policy = CheckpointPolicy.STORE if plan is None else plan.policies[name]
-
-        def run(x: Tensor) -> Tensor:
-            self._tidy()
-            self._in_blocks = policy.in_blocks
-            return function(x)
-
-        return segment(run, x, keep=policy.keep)
-
     def _encode(self, pixels: Tensor) -> Tensor:
         z = encode_with(self.vae, self.vae_patcher, pixels)
         return self.patcher.model.process_latent_in(z).to(self.device)
@@ -257,37 +236,15 @@ class ModelDenoiser(Denoiser):
 
     # Memory --------------------------------------------------------------------------------------------------
 
-    def bytes_per_pixel(self) -> float:
-        return sum(cost.held.slope for cost in self._measured().values())
-
-    @property
-    def batching(self) -> PlannedBatching:
-        return cast(PlannedBatching, super().batching)
-
-    def new_batching(self) -> PlannedBatching:
-        return PlannedBatching(self._measured, self.memory_allowance())
-
-    def memory_allowance(self) -> float:
-        return host.memory_allowance(self)
-
-    def _measured(self) -> dict[str, SavedBytes]:
-        if self._costs is None:
-            t = torch.zeros(1, dtype=torch.long, device=self.device)
-            self._costs = {
-                "encode": self._measure(self._encode, 3, 1, self.vae_patcher.model),
-                "predict": self._measure(
-                    lambda x: self._predict_noise(x, t), self._channels, self.multiple, self.patcher.model
-                ),
-                "decode": self._measure(self._decode, self._channels, self.multiple, self.vae_patcher.model),
-            }
-        return self._costs
-
-    def _measure(self, part: Callable[[Tensor], Tensor], channels: int, scale: int, network: nn.Module) -> SavedBytes:
-        def blank(side: int) -> Tensor:
-            return torch.zeros(1, channels, side // scale, side // scale, device=self.device)
-
-        small, large = 4 * self.multiple, 8 * self.multiple
-        return measure(part, network, (blank(small), blank(large)), (small**2, large**2))
+    def _measure_segments(self) -> dict[str, SavedBytes]:
+        t = torch.zeros(1, dtype=torch.long, device=self.device)
+        return {
+            "encode": self._measure(self._encode, 3, 1, self.vae_patcher.model),
+            "predict": self._measure(
+                lambda x: self._predict_noise(x, t), self._channels, self.multiple, self.patcher.model
+            ),
+            "decode": self._measure(self._decode, self._channels, self.multiple, self.vae_patcher.model),
+        }
 
 
 def check_fit(model, vae, conditioning) -> None:

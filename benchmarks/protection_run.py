@@ -30,7 +30,7 @@ from torch import Tensor
 
 from . import sets, strangers
 from .upscalers import load_upscalers
-from .work import digest, kept, load_denoisers, picture_digest, read
+from .work import chosen, digest, kept, load_denoisers, picture_digest, read
 
 MATCHED = ", spectrum-matched"
 SMOOTH_EQUAL, SMOOTH_RANDOM = "smooth, equal PSNR", "smooth + random"
@@ -118,7 +118,7 @@ class Run:
     def _file(self, kind: str, ending: str, name: str, arm: str, levels: float, seed: int, *more: object) -> Path:
         """Named by all that its content depends on."""
         source = EQUAL_TO if arm == SMOOTH_EQUAL else arm.removesuffix(MATCHED)
-        depends = (picture_digest(self.clean(name)), arm, PRESETS.get(source), levels, seed, self.steps, *more)
+        depends = (picture_digest(self.clean(name)), arm, chosen(PRESETS.get(source)), levels, seed, self.steps, *more)
         plain = re.sub(r"[^a-z0-9]+", "_", "-".join([name, arm, *more[:1]]).lower())
         return self.work / kind / f"{plain}-l{levels:g}-s{seed}-{digest(*depends)}.{ending}"
 

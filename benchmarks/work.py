@@ -8,6 +8,7 @@ import platform
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable
+from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
 from statistics import stdev
@@ -56,6 +57,14 @@ def kept(path: Path, make: Callable[[], Tensor | dict]) -> Path:
 
 def digest(*parts: object) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
+
+
+def chosen(settings: object) -> tuple | None:
+    """What a dataclass of settings says that its defaults do not: a key that new fields leave as it is."""
+    if not is_dataclass(settings):
+        return None
+    values = ((field, getattr(settings, field.name)) for field in fields(settings))
+    return tuple((field.name, value) for field, value in values if value != field.default)
 
 
 def picture_digest(picture: Tensor) -> str:

@@ -28,6 +28,7 @@ from antipure.methods.purification.purifiers import Purifier, parse_purifier
 from torch import Tensor
 
 from . import strangers
+from .upscalers import load_upscalers
 from .work import DENOISERS, Clock, digest, kept, load_denoisers, picture_digest, read, write
 
 MATCHED = "matched"
@@ -43,7 +44,7 @@ def purifying() -> dict[str, PixelDenoiser]:
 
 def attacker(text: str, seed: int = 0) -> Purifier:
     """What a thief does to a picture before customizing on it. Raises `AntiPureError` for what cannot be run."""
-    return parse_purifier(text, purifying(), seed)
+    return parse_purifier(text, purifying(), seed, upscalers=load_upscalers())
 
 
 @dataclass

@@ -46,6 +46,7 @@ COLUMNS = (
     "judge:gridpure10/2",
     "ffdnet:gridpure10/2",
     "waifu2x:upscale",
+    "realesrgan:upscale",
     "adversecleaner",
     "nlm10",
     "sdxl:vae",

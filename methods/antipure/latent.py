@@ -20,7 +20,7 @@ from ..diffusion.denoiser import Denoiser
 from ..pictures import pad_reflect, random_stream, round_up, to_pixels
 from ..purification.random_cleaner import random_cleaner
 
-SIDE = 512  # of the square whose area a VAE sees at a time: constant cost, and memory, for pictures of any size
+SIDE = 256  # of the square whose area a VAE sees at a time: constant cost, and memory, for pictures of any size
 SMALLEST = 64
 TRAINERS = (AREA, "bicubic", "bilinear")  # kohya and musubi-tuner; ai-toolkit; OneTrainer
 FLAT = 1e-4  # added to the squared shift: its log has a finite slope where nothing has moved yet
@@ -74,12 +74,15 @@ class LatentLoss(Loss):
     def _drawn_view(self, multiple: int, generator: torch.Generator) -> Callable[[Tensor], Tensor]:
         """What a trainer sees of a window of the pixels, not rounded: cleaned or not, resized, cut, or as it is.
 
-        multiple: of the encoder's grid, which falls anywhere on what was resized.
+        multiple: of the encoder's grid, which falls anywhere on what was resized, and begins at the corner of what was
+        not.
         """
         scale = 1.0
         if float(torch.rand((), generator=generator)) >= self.as_is:
             scale = self.least + (1 - self.least) * float(torch.rand((), generator=generator))
         top, left, rows, columns = self._window(scale, generator)
+        if scale == 1:
+            top, left = top - top % multiple, left - left % multiple
         kernel = TRAINERS[int(torch.randint(len(TRAINERS), (), generator=generator))]
         cleaner = random_cleaner(generator) if float(torch.rand((), generator=generator)) < self.cleaned else None
         height, width = (max(1, round(side * scale)) for side in (rows, columns))
@@ -99,9 +102,13 @@ class LatentLoss(Loss):
         return view
 
     def _window(self, scale: float, generator: torch.Generator) -> tuple[int, int, int, int]:
-        """Top, left, height and width of what is looked at: as much as has `side`² pixels once it is scaled."""
+        """Top, left, height and width of what is looked at: as much as has `side`² pixels once it is scaled.
+
+        As it is the picture is looked at most closely, so that twice as much is.
+        """
         height, width = self.clean.shape[-2:]
-        share = min(1.0, self.side / scale / math.sqrt(height * width))
+        side = self.side * math.sqrt(2) if scale == 1 else self.side
+        share = min(1.0, side / scale / math.sqrt(height * width))
         rows, columns = max(1, round(height * share)), max(1, round(width * share))
         # Half of a window may lie outside, and is then moved in: else the borders would be seen less than the middle.
         top, left = (

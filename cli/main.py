@@ -27,7 +27,8 @@ def build_parser() -> argparse.ArgumentParser:
     common.add_argument("--server", metavar="URL", help="run on this ComfyUI, e.g. http://127.0.0.1:8188")
     model = argparse.ArgumentParser(add_help=False)
     model.add_argument("--denoiser", default="bundled",
-                       help="'bundled', 'bundled_held_out', 'bundled_judge', a file or a folder")  # fmt: skip
+                       help="'bundled', 'bundled_pair' (to protect against), 'bundled_held_out', "
+                       "'bundled_judge', a file or a folder")  # fmt: skip
     model.add_argument("--precision", default="fp32", choices=("fp32", "bf16", "fp16"))
     model.add_argument("--seed", type=int, default=0)
 

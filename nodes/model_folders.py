@@ -18,6 +18,7 @@ from . import host
 from .outputs import SAVED_PATCHES
 
 BUNDLED = "bundled"
+BUNDLED_PAIR = "bundled_pair"  # `bundled` and its sibling together, to protect against
 
 
 class Kind(NamedTuple):

@@ -149,7 +149,7 @@ def test_models_are_listed_and_a_broken_one_is_named(comfyui, tmp_path, quiet_lo
     try:
         choices = comfyui.json("/object_info/AntiPureLoadDenoiser")["AntiPureLoadDenoiser"]["input"]["required"]
         assert choices["denoiser"][0] == [
-            "bundled", "bundled_held_out", "bundled_judge", "faces", "faces2.pt", "more/adm.pt",
+            "bundled", "bundled_pair", "bundled_held_out", "bundled_judge", "faces", "faces2.pt", "more/adm.pt",
         ]  # fmt: skip
         with pytest.raises(AntiPureError, match=r"Load Pixel Denoiser \(node 2\) failed on the server: .*faces2.pt"):
             run_on_server(comfyui.url, workflow("protect", "2.denoiser=faces2.pt"), tmp_path)
@@ -302,7 +302,10 @@ def test_ctrl_c_stops_the_run_on_the_server(comfyui, tmp_path):
     [
         ("3.levels=-1", "Protect (node 3): Value -1.0 smaller than min of 0.25 (levels)"),
         ("3.steps=0", "steps"),
-        ("2.denoiser=../../etc/passwd", "'../../etc/passwd' not in ['bundled', 'bundled_held_out', 'bundled_judge']"),
+        (
+            "2.denoiser=../../etc/passwd",
+            "'../../etc/passwd' not in ['bundled', 'bundled_pair', 'bundled_held_out', 'bundled_judge']",
+        ),
         ("2.precision=fp8", "'fp8' not in"),
         ("1.image=../secret.png", "Invalid image file: ../secret.png"),
     ],

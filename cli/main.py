@@ -137,10 +137,10 @@ def _protect(args: argparse.Namespace) -> dict:
             "3.levels": args.levels,
             "3.steps": args.steps,
             "3.seed": args.seed,
+            "3.visibility": args.visibility,
             "4.filename_prefix": legal_name(f"{Path(args.picture).stem}_protected"),
         },
     )
-    prompt["3"]["inputs"]["visibility"] = args.visibility  # younger than the workflow
     if args.vaes:
         _wire_vaes(prompt, args.vaes, alone=args.denoiser == "none")
     return prompt

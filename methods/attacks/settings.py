@@ -32,7 +32,7 @@ class AttackSettings:
     visibility: str = FULL
 
     def check(self, picture: Tensor) -> None:
-        """Raise `AntiPureError` for a budget, steps, a mask or a visibility that does not serve this B×3×H×W picture."""
+        """Raise `AntiPureError` for a budget, steps, mask or visibility that does not serve this B×3×H×W picture."""
         check_budget(self.levels, self.steps)
         check_mask(self.mask, picture)
         check_visibility(self.visibility)

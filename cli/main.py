@@ -48,6 +48,8 @@ def build_parser() -> argparse.ArgumentParser:
     protect.add_argument("--vae", action="append", default=[], metavar="FILE", dest="vaes",
                          help="also against this VAE (robust, photoguard, mist_textural, pid): file, folder, or a "
                          "name like taesd; up to four times; '--denoiser none' leaves the denoiser out")  # fmt: skip
+    protect.add_argument("--visibility", default="full", metavar="NAME",
+                         help="full (default), balanced, or gentle: less budget where eyes see it")  # fmt: skip
 
     purify = commands.add_parser("purify", parents=[common, model], help="purify a picture, to measure a protection")
     purify.add_argument("picture")
@@ -136,6 +138,7 @@ def _protect(args: argparse.Namespace) -> dict:
             "3.levels": args.levels,
             "3.steps": args.steps,
             "3.seed": args.seed,
+            "3.visibility": args.visibility,
             "4.filename_prefix": legal_name(f"{Path(args.picture).stem}_protected"),
         },
     )

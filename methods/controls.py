@@ -121,7 +121,7 @@ def _applied(control: Control, picture: Tensor, settings: AttackSettings) -> Ten
     for i, seed in enumerate(settings.seeds_of(len(picture))):
         part = slice(i, i + 1)
         clean = picture[part].float()
-        budget = Budget(clean, settings.levels, settings.mask_of(part), settings.keep_grey)
+        budget = Budget(clean, settings.levels, settings.mask_of(part), settings.keep_grey, settings.visibility)
         seen = clean[:, :1] if budget.grey else clean
         delta = control(seen, settings.levels, random_stream(seed))
         results.append(budget.quantise(budget.project(budget.original + delta)))

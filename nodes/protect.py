@@ -6,6 +6,8 @@ from dataclasses import replace
 
 from ..methods.antipure.objective import PRESETS, Objective
 from ..methods.attacks.settings import AttackSettings
+from ..methods.attacks.visibility import FULL
+from ..methods.attacks.visibility import SETTINGS as VISIBILITIES
 from ..methods.metrics import image as metrics
 from ..methods.protections import NAMES, NO_PROTECTION, apply_protection, needs_denoiser, used_terms
 from . import host, inputs
@@ -68,14 +70,23 @@ class Protect:
                     "empty 64×64 mask LoadImage gives for opaque pictures counts as no mask.",
                 ),
                 "objective": inputs.wire("OBJECTIVE", "Own weights and settings; replaces the preset's objective."),
+                "visibility": inputs.choice(
+                    VISIBILITIES,
+                    FULL,
+                    "How much may show. full: the whole budget everywhere. balanced: less of it, and less colour, on "
+                    "flat ground, where eyes see most. gentle: hardly any there; edges and texture carry it. Works "
+                    "with every preset, and costs some of the effect.",
+                ),
             },
             node_id=True,
         )
 
-    def protect(self, image, denoiser, preset, levels, steps, seed, mask=None, objective=None, node_id=None) -> tuple:
+    def protect(
+        self, image, denoiser, preset, levels, steps, seed, mask=None, objective=None, visibility=FULL, node_id=None
+    ) -> tuple:
         picture, alpha = from_image(image)
         mask = from_mask(mask, picture)
-        settings = AttackSettings(levels, steps, mask, seed)
+        settings = AttackSettings(levels, steps, mask, seed, visibility=visibility)
         protection = preset if objective is None else objective
         objective = PRESETS.get(preset) if objective is None else objective  # None: no objective of ours
         limit, used = None, []
@@ -92,6 +103,8 @@ class Protect:
         name = "own objective" if isinstance(protection, Objective) else preset
         run = steps if objective is None else objective.steps(steps)
         count = f"{steps}" if run == steps else f"{run} of {steps}"
+        if visibility != FULL and name != NO_PROTECTION:
+            used = [f"visibility {visibility}", *used]
         report = _report(picture, protected, mask, name, levels, count, seed, used)
         if limit is not None:
             report += f"\nran out of memory once,\nwent on with at most {limit} tiles at a time"

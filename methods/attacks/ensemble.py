@@ -10,7 +10,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from ..diffusion.autoencoder import Autoencoder
+from ..diffusion.autoencoder import BUNDLED_VAE, Autoencoder, load_autoencoder
 from ..diffusion.batching import Batching
 from ..diffusion.denoiser import Denoiser
 from ..errors import AntiPureError
@@ -50,6 +50,11 @@ class VaeTargets:
         """All VAEs' sessions at once."""
         with ExitStack() as stack:
             yield CombinedBatching([stack.enter_context(one.session()) for one in self.autoencoders])
+
+
+def bundled_vae_targets(device: torch.device | str = "cpu") -> VaeTargets:
+    """Our own encoder as a target, for whoever wired no VAE: it moves real ones too, less than they themselves do."""
+    return VaeTargets((load_autoencoder(BUNDLED_VAE, device=device),))
 
 
 @dataclass(frozen=True)

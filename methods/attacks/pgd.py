@@ -77,7 +77,7 @@ def pgd(
         with torch.inference_mode(False), torch.enable_grad(), freed_memory_kept(picture.device):
             part = slice(i * per_run, (i + 1) * per_run)
             clean = picture[part].float().clone()
-            budget = Budget(clean, levels, settings.mask_of(part), settings.keep_grey)
+            budget = Budget(clean, levels, settings.mask_of(part), settings.keep_grey, settings.visibility)
             loss = make_loss(to_pixels(clean))
             values = budget.original if start is None else budget.project(start[part].float().clone() * 255)
             if random_start:
@@ -93,6 +93,8 @@ def pgd(
                 size = first * (1 - step / steps) if decay else first
                 values = ascend(values, gradient, size, budget.lower, budget.upper)
                 del gradient  # before the next one is made
+                if budget.apart is not None:  # `ascend` knows the ball alone
+                    values = budget.project(values)
                 if constrain is not None:
                     rounds = CONSTRAINED if step + 1 < steps else CONSTRAINED_LAST
                     for _ in range(rounds):

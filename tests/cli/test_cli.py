@@ -87,6 +87,17 @@ def test_protect_writes_a_picture_within_its_budget(photo, tmp_path, capsys):
     assert np.abs(pixels(file) - pixels(photo)).max() == 3
 
 
+def test_protect_with_less_that_shows(photo, tmp_path, capsys):
+    out, energy = tmp_path / "out", []
+    for name in ("full", "gentle"):
+        fast = ["--preset", "random", "--visibility", name, "--out", str(out / name)]
+        assert main(["protect", str(photo), *fast]) == 0
+        energy.append(np.square(pixels(next((out / name).rglob("*.png"))) - pixels(photo)).mean())
+    assert 0 < energy[1] < 0.6 * energy[0]
+    assert main(["protect", str(photo), "--visibility", "faint", "--out", str(out)]) == 2
+    assert "faint" in capsys.readouterr().err
+
+
 def test_purify_then_measure(photo, tmp_path, capsys):
     out = tmp_path / "out"
     assert main(["purify", str(photo), "--iterations", "1", "--timestep", "3", "--out", str(out)]) == 0

@@ -146,11 +146,12 @@ class RobustnessReport:
         host.ready(*(network for network in networks if network is not None))
         with (
             enough_memory("this picture at once", "leave diffpure and impress out, or take a smaller picture"),
-            Progress("measuring", node_id) as progress,
+            Progress("measuring", node_id, host.networks_of(*networks)) as progress,
         ):
+            progress.begin(clean[:1])
             total = 1
 
-            def step(done: int, of: int, picture: Tensor | None = None, loss=None, /) -> None:
+            def step(done: float, of: int, picture: Tensor | None = None, loss=None, /) -> None:
                 nonlocal total
                 total = of
                 progress(done, of, picture)

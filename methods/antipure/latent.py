@@ -39,7 +39,7 @@ class LatentLoss(Loss):
         self.side = SIDE
 
     def terms(self, pixels: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
-        for encoder, root in zip(self.encoders, self._roots(generator), strict=True):
+        for i, (encoder, root) in enumerate(zip(self.encoders, self._roots(generator), strict=True)):
             stream = random_stream(root)
             scale = 1.0
             if float(torch.rand((), generator=stream)) >= self.as_is:
@@ -51,6 +51,7 @@ class LatentLoss(Loss):
                 still = self._latent(encoder, _seen(self.clean, window, scale, kernel))
                 spread = still.var().clamp(min=1e-8)
             yield (FLAT + (moved - still).square().mean() / spread).log()
+            self.partly((i + 1) / len(self.encoders))
 
     def shrink(self) -> bool:
         """When memory ran out: less held for the backward pass, else windows of half the area."""

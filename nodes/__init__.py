@@ -1,14 +1,17 @@
 """The ComfyUI surface: thin V1 classes. Ids, input names and outputs are a public contract."""
 
+import logging
 from typing import Any
 
-from . import model_folders
+from ..methods import requirements
+from . import host, model_folders
 from .denoisers import LoadDenoiser
 from .encoders import LoadVisualEncoder
 from .face_metrics import FaceMetrics
 from .generators import DisruptProtect, EditFace, LoadGenerator, ProceduralFaces
 from .lora_patch import DefenceReport, LoadLoraPatch, LoraPatchApply, SaveLoraPatch, TrainLoraPatch, TrainModelPatch
 from .metrics import Inspect, Metrics
+from .missing import naming_requirements
 from .models import ApplyTrainedLora, CombineDenoisers, DenoiserFromModel, SeedTraining
 from .protect import ObjectiveSettings, Protect
 from .purify import DiffusionPurify
@@ -82,3 +85,7 @@ NODE_DISPLAY_NAME_MAPPINGS = {
 }
 
 model_folders.register_model_folders()
+for _node in NODE_CLASS_MAPPINGS.values():
+    naming_requirements(_node)
+if host.inside_comfyui() and (_missing := requirements.missing()):
+    logging.getLogger(__name__).warning("AntiPure: %s", requirements.sentence(_missing))

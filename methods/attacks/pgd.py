@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ...kernels.ascent import ascend
-from ..errors import AntiPureError
+from ..errors import AntiPureError, sizes
 from ..gradients.malloc import freed_memory_kept
 from ..memory import is_out_of_memory, out_of_memory
 from ..pictures import check_picture, random_stream, to_pixels
@@ -68,7 +68,7 @@ def pgd(
     if start is not None:
         check_picture(start, "start")
         if start.shape != picture.shape:
-            raise AntiPureError(f"The start has shape {tuple(start.shape)}, the picture {tuple(picture.shape)}.")
+            raise AntiPureError(f"The start has shape {sizes(start.shape)}, the picture {sizes(picture.shape)}.")
     levels, steps = settings.levels, settings.steps
     runs = 1 if together else len(picture)
     per_run = len(picture) // runs

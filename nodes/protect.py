@@ -28,7 +28,10 @@ class Protect:
         "The perturbation around mid-grey; black and white are the full budget.",
         "Budget, PSNR and SSIM of each picture.",
     )
-    SEARCH_ALIASES = ["protect image", "anti-dreambooth", "glaze", "mist", "adversarial perturbation", "cloak"]
+    SEARCH_ALIASES = [
+        *("protect image", "style protection", "protect art", "anti ai", "poison", "nightshade", "glaze", "mist"),
+        *("anti-dreambooth", "adversarial perturbation", "cloak"),
+    ]
 
     @classmethod
     def INPUT_TYPES(cls) -> dict:

@@ -28,7 +28,7 @@ class DiffusionPurify:
         "The purified picture, 8-bit exact.",
         "What purification changed, around mid-grey; black and white are ±16 levels.",
     )
-    SEARCH_ALIASES = ["diffpure", "gridpure", "purification", "sdedit", "denoise"]
+    SEARCH_ALIASES = ["diffpure", "gridpure", "purification", "sdedit", "denoise attack", "denoise"]
 
     @classmethod
     def INPUT_TYPES(cls) -> dict:
@@ -61,6 +61,7 @@ class DiffusionPurify:
                     "take half the time and purify a little differently.",
                 ),
             },
+            advanced=("gamma", "substeps"),
             node_id=True,
         )
 

@@ -54,7 +54,7 @@ class RobustnessReport:
         "What was found, in plain sentences.",
         "The lowest ratio of image to its noise of the same spectrum, over pictures and purifiers.",
     )
-    SEARCH_ALIASES = ["survival", "benchmark", "purification", "robustness", "evaluate protection"]
+    SEARCH_ALIASES = ["survival", "benchmark", "purification", "robustness", "evaluate protection", "does it hold"]
 
     @classmethod
     def INPUT_TYPES(cls) -> dict:
@@ -109,6 +109,7 @@ class RobustnessReport:
                 },
                 UPSCALE_MODEL: inputs.wire("UPSCALE_MODEL", "What upscale in purifiers enlarges with."),
             },
+            advanced=("made_against", "curve_iterations"),
             node_id=True,
         )
 

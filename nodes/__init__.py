@@ -17,6 +17,7 @@ from .protect import ObjectiveSettings, Protect
 from .purify import DiffusionPurify
 from .quality import QualityMetrics
 from .robustness import RobustnessReport
+from .save import SavePicture
 from .set_metrics import SetMetrics
 from .targets import VaeTargetsNode
 from .transform import TransformPictures
@@ -51,6 +52,7 @@ NODE_CLASS_MAPPINGS: dict[str, Any] = {
     "AntiPureLoadVisualEncoder": LoadVisualEncoder,
     "AntiPureVaeMetrics": VaeMetrics,
     "AntiPureVaeTargets": VaeTargetsNode,
+    "AntiPureSave": SavePicture,
 }
 
 NODE_DISPLAY_NAME_MAPPINGS = {
@@ -82,6 +84,7 @@ NODE_DISPLAY_NAME_MAPPINGS = {
     "AntiPureLoadVisualEncoder": "Load Visual Encoder",
     "AntiPureVaeMetrics": "VAE Metrics",
     "AntiPureVaeTargets": "VAE Targets",
+    "AntiPureSave": "Save Protected Picture",
 }
 
 model_folders.register_model_folders()

@@ -14,10 +14,12 @@ def declare(
     optional: dict[str, Input] | None = None,
     advanced: Collection[str] = (),
     node_id: bool = False,
+    graph: bool = False,
     **required: Input,
 ) -> dict:
     """What INPUT_TYPES returns. node_id: the node is told its id, so that it can show texts while it runs.
 
+    graph: it is told of the graph that it runs in, too: prompt, extra_pnginfo, which are what core saves with pictures.
     advanced: names of inputs that ComfyUI shows when asked for them (versions that do not know this always do).
     """
     groups: dict[str, dict] = {"required": required}
@@ -26,8 +28,11 @@ def declare(
     for group in groups.values():
         for name in group.keys() & set(advanced):
             group[name] = (group[name][0], {**group[name][1], "advanced": True})
-    if node_id:
-        groups["hidden"] = {"node_id": "UNIQUE_ID"}
+    told = {"node_id": "UNIQUE_ID"} if node_id else {}
+    if graph:
+        told |= {"prompt": "PROMPT", "extra_pnginfo": "EXTRA_PNGINFO"}
+    if told:
+        groups["hidden"] = told
     return groups
 
 

@@ -61,6 +61,9 @@ class Executor:
                     signatures[node_id] += f" {source.changes}"
                     result.notes += [note for note in source.notes if note not in result.notes]
                 if signatures[node_id] not in self._cache:
+                    told = {"prompt": checked, "node_id": node_id}
+                    hidden = types[node["class_type"]].get("hidden", {})
+                    values |= {key: value for key, value in told.items() if "prompt" in hidden and key in hidden}
                     self._cache[signatures[node_id]] = self._execute(
                         node["class_type"], values, source, signatures[node_id]
                     )

@@ -13,6 +13,7 @@ from pathlib import Path
 from ..methods.errors import AntiPureError
 from ..methods.file_names import legal_name
 from ..methods.memory import is_out_of_memory, out_of_memory
+from ..methods.requirements import missed
 from .terminal import complain, show
 
 MOST_VAES = 4  # of VAE Targets
@@ -263,6 +264,9 @@ def main(argv: list[str] | None = None) -> int:
         complain(error)
         return 2
     except Exception as error:
+        if (sentence := missed(error)) is not None:
+            complain(sentence)
+            return 2
         if not is_out_of_memory(error):
             raise
         complain(out_of_memory(error, "this", "take a smaller picture or model"))

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..kernels.filters import gaussian_blur
 from .attacks.budget import Budget, is_grey
 from .attacks.settings import AttackSettings
-from .errors import AntiPureError
+from .errors import AntiPureError, both_sizes
 from .pictures import check_picture, random_stream, round_8bit
 
 BLOCK = 16
@@ -81,7 +81,7 @@ def smooth_equal(picture: Tensor, like: Tensor) -> Tensor:
     check_picture(picture)
     check_picture(like, "picture to equal")
     if picture.shape != like.shape:
-        raise AntiPureError(f"The pictures differ in size, {tuple(picture.shape)} and {tuple(like.shape)}: give equal.")
+        raise AntiPureError(f"The pictures differ in size, {both_sizes(picture.shape, like.shape)}: give equal.")
     clean, results = round_8bit(picture), []
     for one, other in zip(clean.split(1), round_8bit(like).split(1), strict=True):
         cost = float((one - other).square().mean())

@@ -49,6 +49,7 @@ class LoadDenoiser:
                     "the model runs as it is.",
                 ),
             },
+            advanced=("precision", "compile"),
         )
 
     @classmethod

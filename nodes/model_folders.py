@@ -42,6 +42,12 @@ KINDS = {
     "encoders": Kind("antipure_encoders", (".safetensors", ".pth"), ("config.json",)),
     "faces": Kind("insightface", (), ("det_*.onnx", "scrfd_*.onnx")),  # packs lie in models/insightface/models
 }
+# What the lists say as long as they are empty, and errors about names that are not in them.
+ABSENT = {
+    "encoders": "none yet: put one into models/antipure_encoders, or run 'antipure fetch-models alexnet'",
+    "faces": "none yet: put a pack into models/insightface, or run 'antipure fetch-models buffalo_l'",
+    "patches": "none yet: Save LoRA Patch writes them",
+}
 _SINGULAR = {"patches": "patch", "faces": "face model"}
 
 
@@ -108,6 +114,8 @@ def find_model(kind: str, name: str) -> Path:
         return known[name]
     if host.inside_comfyui():
         what, folder = _SINGULAR.get(kind, kind.removesuffix("s")), KINDS[kind].folder
+        if name == ABSENT.get(kind):
+            raise AntiPureError(f"There is no {what} {name}, and refresh.")
         fetched = " ('antipure fetch-models' downloads some)" if kind in ("encoders", "faces") else ""
         raise AntiPureError(f"There is no {what} '{name}' in models/{folder}; put it there{fetched} and refresh.")
     path = Path(name)

@@ -30,7 +30,10 @@ class Protect:
         "The perturbation around mid-grey; black and white are the full budget.",
         "Budget, PSNR and SSIM of each picture.",
     )
-    SEARCH_ALIASES = ["protect image", "anti-dreambooth", "glaze", "mist", "adversarial perturbation", "cloak"]
+    SEARCH_ALIASES = [
+        *("protect image", "style protection", "protect art", "anti ai", "poison", "nightshade", "glaze", "mist"),
+        *("anti-dreambooth", "adversarial perturbation", "cloak"),
+    ]
 
     @classmethod
     def INPUT_TYPES(cls) -> dict:
@@ -94,7 +97,9 @@ class Protect:
             used = used_terms(protection, denoiser)  # refuses what does not fit before any model is loaded
             host.ready(denoiser)
             device = denoiser.device
-            with denoiser.session() as batching, Progress("protecting", node_id) as progress:
+            networks = host.networks_of(denoiser)
+            with denoiser.session() as batching, Progress("protecting", node_id, networks, batching) as progress:
+                progress.begin(picture[:1], len(picture) * (steps if objective is None else objective.steps(steps)))
                 settings = replace(settings, mask=None if mask is None else mask.to(device), progress=progress)
                 protected = apply_protection(protection, picture.to(device), denoiser, settings).cpu()
             limit = batching.limit

@@ -48,13 +48,14 @@ class LatentLoss(Loss):
         self.side = SIDE
 
     def terms(self, pixels: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
-        for encoder, root in zip(self.encoders, self._roots(generator), strict=True):
+        for i, (encoder, root) in enumerate(zip(self.encoders, self._roots(generator), strict=True)):
             view = self._drawn_view(encoder.multiple, random_stream(root))
             moved = self._latent(encoder, view(pixels))
             with torch.no_grad():
                 still = self._latent(encoder, view(self.clean))
                 spread = still.var().clamp(min=1e-8)
             yield (FLAT + (moved - still).square().mean() / spread).log()
+            self.partly((i + 1) / len(self.encoders))
 
     def shrink(self) -> bool:
         """When memory ran out: less held for the backward pass, else windows of half the area."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..pictures import random_stream
-from .loss import Loss
+from .loss import Loss, share_of
 
 
 class BalancedLoss(Loss):
@@ -41,7 +41,9 @@ class BalancedLoss(Loss):
     def value_and_gradient(self, pixels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         total, balanced = torch.zeros((), device=pixels.device), torch.zeros_like(pixels)
         self.latest = []
-        for (loss, weight, stream), before in zip(self._drawn(generator), self.remembered, strict=True):
+        drawn = zip(self._drawn(generator), self.remembered, strict=True)
+        for i, ((loss, weight, stream), before) in enumerate(drawn):
+            loss.partly = share_of(self.partly, i, len(self.members))
             value, gradient = loss.value_and_gradient(pixels, stream)
             total += weight * value
             gradient = gradient / mean_size(gradient)
@@ -88,6 +90,7 @@ class ShapedLoss(Loss):
         yield from self.loss.terms(pixels, generator)
 
     def value_and_gradient(self, pixels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        self.loss.partly = self.partly
         value, gradient = self.loss.value_and_gradient(pixels, generator)
         return value, self.shape(gradient)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..errors import AntiPureError
+from ..errors import AntiPureError, sizes
 from .visibility import FULL, drawn_together, visible_budget
 
 
@@ -107,6 +107,6 @@ def check_mask(mask: Tensor | None, picture: Tensor) -> None:
         return
     expected = (len(picture), 1, *picture.shape[-2:])
     if tuple(mask.shape) != expected:
-        raise AntiPureError(f"The mask has shape {tuple(mask.shape)}; for this picture it must be {expected}.")
+        raise AntiPureError(f"The mask has shape {sizes(mask.shape)}; for this picture it must be {sizes(expected)}.")
     if not bool(((mask >= 0) & (mask <= 1)).all()):
         raise AntiPureError("The mask holds values outside 0..1; give 1 where the picture may change and 0 elsewhere.")

@@ -15,7 +15,7 @@ from ..diffusion.batching import Batching
 from ..diffusion.denoiser import Denoiser
 from ..errors import AntiPureError
 from ..pictures import random_stream
-from .loss import Loss
+from .loss import Loss, share_of
 
 MODES = ("mean", "worst")
 
@@ -101,9 +101,11 @@ class CombinedLoss(Loss):
         if self.mode == "worst":
             least = min(range(len(roots)), key=lambda i: self._value(pixels, roots[i], i))
             self.taken = [self.losses[least]]
+            self.losses[least].partly = share_of(self.partly, 1, 2)  # choosing it took about half of the work
             yield from self.losses[least].terms(pixels, random_stream(roots[least]))
             return
-        for loss, root in zip(self.losses, roots, strict=True):
+        for i, (loss, root) in enumerate(zip(self.losses, roots, strict=True)):
+            loss.partly = share_of(self.partly, i, len(roots))
             for term in loss.terms(pixels, random_stream(root)):
                 yield term / len(roots)
 
@@ -119,6 +121,7 @@ class CombinedLoss(Loss):
         return [int(torch.randint(2**62, (), generator=generator)) for _ in self.losses]
 
     def _value(self, pixels: Tensor, root: int, i: int) -> float:
+        self.losses[i].partly = Loss.partly
         with torch.no_grad():
             return sum(float(term) for term in self.losses[i].terms(pixels, random_stream(root)))
 

@@ -18,7 +18,8 @@ class AttackSettings:
 
     levels: radius of the L-infinity ball in 8-bit levels, above 0 and at most 255. steps: of gradient ascent, at
     least 1. mask: B×1×H×W in 0..1, scales the budget per pixel; None: all of it everywhere. seeds: one for all
-    pictures, or one per picture. progress: called after each step with the picture as it is then and the loss.
+    pictures, or one per picture. progress: called after each step with the picture as it is then and the loss,
+    within a step of several batches with the picture as it was.
     keep_grey: a picture with R = G = B everywhere gets a grey perturbation; others are never touched by it.
     visibility: one of `visibility.SETTINGS`: `full` uses the whole budget everywhere, the others less where it shows.
     """

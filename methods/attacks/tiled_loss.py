@@ -59,6 +59,7 @@ class TiledLoss(Loss):
             tiles = cut(padded, positions[part], tile, gradient=pixels.grad if padded is pixels else None)
             companions = cut(self.companion, positions[part], tile)
             yield self.of_tiles(tiles, companions, generators).sum() / len(positions)
+            self.partly(part.stop / len(positions))
 
     def shrink(self) -> bool:
         return self.denoiser.batching.shrink()

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import AntiPureError
+from ..errors import AntiPureError, sizes
 from ..files import BUNDLED_FOLDER, read_weights, reason
 from ..gradients.differentiation import saved_bytes
 from ..pictures import check_shape, pad_reflect, round_up
@@ -133,7 +133,7 @@ class NetworkAutoencoder(Autoencoder):
     def decode(self, latent: Tensor) -> Tensor:
         if latent.ndim != 4 or latent.shape[1] != self.channels:
             raise AntiPureError(
-                f"The latent has shape {tuple(latent.shape)}; {self.name} decodes B×{self.channels}×h×w."
+                f"The latent has shape {sizes(latent.shape)}; {self.name} decodes B×{self.channels}×h×w."
             )
         network: Any = self.network
         return network.decode(latent.to(self.device, torch.float32))

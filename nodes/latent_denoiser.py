@@ -1,4 +1,4 @@
-"""The MODEL and VAE that ComfyUI has loaded, as a `Denoiser`: no second copy but under dynamic VRAM.
+"""The MODEL and VAE that ComfyUI has loaded, as a `Denoiser`, without a second copy of their weights.
 
 Facts it rests on (inference tensors, dynamic VRAM, the VAE's
 cropping) are the same in ComfyUI 0.3.64, 0.8 and 0.33.
@@ -31,7 +31,6 @@ from .latent_autoencoder import (
     encode_with,
     joined_moments,
     split_moments,
-    without_dynamic_vram,
 )
 from .segments import Segments
 
@@ -71,9 +70,9 @@ class ModelDenoiser(Segments, Denoiser):
 
     def __init__(self, model, vae, conditioning):
         check_fit(model, vae, conditioning)
-        self.patcher = without_dynamic_vram(model)
+        self.patcher = model
         self.vae = vae
-        self.vae_patcher = without_dynamic_vram(vae.patcher)
+        self.vae_patcher = vae.patcher
         self.conditioning = conditioning
         self.multiple = int(vae.spacial_compression_encode())
         with torch.inference_mode(False):

@@ -15,7 +15,7 @@ from antipure.methods.diffusion.denoiser import add_noise
 from antipure.methods.diffusion.schedules import flow, thousand_levels, variance_exploding
 from antipure.methods.errors import AntiPureError
 from antipure.methods.gradients.memory_plan import CheckpointPolicy, LinearInArea, SavedBytes
-from antipure.nodes.latent_denoiser import check_fit, read_schedule
+from antipure.nodes.latent_denoiser import ModelDenoiser, check_fit, native_side, read_schedule
 
 
 @pytest.fixture
@@ -154,3 +154,22 @@ def test_pictures_are_one_tile_up_to_512():
 
 def test_denoisers_without_borrowed_weights_prepare_nothing(tiny):
     assert isinstance(tiny.prepared(), nullcontext)
+
+
+@pytest.mark.parametrize(
+    ("name", "side"), [("SD15", 512), ("SDXL", 1024), ("SD3", 1024), ("Flux", 1024), ("New", 1024)]
+)
+def test_tiles_have_the_native_size_where_a_gradient_through_one_fits(name, side):
+    denoiser = ModelDenoiser.__new__(ModelDenoiser)
+    denoiser.native, denoiser.multiple, denoiser._tile = native_side(type(name, (), {})()), 8, 512
+    line = LinearInArea(1000.0, 0.0)
+    cost = SavedBytes(held=line, inputs=LinearInArea(10.0, 0.0), block=LinearInArea(100.0, 0.0))
+    costs = {"encode": cost, "predict": cost, "decode": cost}
+    # The leanest that is held of one tile: a segment's inputs and its hungriest block.
+    least = side**2 * (10 + 100)
+    for memory, fits in ((least * 1.01, True), (least * 0.99, side == 512)):
+        denoiser._batching = PlannedBatching(lambda: costs, memory)
+        assert denoiser._native_fits() == fits
+    denoiser._tile = side
+    assert denoiser.tile_for(2000, 300) == side
+    assert denoiser.tile_for(300, 200) == 304

@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import os
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
+from functools import cache
+from itertools import pairwise
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -9,6 +17,7 @@ from torch import Tensor
 from .errors import AntiPureError, sizes
 
 SHOWN = 256  # the side of what reports show of a picture
+_WORTH_THREADS = 2**16  # values: less is drawn before a thread has begun
 
 
 def check_picture(picture: Tensor, name: str = "picture") -> None:
@@ -74,11 +83,56 @@ def random_stream(seed: int, *path: int) -> torch.Generator:
 
 
 def noise(shape: tuple[int, ...], generators: list[torch.Generator], device: torch.device) -> Tensor:
-    """Standard normal noise of `shape`, one generator per sample, moved to `device`."""
-    drawn = torch.empty(len(generators), *shape)
-    for one, generator in zip(drawn, generators, strict=True):
-        one.normal_(generator=generator)
-    return to_device(drawn, device)
+    """Standard normal noise of `shape`, one generator per sample, on `device`."""
+    return next(noises(1, shape, generators, device))
+
+
+def noises(
+    count: int, shape: tuple[int, ...], generators: list[torch.Generator], device: torch.device
+) -> Iterator[Tensor]:
+    """`noise`, `count` times in a row with the same values, each drawn while the one before is worked with.
+
+    For a GPU, which waits for one CPU thread otherwise: each thread draws for samples of its own, whose streams know
+    nothing of each other. Nobody else may draw from the generators until the last one was taken.
+    """
+    threads = drawing_threads(device) if len(generators) * math.prod(shape) >= _WORTH_THREADS else 0
+    if not threads:
+        for _ in range(count):
+            yield to_device(_draw(torch.empty(len(generators), *shape), generators), device)
+        return
+    bounds = [len(generators) * k // threads for k in range(threads + 1)]
+    inference = torch.is_inference_mode_enabled()  # each thread has its own
+
+    def begin() -> tuple[Tensor, list[Future]]:
+        drawn = torch.empty(len(generators), *shape, pin_memory=device.type == "cuda")
+        parts = [slice(*pair) for pair in pairwise(bounds) if pair[0] < pair[1]]
+        return drawn, [_pool().submit(_draw, drawn[part], generators[part], inference) for part in parts]
+
+    ahead = begin() if count else None
+    for done in range(1, count + 1):
+        assert ahead is not None
+        drawn, parts = ahead
+        for part in parts:
+            part.result()
+        ahead = begin() if done < count else None
+        yield drawn.to(device, non_blocking=device.type == "cuda")
+
+
+def drawing_threads(device: torch.device) -> int:
+    """How many threads draw noise for a device; none for the CPU, which has other work for its cores."""
+    return 0 if device.type == "cpu" else min(8, os.cpu_count() or 1)
+
+
+@cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(8, thread_name_prefix="antipure-noise")
+
+
+def _draw(out: Tensor, generators: list[torch.Generator], inference: bool | None = None) -> Tensor:
+    with nullcontext() if inference is None else torch.inference_mode(inference):
+        for one, generator in zip(out, generators, strict=True):
+            one.normal_(generator=generator)
+    return out
 
 
 def to_device(x: Tensor, device: torch.device) -> Tensor:
@@ -129,6 +183,25 @@ def random_positions(height: int, width: int, tile: int, generator: torch.Genera
         offset = int(torch.randint(tile, (), generator=generator))
         starts = range(offset - tile, size, tile)
         return sorted({min(max(start, 0), size - tile) for start in starts})
+
+    rows = axis(height)
+    columns = axis(width)
+    return [(y, x) for y in rows for x in columns]
+
+
+def moving_positions(height: int, width: int, tile: int, generator: torch.Generator) -> list[tuple[int, int]]:
+    """Corners of as few tiles as a picture needs, evenly spread, moved together by up to an eighth of a tile.
+
+    What a move leaves uncovered is a strip at one border: along each axis every pixel is covered at least half the
+    time. A picture of n×n tiles takes n×n of them, where `random_positions` takes up to (n+1)×(n+1).
+    """
+
+    def axis(size: int) -> list[int]:
+        count = -(-size // tile)
+        reach = tile // 8 if count > 1 else 0
+        move = int(torch.randint(2 * reach + 1, (), generator=generator)) - reach
+        evenly = [i * (size - tile) // max(count - 1, 1) for i in range(count)]
+        return sorted({min(max(start + move, 0), size - tile) for start in evenly})
 
     rows = axis(height)
     columns = axis(width)

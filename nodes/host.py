@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from ..methods.attacks.ensemble import CombinedDenoiser, Target, VaeTargets, members_of
 from ..methods.diffusion.batching import DEFAULT_MEMORY_BYTES, Sessions
 from ..methods.diffusion.denoiser import Denoiser
+from ..methods.errors import AntiPureError
 from ..methods.purification.upscaling import Upscaler
+from .dynamic_vram import give_up_pages, held_bytes, is_dynamic
 
 # On the CPU, where the host accounts for no memory: what activations may take of a borrowed model's size. Passing
 # results and gaps come on top; together they stay below a twentieth for pictures of 128 px.
@@ -135,9 +137,11 @@ def ready(*models: Sessions | Target | Upscaler) -> None:
     if shared:
         import comfy.model_management
 
+        _check_versions(shared)
         # In the prompt's own inference mode, as every core node loads them.
         needed = sum(m.memory_required() for m in members if hasattr(m, "memory_required"))
         comfy.model_management.load_models_gpu(shared, memory_required=needed, force_full_load=True)
+        _make_room([patcher for patcher in shared if is_dynamic(patcher)], needed)
     if own:
         load_patchers([*own.values(), *shared])
         for member, patcher in own.items():
@@ -164,8 +168,40 @@ def _singles(models: Iterable[Sessions | Target | Upscaler]) -> Iterator[Any]:
             yield from member.autoencoders if isinstance(member, VaeTargets) else (member,)
 
 
+def _check_versions(patchers: list) -> None:
+    """Raise `AntiPureError` where one network would have to be two at once."""
+    versions: dict[int, tuple] = {}
+    for patcher in patchers:
+        objects = {name: id(value) for name, value in getattr(patcher, "object_patches", {}).items()}
+        version = getattr(patcher, "patches_uuid", None), objects
+        if versions.setdefault(id(patcher.model), version) != version:
+            raise AntiPureError(
+                "Two denoisers here are one MODEL with different LoRAs or patches, and ComfyUI holds one of them at a "
+                "time; use one of the two, or a checkpoint file of its own for the other."
+            )
+
+
+def _make_room(dynamic: list, needed: float) -> None:
+    """Free the device for the weights that `held_weights` will put there: ComfyUI makes room for paged ones as it goes.
+
+    needed: bytes to keep free beside them.
+    """
+    import comfy.model_management
+
+    for patcher in dynamic:
+        give_up_pages(patcher)
+    keep = [comfy.model_management.LoadedModel(patcher) for patcher in dynamic]
+    for device in {patcher.load_device for patcher in dynamic} - {torch.device("cpu")}:
+        sizes = {id(patcher.model): held_bytes(patcher) for patcher in dynamic if patcher.load_device == device}
+        comfy.model_management.free_memory(sum(sizes.values()) + needed, device, keep_loaded=keep)
+
+
 def memory_allowance(denoiser: Sessions) -> float:
     """Bytes that a session of what is `ready` may take for activations: half of what a GPU has free."""
+    dynamic = next(filter(is_dynamic, getattr(denoiser, "shared_patchers", ())), None)
+    if dynamic is not None and denoiser.device.type != "cpu":
+        # Pages of other models are given up as memory is asked for: only the host can count them.
+        return max(DEFAULT_MEMORY_BYTES, dynamic.get_free_memory(denoiser.device) // 2)
     if denoiser.device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(denoiser.device)
         # What torch keeps for itself is free, too.

@@ -1,11 +1,10 @@
-"""The VAE that ComfyUI has loaded, as an `Autoencoder`: no second copy but under dynamic VRAM.
+"""The VAE that ComfyUI has loaded, as an `Autoencoder`, without a second copy of its weights.
 
 What a `ModelDenoiser` needs of its VAE is here, too.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -20,8 +19,6 @@ from ..methods.gradients.memory_plan import SavedBytes
 from ..methods.pictures import to_pixels
 from .segments import Segments
 
-log = logging.getLogger(__name__)
-
 _SIDE = 512  # of the picture that memory is kept free for
 
 
@@ -34,7 +31,7 @@ class HostAutoencoder(Segments, Autoencoder):
     def __init__(self, vae, name: str = "VAE"):
         check_vae(vae)
         self.vae, self.name = vae, name
-        self.vae_patcher = without_dynamic_vram(vae.patcher)
+        self.vae_patcher = vae.patcher
         self.multiple = int(vae.spacial_compression_encode())
         self.channels = int(vae.latent_channels)
         self._probed = False
@@ -169,36 +166,3 @@ def check_vae(vae) -> None:
     is_image = vae.latent_dim == 2 and getattr(vae, "extra_1d_channel", None) is None
     if not is_image or getattr(vae, "output_channels", 3) != 3:
         raise AntiPureError("This VAE is not one for single images (video or audio); use the VAE of the MODEL.")
-
-
-def without_dynamic_vram(patcher):
-    """A patcher that holds its weights for good: paged-in ones are gone before a backward pass reads them.
-
-    Under dynamic VRAM it is a second copy of the weights, read from the file again; its size is logged.
-    """
-    if not getattr(patcher, "is_dynamic", lambda: False)():
-        return patcher
-    try:
-        with torch.inference_mode(False):
-            plain = patcher.clone(disable_dynamic=True)
-            _in_declared_precision(plain.model)
-    except RuntimeError as error:
-        raise AntiPureError(
-            f"This loader's model works with dynamic VRAM only ({error}); start ComfyUI with --disable-dynamic-vram."
-        ) from error
-    size = sum(p.nbytes for p in plain.model.parameters())
-    log.info("Dynamic VRAM: gradients need a copy of %s that stays, %.2f GB.", type(plain.model).__name__, size / 1e9)
-    return plain
-
-
-def _in_declared_precision(network: nn.Module) -> None:
-    """Give weights the precision that ComfyUI means them to compute in, which it notes on their modules.
-
-    Under dynamic VRAM a loader leaves them as the file has them, and every layer casts them as it runs. A copy without
-    dynamic VRAM does not cast: an fp16 file's VAE, which computes in bf16 on most GPUs, fails.
-    """
-    for module in network.modules():
-        for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
-            meant = getattr(module, f"{name}_comfy_model_dtype", None)
-            if meant is not None and type(tensor) in (Tensor, nn.Parameter):  # quantised ones stay, to be refused
-                tensor.data = tensor.data.to(meant)

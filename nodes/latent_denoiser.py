@@ -1,4 +1,4 @@
-"""The MODEL and VAE that ComfyUI has loaded, as a `Denoiser`: no second copy but under dynamic VRAM.
+"""The MODEL and VAE that ComfyUI has loaded, as a `Denoiser`, without a second copy of their weights.
 
 Facts it rests on (inference tensors, dynamic VRAM, the VAE's
 cropping) are the same in ComfyUI 0.3.64, 0.8 and 0.33.
@@ -31,10 +31,11 @@ from .latent_autoencoder import (
     encode_with,
     joined_moments,
     split_moments,
-    without_dynamic_vram,
 )
 from .segments import Segments
 
+# Forwards of one tile that the preset strong holds: what decides whether a tile of the native size has room.
+_FORWARDS = 4
 # Families whose VAEs have the same shapes, by ComfyUI's names of their latents, and how people call them.
 _FAMILIES = {"SD15": "SD 1.x or 2.x", "SDXL": "SDXL", "SD3": "SD 3", "Flux": "Flux"}
 _ALIKE = (("SD15", "SDXL"), ("SD3", "Flux"))
@@ -71,15 +72,17 @@ class ModelDenoiser(Segments, Denoiser):
 
     def __init__(self, model, vae, conditioning):
         check_fit(model, vae, conditioning)
-        self.patcher = without_dynamic_vram(model)
+        self.patcher = model
         self.vae = vae
-        self.vae_patcher = without_dynamic_vram(vae.patcher)
+        self.vae_patcher = vae.patcher
         self.conditioning = conditioning
         self.multiple = int(vae.spacial_compression_encode())
         with torch.inference_mode(False):
             schedule = read_schedule(model.get_model_object("model_sampling"))
             self.schedule = Schedule(*(table.to(model.load_device) for table in vars(schedule).values()))
         self.alphas_cumprod = self.schedule.alphas_cumprod
+        self.native = native_side(model.model.latent_format)
+        self._tile = TILE
         self._family_checked = False
         self._encoded: dict[tuple[int, ...], list[dict]] = {}
 
@@ -125,6 +128,7 @@ class ModelDenoiser(Segments, Denoiser):
                 self.patcher.pre_run()
                 self._plain_conditioning = plain_copy(self.conditioning)
                 self._probe()
+                self._tile = self.native if self._native_fits() else TILE
                 yield
             finally:
                 self.patcher.cleanup()
@@ -153,6 +157,14 @@ class ModelDenoiser(Segments, Denoiser):
                 self._check_family()
             self._family_checked = True
 
+    def _native_fits(self) -> bool:
+        """Whether this session's memory has room for the gradient through one tile of the native size."""
+        if self.native == TILE:
+            return True
+        self.batching.size(self.native, self.native, _FORWARDS)
+        plan = self.batching.plan
+        return plan is not None and plan.fixed + plan.each <= self.batching.memory_bytes
+
     def _check_family(self) -> None:
         """Refuse another family's VAE of the same shape (SDXL's with SD 1.5): its latents show other colours."""
         own = type(self.patcher.model.latent_format).__name__
@@ -175,8 +187,10 @@ class ModelDenoiser(Segments, Denoiser):
     # Denoiser ------------------------------------------------------------------------------------------------
 
     def tile_for(self, height: int, width: int) -> int:
-        """512-px tiles; a smaller picture is one tile of its own size."""
-        return tile_side(self.multiple, height, width)
+        """Tiles of the native size (512 px, from SDXL on 1024) or, in a session whose memory has no room for one, of
+        512 px; a smaller picture is one tile of its own size.
+        """
+        return tile_side(self.multiple, height, width, self._tile)
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Pixels, mirrored up to the VAE's multiple and never cropped, to latents: float32, on the model's device."""
@@ -245,6 +259,11 @@ class ModelDenoiser(Segments, Denoiser):
             ),
             "decode": self._measure(self._decode, self._channels, self.multiple, self.vae_patcher.model),
         }
+
+
+def native_side(latent_format) -> int:
+    """Pixels of a side that a latent model was trained at: 512 up to SD 2.x, 1024 from SDXL on."""
+    return TILE if type(latent_format).__name__ == "SD15" else 1024
 
 
 def check_fit(model, vae, conditioning) -> None:

@@ -12,8 +12,8 @@ from .latent_denoiser import ModelDenoiser
 
 class DenoiserFromModel:
     DESCRIPTION = (
-        "Uses the MODEL and VAE already in the graph to protect and to purify, without a second copy of the weights "
-        "except under dynamic VRAM; LoRAs on the MODEL act. Written for image models in general, checked so far with "
+        "Uses the MODEL and VAE already in the graph to protect and to purify, without a second copy of the "
+        "weights; LoRAs on the MODEL act. Written for image models in general, checked so far with "
         "the layouts of Stable Diffusion 1.5 and SDXL and random weights."
     )
     CATEGORY = "AntiPure"

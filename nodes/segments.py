@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from ..methods.diffusion.batching import PlannedBatching, Sessions
+from ..methods.diffusion.batching import Batching, PlannedBatching, Sessions
 from ..methods.gradients.differentiation import segment
 from ..methods.gradients.malloc import return_free_memory
 from ..methods.gradients.memory_plan import CheckpointPolicy, SavedBytes, measure
 from . import host
+from .dynamic_vram import held_weights
 
 
 class Segments(Sessions):
@@ -25,6 +27,17 @@ class Segments(Sessions):
     multiple: int
     _in_blocks = False  # whether single blocks run again in the backward pass
     _costs: dict[str, SavedBytes] | None = None
+
+    @property
+    @abstractmethod
+    def shared_patchers(self) -> tuple:
+        """What ComfyUI has to bring onto its device before work."""
+
+    @contextmanager
+    def session(self) -> Iterator[Batching]:
+        # Weights come first: what is left of the device's memory is for activations.
+        with held_weights(*self.shared_patchers), super().session() as batching:
+            yield batching
 
     @abstractmethod
     def _measure_segments(self) -> dict[str, SavedBytes]:

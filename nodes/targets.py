@@ -14,7 +14,7 @@ class VaeTargetsNode:
     DESCRIPTION = (
         "Protects against VAEs alone, without a diffusion model: who trains on a picture sees only what a VAE makes of "
         "it. Any VAE for pictures that ComfyUI loads, TAESD's small ones included, without a second copy of the "
-        "weights except under dynamic VRAM. For AntiPure Protect and Combine Denoisers."
+        "weights. For AntiPure Protect and Combine Denoisers."
     )
     CATEGORY = "AntiPure"
     EXPERIMENTAL = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import sys
 import types
 from pathlib import Path
@@ -175,3 +176,14 @@ def tool(monkeypatch):
     for path in (ROOT / "tools").glob("*.py"):
         monkeypatch.delitem(sys.modules, f"tools.{path.stem}", raising=False)
     return lambda name: importlib.import_module(f"tools.{name}")
+
+
+@pytest.fixture(scope="session")
+def pretended() -> types.ModuleType:
+    """tests/pretended/device.py, for processes that run on the pretended device; skips where nothing compiles it."""
+    spec = importlib.util.spec_from_file_location("pretended_device", ROOT / "tests" / "pretended" / "device.py")
+    device = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(device)
+    if device.compiler() is None:
+        pytest.skip("no C++ compiler for the pretended device")
+    return device

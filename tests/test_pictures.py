@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import io
 import itertools
+import threading
 
 import numpy as np
 import pytest
 import torch
+from antipure.methods import pictures
 from antipure.methods.errors import AntiPureError
 from antipure.methods.pictures import (
     check_picture,
     grid_positions,
+    moving_positions,
     noise,
+    noises,
     pad_reflect,
     random_positions,
     random_stream,
@@ -204,3 +208,54 @@ def test_noise_is_what_each_generator_draws_alone(shape):
 def test_to_device_keeps_values():
     x = torch.arange(6).view(2, 3)
     assert torch.equal(to_device(x, torch.device("cpu")), x)
+
+
+@pytest.mark.parametrize("inference", [False, True])
+@pytest.mark.parametrize("samples", [1, 3, 11])
+def test_noise_drawn_ahead_in_threads_is_the_noise_of_one_thread(monkeypatch, samples, inference):
+    shape, names = (3, 256, 256), set()
+    draw = pictures._draw
+
+    def watched(*arguments):
+        names.add(threading.current_thread().name)
+        return draw(*arguments)
+
+    monkeypatch.setattr(pictures, "_draw", watched)
+    monkeypatch.setattr(pictures, "drawing_threads", lambda device: 4)
+    cpu = torch.device("cpu")
+    with torch.inference_mode(inference):
+        found = list(noises(3, shape, [random_stream(5, i) for i in range(samples)], cpu))
+    assert all(name.startswith("antipure-noise") for name in names)
+    assert names
+    for i in range(samples):
+        generator = random_stream(5, i)
+        for step in range(3):
+            assert torch.equal(found[step][i], torch.randn(shape, generator=generator))
+
+
+def test_noise_for_the_cpu_is_drawn_by_the_thread_that_asks(monkeypatch):
+    monkeypatch.setattr(pictures, "_pool", lambda: pytest.fail("threads of its own"))
+    assert len(list(noises(2, (3, 256, 256), [stream()], torch.device("cpu")))) == 2
+    monkeypatch.setattr(pictures, "drawing_threads", lambda device: 4)
+    assert noise((3, 8, 8), [stream()], torch.device("cpu")).shape == (1, 3, 8, 8), "too little to be worth it"
+
+
+@pytest.mark.parametrize(("height", "width", "tiles"), [(64, 64, 1), (128, 128, 4), (100, 130, 6), (64, 65, 2)])
+def test_moving_tiles_are_the_fewest_and_cover_every_pixel_half_the_time(height, width, tiles):
+    draws, tile = 400, 64
+    covered = np.zeros((height, width))
+    corners = set()
+    for seed in range(draws):
+        positions = moving_positions(height, width, tile, stream(seed))
+        assert len(positions) <= tiles
+        once = np.zeros((height, width), bool)
+        for top, left in positions:
+            assert 0 <= top <= height - tile
+            assert 0 <= left <= width - tile
+            once[top : top + tile, left : left + tile] = True
+        covered += once
+        corners.update(positions)
+    both = (height > tile) + (width > tile)  # a corner misses out along each axis
+    assert covered.min() > 0.8 * draws * 0.5**both
+    assert covered[height // 2, width // 2] == draws
+    assert len(corners) > tiles or max(height, width) <= tile + 1, "their borders move"

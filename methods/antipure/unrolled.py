@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..diffusion.denoiser import Denoiser, add_noise, predict_x0
-from ..pictures import noise, to_device, to_pixels
+from ..pictures import noises, to_device, to_pixels
 from ..purification.random_cleaner import random_cleaner
 from ..purification.transforms import resized
 from .objective import Objective
@@ -39,8 +39,8 @@ def unrolled_purification(
     z = denoiser.encode(tiles)
     t = (torch.as_tensor(timestep, device=z.device) - 1).expand(len(z))
     abar_t = denoiser.alphas_cumprod[t]
-    for _ in range(steps):
-        x_t = add_noise(z, noise(tuple(z.shape[1:]), generators, z.device), abar_t)
+    for eps in noises(steps, tuple(z.shape[1:]), generators, z.device):
+        x_t = add_noise(z, eps, abar_t)
         z = denoiser.clamp(predict_x0(x_t, denoiser.predict_noise(x_t, t), abar_t))
     return denoiser.decode(z)
 

@@ -139,9 +139,9 @@ class NetworkAutoencoder(Autoencoder):
         return network.decode(latent.to(self.device, torch.float32))
 
 
-def tile_side(multiple: int, height: int, width: int) -> int:
-    """Side of the tiles for a height×width picture under a VAE that shrinks by `multiple`."""
-    return min(round_up(TILE, multiple), round_up(max(height, width), multiple))
+def tile_side(multiple: int, height: int, width: int, tile: int = TILE) -> int:
+    """Side of the tiles, `tile` at most, for a height×width picture under a VAE that shrinks by `multiple`."""
+    return min(round_up(tile, multiple), round_up(max(height, width), multiple))
 
 
 def load_autoencoder(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..diffusion.denoiser import Denoiser, add_noise, predict_x0
-from ..pictures import noise
+from ..pictures import noises
 from .settings import nan_if_infinite
 
 
@@ -62,11 +62,12 @@ def sdedit(
     substeps: as in `respaced_timesteps`.
     """
     shape = tuple(z.shape[1:])
-    x = add_noise(z, noise(shape, generators, z.device), denoiser.alphas_cumprod[timestep - 1])
     timesteps = respaced_timesteps(timestep, substeps)
+    drawn = noises(len(timesteps), shape, generators, z.device)  # at the start, and after all steps but the last
+    x = add_noise(z, next(drawn), denoiser.alphas_cumprod[timestep - 1])
     for t, before in zip(timesteps, [*timesteps[1:], -1], strict=True):
         eps, variance = denoiser.predict(x, torch.full((len(x),), t, device=x.device))
-        step_noise = noise(shape, generators, x.device) if before >= 0 else None
+        step_noise = next(drawn) if before >= 0 else None
         x = nan_if_infinite(ddpm_step(denoiser, x, eps, t, step_noise, variance, before), eps)
         on_step()
     return x

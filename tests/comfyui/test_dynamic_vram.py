@@ -1,4 +1,7 @@
-"""Denoiser from Model under dynamic VRAM, over ComfyUI's own loaders (see dynamic_checks.py)."""
+"""Denoiser from Model under dynamic VRAM, over ComfyUI's own loaders (see dynamic_checks.py).
+
+test_pretended_device.py has the paging.
+"""
 
 from __future__ import annotations
 

@@ -15,8 +15,7 @@ from antipure.methods.diffusion.denoiser import add_noise
 from antipure.methods.diffusion.schedules import flow, thousand_levels, variance_exploding
 from antipure.methods.errors import AntiPureError
 from antipure.methods.gradients.memory_plan import CheckpointPolicy, LinearInArea, SavedBytes
-from antipure.nodes import latent_autoencoder
-from antipure.nodes.latent_denoiser import check_fit, read_schedule
+from antipure.nodes.latent_denoiser import ModelDenoiser, check_fit, native_side, read_schedule
 
 
 @pytest.fixture
@@ -153,58 +152,24 @@ def test_pictures_are_one_tile_up_to_512():
     assert [tile_side(8, *s) for s in ((1, 1), (35, 33), (512, 100), (513, 100))] == [8, 40, 512, 512]
 
 
-def test_a_plain_patcher_stays_and_a_dynamic_one_is_replaced():
-    plain = types.SimpleNamespace(model=torch.nn.Identity())
-    assert latent_autoencoder.without_dynamic_vram(plain) is plain
-    seen = []
-
-    class Dynamic:
-        def is_dynamic(self):
-            return True
-
-        def clone(self, disable_dynamic):
-            seen.append((disable_dynamic, torch.is_inference_mode_enabled()))
-            return plain
-
-    with torch.inference_mode():
-        assert latent_autoencoder.without_dynamic_vram(Dynamic()) is plain
-    assert seen == [(True, False)]
-
-    class ThirdParty(Dynamic):
-        def clone(self, disable_dynamic):
-            raise RuntimeError("no delegate")
-
-    with pytest.raises(AntiPureError, match="disable-dynamic-vram"):
-        latent_autoencoder.without_dynamic_vram(ThirdParty())
-
-
-def test_a_replaced_patchers_weights_have_the_precision_they_compute_in(caplog):
-    """As ComfyUI 0.33 leaves them under dynamic VRAM: the file's fp16, where the VAE computes in bf16."""
-    network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.GroupNorm(2, 4), torch.nn.Linear(2, 2)).half()
-    for name in ("weight_comfy_model_dtype", "bias_comfy_model_dtype"):
-        setattr(network[0], name, torch.bfloat16)
-        setattr(network[1], name, None)
-    expected = network[0].weight.detach().bfloat16()
-    norm = torch.nn.BatchNorm2d(4).half()
-    norm.running_mean_comfy_model_dtype, norm.num_batches_tracked_comfy_model_dtype = torch.bfloat16, torch.int64
-    network.extend([norm])
-
-    class Dynamic:
-        def is_dynamic(self):
-            return True
-
-        def clone(self, disable_dynamic):
-            return types.SimpleNamespace(model=network)
-
-    with torch.inference_mode(), caplog.at_level("INFO"):
-        latent_autoencoder.without_dynamic_vram(Dynamic())
-    assert "copy of Sequential that stays, 0.00 GB" in caplog.text
-    assert (norm.running_mean.dtype, norm.num_batches_tracked.dtype) == (torch.bfloat16, torch.int64)
-    assert {p.dtype for p in network[0].parameters()} == {torch.bfloat16}
-    assert torch.equal(network[0].weight, expected)
-    assert not any(p.is_inference() for p in network[0].parameters())
-    assert {p.dtype for layer in network[1:] for p in layer.parameters()} == {torch.float16}, "nothing is declared"
-
-
 def test_denoisers_without_borrowed_weights_prepare_nothing(tiny):
     assert isinstance(tiny.prepared(), nullcontext)
+
+
+@pytest.mark.parametrize(
+    ("name", "side"), [("SD15", 512), ("SDXL", 1024), ("SD3", 1024), ("Flux", 1024), ("New", 1024)]
+)
+def test_tiles_have_the_native_size_where_a_gradient_through_one_fits(name, side):
+    denoiser = ModelDenoiser.__new__(ModelDenoiser)
+    denoiser.native, denoiser.multiple, denoiser._tile = native_side(type(name, (), {})()), 8, 512
+    line = LinearInArea(1000.0, 0.0)
+    cost = SavedBytes(held=line, inputs=LinearInArea(10.0, 0.0), block=LinearInArea(100.0, 0.0))
+    costs = {"encode": cost, "predict": cost, "decode": cost}
+    # The leanest that is held of one tile: a segment's inputs and its hungriest block.
+    least = side**2 * (10 + 100)
+    for memory, fits in ((least * 1.01, True), (least * 0.99, side == 512)):
+        denoiser._batching = PlannedBatching(lambda: costs, memory)
+        assert denoiser._native_fits() == fits
+    denoiser._tile = side
+    assert denoiser.tile_for(2000, 300) == side
+    assert denoiser.tile_for(300, 200) == 304

@@ -13,6 +13,7 @@ import io
 import json
 import os
 import re
+import secrets
 import signal
 import socket
 import subprocess
@@ -29,6 +30,7 @@ FACE = Path(__file__).resolve().parent.parent / "bundled" / "astronaut_face.png"
 BROKEN = ("empty.png", "text.png", "cut.png", "floating.tif", "huge.png", "gone.png")
 HIDDEN = re.compile(r"\.\d+-[0-9a-f]{32}\.part")
 LEVELS = 8
+ALL = sys.maxsize
 
 
 def make_pictures(folder: Path, good: int = 54, broken: tuple[str, ...] = BROKEN) -> None:
@@ -76,10 +78,10 @@ def saved(out: Path) -> dict[str, bytes]:
 
 
 class Watched:
-    """A run, looked at all the time: every file that has its final name must be whole, and no picture have two lines."""
+    """A run, looked at all the time: every file with its final name must be whole, no picture have two lines."""
 
     def __init__(self, arguments: list[str], out: Path, log: Path):
-        self.out, self.looks = out, 0
+        self.out, self.looks, self.log = out, 0, log
         with log.open("ab") as file:
             self.process = subprocess.Popen(arguments, stdout=file, stderr=file)
 
@@ -90,7 +92,10 @@ class Watched:
             ended = self.process.poll() is not None
             lines = lines_of(self.out)
             self.look(lines)
-            if len(lines) >= count or ended:
+            if len(lines) >= count:
+                return lines
+            if ended:
+                assert count == ALL, self.log.read_text()[-4000:]
                 return lines
             assert time.monotonic() < end, f"{len(lines)} of {count} lines after {seconds:.0f} s"
             time.sleep(0.2)
@@ -112,7 +117,7 @@ def start_cluster(place: str, cpus: int) -> tuple[subprocess.Popen, str]:
         port = probe.getsockname()[1]
     ray = str(Path(sys.executable).with_name("ray"))
     arguments = [ray, "start", "--head", "--block", f"--port={port}", f"--num-cpus={cpus}", f"--temp-dir={place}"]
-    arguments += ["--include-dashboard=false", "--disable-usage-stats", "--node-ip-address=127.0.0.1"]
+    arguments += ["--include-dashboard=false", "--disable-usage-stats"]
     log = Path(place, "start.log").open("wb")
     process = subprocess.Popen(arguments, stdout=log, stderr=log, start_new_session=True)
     for _ in range(600):
@@ -133,6 +138,8 @@ def measure(place: Path, args: argparse.Namespace) -> dict[str, object]:
     status = subprocess.run(command(pictures, reference, args), stdout=log, stderr=log).returncode
     alone = time.monotonic() - began
     assert status == 1, (place / "reference.log").read_text()
+    # Ray lets in whoever has its token: one of its own for this cluster, handed on to all that is started here.
+    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     cluster, address = start_cluster(tempfile.mkdtemp(prefix="ray", dir="/tmp"), 2)
     arguments = command(pictures, out, args, "--engine", "ray", "--address", address, "--workers", "2")
     try:
@@ -148,7 +155,7 @@ def measure(place: Path, args: argparse.Namespace) -> dict[str, object]:
         run.process.wait()
         at_kill = len(lines_of(out))
         again = Watched(arguments, out, place / "out.log")
-        lines = again.until(10**9, args.patience)
+        lines = again.until(ALL, args.patience)
         seconds = time.monotonic() - began
         assert again.process.wait() == 1, (place / "out.log").read_text()[-4000:]
     finally:

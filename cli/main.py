@@ -97,6 +97,13 @@ def build_parser() -> argparse.ArgumentParser:
                         help="longest GrIDPure of the curves (default 20; 0: none)")  # fmt: skip
     report.add_argument("--json", action="store_true", help="print JSON")
 
+    verify = commands.add_parser("verify", help="check a folder of outputs: checksums, budget, a sample made again")
+    verify.add_argument("folder", help="what --out was")
+    verify.add_argument("--manifest", type=Path, metavar="FILE", help="where that of the run is not in the folder")
+    verify.add_argument("--originals", metavar="FOLDER", help="the originals of pictures that a ComfyUI saved")
+    verify.add_argument("--sample", type=int, default=1, metavar="N", help="how many are made again (default 1)")
+    verify.add_argument("--json", action="store_true", help="print JSON")
+
     demo = commands.add_parser("demo", help="protect and purify a sample photo and print what survives")
     demo.add_argument("--out", type=Path, default=Path("output/demo"))
     demo.add_argument("--picture", default="astronaut_face.png", help="a path, or a bundled sample")
@@ -245,6 +252,14 @@ def _report(args: argparse.Namespace) -> None:
     show(write_report(result, args.out, as_json=args.json))
 
 
+def _verify(args: argparse.Namespace) -> int:
+    from .portfolio.verify import verify
+
+    found = verify(args.folder, originals=args.originals, manifest=args.manifest, sample=args.sample)
+    show(json.dumps(found.as_json()) if args.json else found.text())
+    return 1 if found.problems else 0
+
+
 def _run(args: argparse.Namespace) -> None:
     from .graph import read_workflow, set_inputs
 
@@ -284,6 +299,8 @@ def main(argv: list[str] | None = None) -> int:
             run_fetch_models(args.names, args.models, accept_licence=args.accept_licence)
         elif args.command == "report":
             _report(args)
+        elif args.command == "verify":
+            return _verify(args)
         else:
             _run(args)
     except AntiPureError as error:

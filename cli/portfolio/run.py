@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from ...methods.errors import AntiPureError
+from ...methods.files import check_writable
 from ..terminal import complain, one_line, show
 from . import places
 from .console import Console, measured, summary
@@ -49,6 +50,7 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
             out = args.out if isinstance(args.out, str) else os.path.abspath(args.out)
             places.check_folder(out)
         path = _manifest_path(args, out)
+        check_writable(path.parent)
         jobs, found = _jobs(args, out, read_lines(path))
         for note in found.notes:
             complain(note)

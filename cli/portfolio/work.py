@@ -118,7 +118,7 @@ class Worker:
         try:
             self._do(job, outcome)
         except Exception as error:
-            outcome.files, outcome.figures = [], {}
+            outcome.files, outcome.figures, outcome.notes = [], {}, []
             outcome.error = self._sentence(error, "this picture")
         finally:
             self._executor.forget_pictures()

@@ -31,6 +31,7 @@ BROKEN = ("empty.png", "text.png", "cut.png", "floating.tif", "huge.png", "gone.
 HIDDEN = re.compile(r"\.\d+-[0-9a-f]{32}\.part")
 LEVELS = 8
 ALL = sys.maxsize
+TRIES = 10
 
 
 def make_pictures(folder: Path, good: int = 54, broken: tuple[str, ...] = BROKEN) -> None:
@@ -111,22 +112,33 @@ class Watched:
 
 
 def start_cluster(place: str, cpus: int) -> tuple[subprocess.Popen, str]:
-    """A cluster that stays when a driver dies, and its address."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    """A cluster that stays when a driver dies, and its address. Ray gives up after 30 s, so busy machines try again."""
     ray = str(Path(sys.executable).with_name("ray"))
-    arguments = [ray, "start", "--head", "--block", f"--port={port}", f"--num-cpus={cpus}", f"--temp-dir={place}"]
-    arguments += ["--include-dashboard=false", "--disable-usage-stats"]
-    log = Path(place, "start.log").open("wb")
-    process = subprocess.Popen(arguments, stdout=log, stderr=log, start_new_session=True)
-    for _ in range(600):
-        assert process.poll() is None, Path(place, "start.log").read_text()
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-            time.sleep(5)  # the node joins after the port is open
-            return process, f"127.0.0.1:{port}"
-        time.sleep(0.2)
+    for attempt in range(TRIES):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        folder = Path(place, str(attempt))
+        folder.mkdir()
+        arguments = [ray, "start", "--head", "--block", f"--port={port}", f"--num-cpus={cpus}", f"--temp-dir={folder}"]
+        arguments += ["--include-dashboard=false", "--disable-usage-stats"]
+        log = folder / "start.log"
+        with log.open("wb") as file:
+            process = subprocess.Popen(arguments, stdout=file, stderr=file, start_new_session=True)
+        while process.poll() is None:
+            if "Ray runtime started" in log.read_text():
+                return process, f"127.0.0.1:{port}"
+            time.sleep(0.5)
+        stop(process)
+        print(f"Ray did not start: {(log.read_text().splitlines() or [''])[-1]}", file=sys.stderr, flush=True)
     raise AssertionError("the cluster does not start")
+
+
+def stop(process: subprocess.Popen) -> None:
+    """End what was started in a session of its own, with all that it started."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+    process.wait(60)
 
 
 def measure(place: Path, args: argparse.Namespace) -> dict[str, object]:
@@ -134,11 +146,12 @@ def measure(place: Path, args: argparse.Namespace) -> dict[str, object]:
     pictures, reference, out = place / "pictures", place / "reference", place / "out"
     make_pictures(pictures, args.good)
     began = time.monotonic()
-    log = (place / "reference.log").open("wb")
-    status = subprocess.run(command(pictures, reference, args), stdout=log, stderr=log).returncode
+    with (place / "reference.log").open("wb") as log:
+        status = subprocess.run(command(pictures, reference, args), stdout=log, stderr=log).returncode
     alone = time.monotonic() - began
     assert status == 1, (place / "reference.log").read_text()
     # Ray lets in whoever has its token: one of its own for this cluster, handed on to all that is started here.
+    os.environ["PYTHONUNBUFFERED"] = "1"
     os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     cluster, address = start_cluster(tempfile.mkdtemp(prefix="ray", dir="/tmp"), 2)
     arguments = command(pictures, out, args, "--engine", "ray", "--address", address, "--workers", "2")
@@ -159,9 +172,7 @@ def measure(place: Path, args: argparse.Namespace) -> dict[str, object]:
         seconds = time.monotonic() - began
         assert again.process.wait() == 1, (place / "out.log").read_text()[-4000:]
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(cluster.pid, signal.SIGTERM)
-        cluster.wait(60)
+        stop(cluster)
     assert at_kill >= before, "the kill of the driver lost lines"
     hidden = [path.name for path in out.rglob(".*.part")]
     expected, found = saved(reference), saved(out)

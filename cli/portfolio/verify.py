@@ -193,8 +193,8 @@ def _by_workflow(folder: str, originals: str, verdict: Verdict, sample: int) -> 
     matched = [output for output in found.outputs if output.original is not None]
     for output in (matched[i * len(matched) // sample] for i in range(min(sample, len(matched)))):
         try:
-            sentence = comfyui_outputs.differs(output)
+            told = comfyui_outputs.differs(output)
         except AntiPureError as error:
             verdict.add("same seed again", UNKNOWN, f"{one_line(output.name)}: {error}")
         else:
-            verdict.add("same seed again", OK if sentence is None else UNKNOWN, sentence or "")
+            verdict.add("same seed again", OK if told is None else UNKNOWN, told or "")

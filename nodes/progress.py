@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from typing import Any
 
@@ -17,6 +17,8 @@ from . import host
 
 _PREVIEW_SECONDS = 0.5
 _TEXT_SECONDS = 1.0
+# Who is told how far a node is, as (done, total), instead of the console; None: the console shows a bar of its own.
+listener: Callable[[int, int], None] | None = None
 
 
 class Progress:
@@ -110,6 +112,9 @@ class Progress:
             host.show_text("\n".join(lines), self.node_id)
 
     def _update_console(self, done: float, total: int, loss: Tensor | float | None) -> None:
+        if listener is not None:
+            listener(int(done), total)
+            return
         from tqdm import tqdm
 
         if self._bar is None:

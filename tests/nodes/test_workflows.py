@@ -17,7 +17,7 @@ from PIL import Image
 
 FOLDER = Path(__file__).resolve().parents[2] / "workflows"
 NAMES = sorted(path.stem for path in (FOLDER / "api").glob("*.json"))
-SERVER_ONLY = ["lora_patch_sd", "sd_protect", "sd_purification_customization"]
+SERVER_ONLY = ["folder_protect", "lora_patch_sd", "sd_protect", "sd_purification_customization"]
 IN_PROCESS = [
     "lora_patch_defensive",
     "lora_patch_evaluation",
@@ -86,7 +86,7 @@ def test_what_only_comfyui_can_run_says_so_in_one_sentence(name, twins, tmp_path
         Executor(tmp_path).run(prompt)
     sentence = str(caught.value)
     assert "--server" in sentence
-    assert "CheckpointLoaderSimple" in sentence
+    assert min({node["class_type"] for node in prompt.values()} - NODES.keys()) in sentence
     assert "AntiPure" not in sentence
     assert "\n" not in sentence
     assert not list(tmp_path.iterdir())

@@ -10,26 +10,28 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
 from ...kernels.resampling import AREA, resample
 from ..attacks.settings import AttackSettings
-from ..pictures import check_picture, random_stream
+from ..pictures import check_picture
 from ..progress import part
 
-# Half a level: the latent shift has no slope at the picture itself.
-NUDGE = 0.5
 LAST = 0.2  # of the steps, at the picture's own size
 
 
 def carried(
-    ascent: Callable[..., Tensor], picture: Tensor, settings: AttackSettings, area: int, first: float | None
+    ascent: Callable[..., Tensor],
+    begin: Callable[[Tensor, AttackSettings], Tensor | None],
+    picture: Tensor,
+    settings: AttackSettings,
+    area: int,
+    first: float | None,
 ) -> Tensor:
     """The protected picture, in two ascents. picture: B×3×H×W in 0..1 of more than `area` pixels.
 
-    ascent: ascent(picture, settings, start=, step_levels=, rounded=), as `attacks.pgd`. settings: of at least two
-    steps. first: size of the first step in levels, None the loop's own; the second ascent begins where the first's
+    ascent: ascent(picture, settings, start=, step_levels=, rounded=), as `attacks.pgd`. begin: begin(picture, settings),
+    the first ascent's start. settings: of at least two steps. first: size of the first step in levels, None the loop's own; the second ascent begins where the first's
     steps would have come to.
     """
     check_picture(picture)
@@ -46,18 +48,10 @@ def carried(
     there = replace(
         settings, steps=before, mask=mask, progress=part(settings.progress, 0, before * count, settings.steps * count)
     )
-    made = ascent(small, there, start=nudged(small, there), step_levels=first, rounded=False)
+    made = ascent(small, there, start=begin(small, there), step_levels=first, rounded=False)
 
     start = picture.float() + resample(made - small, height, width, "bicubic")
     here = replace(
         settings, steps=last, progress=part(settings.progress, before * count, last * count, settings.steps * count)
     )
     return ascent(picture, here, start=start.clamp(0, 1), step_levels=None if first is None else first * LAST)
-
-
-def nudged(picture: Tensor, settings: AttackSettings) -> Tensor:
-    """Each picture with `NUDGE` levels of random signs under its own seed."""
-    shape = picture[:1].shape
-    signs = [torch.randint(2, shape, generator=random_stream(seed, -2)) for seed in settings.seeds_of(len(picture))]
-    nudge = (torch.cat(signs).to(picture.device) * 2.0 - 1) * NUDGE / 255
-    return (picture.float() + nudge).clamp(0, 1)

@@ -20,14 +20,17 @@ from ..attacks.tiled_loss import TiledLoss
 from ..diffusion.autoencoder import Autoencoder
 from ..diffusion.denoiser import Denoiser
 from ..errors import AntiPureError
-from ..pictures import check_shape
-from .carried import carried, nudged
+from ..pictures import check_shape, random_stream
+from .carried import carried
 from .guidance import paper_terms
 from .latent import LatentLoss
 from .objective import LOOKED_AT, Objective
 from .perceptual import balance_colours, shaped_budget
 from .terms import check_target
 from .unrolled import unrolled_term
+
+# Half a level: the latent shift has no slope at the picture itself.
+NUDGE = 0.5
 
 
 def antipure_loss(target: Target, objective: Objective, clean: Tensor) -> Loss:
@@ -108,13 +111,24 @@ def protect(
     first = settings.levels * objective.first_step or None
     ascent = partial(_ascent, target=target, objective=objective)
     if 0 < objective.trained_area < picture.shape[-2] * picture.shape[-1] and settings.steps > 1:
-        return carried(ascent, picture, settings, objective.trained_area, first)
-    start = None
-    if objective.start_blur:
-        start = gaussian_blur(picture.float(), objective.start_blur)
-    elif objective.latent:
-        start = nudged(picture, settings)
-    return ascent(picture, settings, start=start, step_levels=first)
+        return carried(ascent, partial(_start, objective), picture, settings, objective.trained_area, first)
+    return ascent(picture, settings, start=_start(objective, picture, settings), step_levels=first)
+
+
+def _start(objective: Objective, picture: Tensor, settings: AttackSettings) -> Tensor | None:
+    """Where the ascent begins, None at the picture itself."""
+    if not (objective.start_blur or objective.latent):
+        return None
+    start = gaussian_blur(picture.float(), objective.start_blur)  # 0 changes nothing
+    return nudged(start, settings) if objective.latent else start
+
+
+def nudged(picture: Tensor, settings: AttackSettings) -> Tensor:
+    """Each picture with `NUDGE` levels of random signs under its own seed."""
+    shape = picture[:1].shape
+    signs = [torch.randint(2, shape, generator=random_stream(seed, -2)) for seed in settings.seeds_of(len(picture))]
+    nudge = (torch.cat(signs).to(picture.device) * 2.0 - 1) * NUDGE / 255
+    return (picture.float() + nudge).clamp(0, 1)
 
 
 def _ascent(

@@ -49,11 +49,12 @@ def test_the_small_picture_is_opencvs_and_the_perturbation_is_carried_up():
     told: list[tuple[int, int]] = []
     settings = AttackSettings(8, 10, progress=lambda done, total, *_: told.append((done, total)))
     ascent = Ascent()
-    carried(ascent, clean, settings, AREA, first=3.0)
-    (small, there, _, first, rounded), (large, here, start, last_first, last_rounded) = ascent.calls
+    carried(ascent, lambda picture, _: picture + 1 / 255, clean, settings, AREA, first=3.0)
+    (small, there, begun, first, rounded), (large, here, start, last_first, last_rounded) = ascent.calls
     assert small.shape[-2:] == (50, 83)  # the aspect within a pixel, the area that of 64×64
     expected = cv2.resize(clean[0].permute(1, 2, 0).numpy(), (83, 50), interpolation=cv2.INTER_AREA)
     np.testing.assert_allclose(small[0].permute(1, 2, 0).numpy(), expected, atol=1e-4)
+    torch.testing.assert_close(begun, small + 1 / 255)
     assert torch.equal(large, clean)
     ramp = torch.nn.functional.interpolate(
         (torch.linspace(-8, 8, 83) / 255).expand(1, 1, 50, 83), (96, 160), mode="bicubic", align_corners=False
@@ -121,3 +122,9 @@ def test_one_step_is_taken_at_the_pictures_own_size():
 def test_an_area_too_small_to_train_on_is_refused():
     with pytest.raises(AntiPureError, match="trained_area is 100 pixels"):
         replace(PRESETS["robust"], trained_area=100).check_values()
+
+
+def test_a_flat_picture_moves_too():
+    flat = torch.full((1, 3, 32, 32), 0.5)
+    protected = protect(flat, VaeTargets((TinyVae(),)), replace(SCALED, start_blur=1.0), AttackSettings(8, 4))
+    assert float(((protected - flat) != 0).float().mean()) > 0.5

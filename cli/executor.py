@@ -86,7 +86,7 @@ class Executor:
                     self._of_pictures.add(signatures[node_id])
                 if signatures[node_id] not in self._cache:
                     told = {"prompt": checked, "node_id": node_id}
-                    hidden = types[node["class_type"]].get("hidden", {})
+                    hidden = NODES[node["class_type"]].INPUT_TYPES().get("hidden", {})
                     values |= {key: value for key, value in told.items() if "prompt" in hidden and key in hidden}
                     self._cache[signatures[node_id]] = self._execute(
                         node["class_type"], values, source, signatures[node_id]

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from ..methods.antipure.objective import PRESETS, Objective
 from ..methods.attacks.settings import AttackSettings
+from ..methods.gradients.reproducible import reproducible as reproducibly
 from ..methods.metrics import image as metrics
 from ..methods.protections import NAMES, NO_PROTECTION, apply_protection, needs_denoiser, used_terms
 from . import host, inputs
@@ -68,11 +69,18 @@ class Protect:
                     "empty 64×64 mask LoadImage gives for opaque pictures counts as no mask.",
                 ),
                 "objective": inputs.wire("OBJECTIVE", "Own weights and settings; replaces the preset's objective."),
+                "reproducible": inputs.boolean(
+                    False,
+                    "On a GPU: the same seed gives the same bytes whatever else is loaded, slower. Without it, runs "
+                    "there differ slightly. A CPU needs no switch.",
+                ),
             },
             node_id=True,
         )
 
-    def protect(self, image, denoiser, preset, levels, steps, seed, mask=None, objective=None, node_id=None) -> tuple:
+    def protect(
+        self, image, denoiser, preset, levels, steps, seed, mask=None, objective=None, reproducible=False, node_id=None
+    ) -> tuple:
         picture, alpha = from_image(image)
         mask = from_mask(mask, picture)
         settings = AttackSettings(levels, steps, mask, seed)
@@ -83,7 +91,11 @@ class Protect:
             used = used_terms(protection, denoiser)  # refuses what does not fit before any model is loaded
             host.ready(denoiser)
             device = denoiser.device
-            with denoiser.session() as batching, Progress("protecting", node_id) as progress:
+            with (
+                reproducibly(reproducible and device.type != "cpu"),
+                denoiser.session() as batching,
+                Progress("protecting", node_id) as progress,
+            ):
                 settings = replace(settings, mask=None if mask is None else mask.to(device), progress=progress)
                 protected = apply_protection(protection, picture.to(device), denoiser, settings).cpu()
             limit = batching.limit

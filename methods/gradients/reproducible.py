@@ -10,12 +10,14 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
 
 import torch
 
 from ..errors import AntiPureError
 
 _ACTIVE = ContextVar("antipure_reproducible", default=False)
+_DETERMINISTIC: Any = torch.utils.deterministic  # a module of properties
 _CUBLAS = "CUBLAS_WORKSPACE_CONFIG"  # torch refuses deterministic matrix products while cuBLAS may choose its workspace
 
 
@@ -35,13 +37,13 @@ def reproducible(enabled: bool = True) -> Iterator[None]:
         return
     token = _ACTIVE.set(True)
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    benchmark, fill = torch.backends.cudnn.benchmark, torch.utils.deterministic.fill_uninitialized_memory
+    benchmark, fill = torch.backends.cudnn.benchmark, _DETERMINISTIC.fill_uninitialized_memory
     workspace = os.environ.get(_CUBLAS)
     try:
         os.environ.setdefault(_CUBLAS, ":4096:8")
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False
-        torch.utils.deterministic.fill_uninitialized_memory = False
+        _DETERMINISTIC.fill_uninitialized_memory = False
         yield
     except RuntimeError as error:
         if "deterministic" not in str(error):
@@ -53,7 +55,7 @@ def reproducible(enabled: bool = True) -> Iterator[None]:
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
         torch.backends.cudnn.benchmark = benchmark
-        torch.utils.deterministic.fill_uninitialized_memory = fill
+        _DETERMINISTIC.fill_uninitialized_memory = fill
         if workspace is None:
             os.environ.pop(_CUBLAS, None)
         _ACTIVE.reset(token)

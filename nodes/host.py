@@ -17,6 +17,7 @@ from ..methods.attacks.ensemble import CombinedDenoiser, Target, VaeTargets, mem
 from ..methods.diffusion.batching import DEFAULT_MEMORY_BYTES, Sessions
 from ..methods.diffusion.denoiser import Denoiser
 from ..methods.errors import AntiPureError
+from ..methods.gradients.reproducible import is_reproducible
 from ..methods.purification.upscaling import Upscaler
 from .dynamic_vram import give_up_pages, held_bytes, is_dynamic
 
@@ -197,7 +198,12 @@ def _make_room(dynamic: list, needed: float) -> None:
 
 
 def memory_allowance(denoiser: Sessions) -> float:
-    """Bytes that a session of what is `ready` may take for activations: half of what a GPU has free."""
+    """Bytes that a session of what is `ready` may take for activations: half of what a GPU has free.
+
+    A quarter of all it has where plans must not follow what is free (`reproducible`).
+    """
+    if is_reproducible() and denoiser.device.type != "cpu":
+        return max(DEFAULT_MEMORY_BYTES, total_memory(denoiser.device) // 4)
     dynamic = next(filter(is_dynamic, getattr(denoiser, "shared_patchers", ())), None)
     if dynamic is not None and denoiser.device.type != "cpu":
         # Pages of other models are given up as memory is asked for: only the host can count them.
@@ -213,6 +219,17 @@ def memory_allowance(denoiser: Sessions) -> float:
         return max(DEFAULT_MEMORY_BYTES, comfy.model_management.get_free_memory(denoiser.device) // 2)
     borrowed = getattr(denoiser, "borrowed_bytes", None)
     return denoiser.memory_bytes if borrowed is None else _GUEST_SHARE * borrowed
+
+
+def total_memory(device: torch.device) -> int:
+    """Bytes of a GPU's memory, used or not; 0 where nobody tells."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[1]
+    if not inside_comfyui():
+        return 0
+    import comfy.model_management
+
+    return comfy.model_management.get_total_memory(device)
 
 
 def seed_clones(model, seed: int):

@@ -8,6 +8,7 @@ from ..methods.antipure.objective import PRESETS, Objective
 from ..methods.attacks.settings import AttackSettings
 from ..methods.attacks.visibility import FULL
 from ..methods.attacks.visibility import SETTINGS as VISIBILITIES
+from ..methods.gradients.reproducible import reproducible as reproducibly
 from ..methods.metrics import image as metrics
 from ..methods.protections import NAMES, NO_PROTECTION, apply_protection, needs_denoiser, used_terms
 from . import host, inputs
@@ -80,12 +81,28 @@ class Protect:
                     "flat ground, where eyes see most. gentle: hardly any there; edges and texture carry it. Works "
                     "with every preset, and costs some of the effect.",
                 ),
+                "reproducible": inputs.boolean(
+                    False,
+                    "On a GPU: the same seed gives the same bytes whatever else is loaded, slower. Without it, runs "
+                    "there differ slightly. A CPU needs no switch.",
+                ),
             },
             node_id=True,
         )
 
     def protect(
-        self, image, denoiser, preset, levels, steps, seed, mask=None, objective=None, visibility=FULL, node_id=None
+        self,
+        image,
+        denoiser,
+        preset,
+        levels,
+        steps,
+        seed,
+        mask=None,
+        objective=None,
+        visibility=FULL,
+        reproducible=False,
+        node_id=None,
     ) -> tuple:
         picture, alpha = from_image(image)
         mask = from_mask(mask, picture)
@@ -98,7 +115,11 @@ class Protect:
             host.ready(denoiser)
             device = denoiser.device
             networks = host.networks_of(denoiser)
-            with denoiser.session() as batching, Progress("protecting", node_id, networks, batching) as progress:
+            with (
+                reproducibly(reproducible and device.type != "cpu"),
+                denoiser.session() as batching,
+                Progress("protecting", node_id, networks, batching) as progress,
+            ):
                 progress.begin(picture[:1], len(picture) * (steps if objective is None else objective.steps(steps)))
                 settings = replace(settings, mask=None if mask is None else mask.to(device), progress=progress)
                 protected = apply_protection(protection, picture.to(device), denoiser, settings).cpu()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from ..methods.gradients.reproducible import reproducible as reproducibly
 from ..methods.memory import enough_memory
 from ..methods.purification.purify import METHODS, purify
 from . import host, inputs
@@ -60,17 +61,25 @@ class DiffusionPurify:
                     "At how many of the timesteps the model runs, evenly spaced; 0: at all of them. Half as many "
                     "take half the time and purify a little differently.",
                 ),
+                "reproducible": inputs.boolean(
+                    False,
+                    "On a GPU: the same seed gives the same bytes whatever else is loaded, slower. A CPU needs no "
+                    "switch.",
+                ),
             },
             advanced=("gamma", "substeps"),
             node_id=True,
         )
 
-    def purify(self, image, denoiser, method, timestep, iterations, gamma, seed, substeps=0, node_id=None) -> tuple:
+    def purify(
+        self, image, denoiser, method, timestep, iterations, gamma, seed, substeps=0, reproducible=False, node_id=None
+    ) -> tuple:
         picture, alpha = from_image(image)
         check_single(denoiser, TO_PURIFY)
         host.ready(denoiser)
         settings = {"timestep": timestep, "iterations": iterations, "gamma": gamma, "seed": seed, "substeps": substeps}
         with (
+            reproducibly(reproducible and denoiser.device.type != "cpu"),
             enough_memory("this picture at once", "use 'gridpure', or a smaller picture"),
             denoiser.session(),
             Progress("purifying", node_id, host.networks_of(denoiser)) as progress,

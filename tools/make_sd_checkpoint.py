@@ -1,7 +1,7 @@
 """Write a Stable Diffusion checkpoint with random weights: real names, real shapes, noise instead of pictures.
 
 For tests of a real server without a download. Keep it outside the repository.
-    python tools/make_sd_checkpoint.py FILE.safetensors                      # all of SD 1.5, 2.1 GB
+    python tools/make_sd_checkpoint.py FILE.safetensors                      # all of SD 1.5, 2.1 GB; sdxl: 6.9 GB
     python tools/make_sd_checkpoint.py FILE.safetensors --kind sdxl-small
 
 The small kinds are the least that ComfyUI still takes for the family. It recognises a family by its 320 channels,
@@ -43,6 +43,7 @@ class Unet:
 
 KINDS = {
     "sd15": Unet((320, 640, 1280, 1280), 2, (1, 1, 1, 0), (1, 1, 1, 0), middle=1, context=768),
+    "sdxl": Unet((320, 640, 1280), 2, (0, 2, 10), (0, 2, 10), middle=10, context=2048, linear=True, vector=2816),
     "sd15-small": Unet((320, 320), 1, (1, 1), (1, 1), middle=1, context=768),
     "sdxl-small": Unet((320, 320, 320), 2, (0, 2, 10), (0, 1, 1), middle=1, context=2048, linear=True, vector=2816),
 }
@@ -214,15 +215,15 @@ def clip_g_shapes() -> Shapes:
 
 def random_tensor(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     """Weights of variance 1 / inputs, norms near the identity, small biases: activations stay of order 1."""
-    value = torch.randn(shape, generator=generator)
+    value = torch.randn(shape, generator=generator, device=generator.device)
     if len(shape) > 1:
-        return (value / value[0].numel() ** 0.5).half()
-    return (0.02 * value + name.endswith("weight")).half()
+        return (value / value[0].numel() ** 0.5).half().cpu()
+    return (0.02 * value + name.endswith("weight")).half().cpu()
 
 
-def checkpoint(kind: str = "sd15", seed: int = 0) -> dict[str, Tensor]:
-    """Name -> tensor. Layers of small kinds' text encoders are expanded zeros."""
-    generator = torch.Generator().manual_seed(seed)
+def checkpoint(kind: str = "sd15", seed: int = 0, device: str = "cpu") -> dict[str, Tensor]:
+    """Name -> tensor. Layers of small kinds' text encoders are expanded zeros. device: where the numbers are drawn."""
+    generator = torch.Generator(device).manual_seed(seed)
     texts = {CLIP_L: clip_shapes(), CLIP_G: clip_g_shapes()} if kind.startswith("sdxl") else {CLIP: clip_shapes()}
     tensors = {}
     for prefix, shapes in {UNET: unet_shapes(KINDS[kind]), VAE: vae_shapes(), **texts}.items():
@@ -261,8 +262,9 @@ def main() -> None:
     parser.add_argument("file", type=Path)
     parser.add_argument("--kind", choices=KINDS, default="sd15")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu", help="draws the numbers: cuda is faster and draws others")
     args = parser.parse_args()
-    write(checkpoint(args.kind, args.seed), args.file)
+    write(checkpoint(args.kind, args.seed, args.device), args.file)
     size = args.file.stat()
     print(f"{args.file}: {size.st_size / 1e9:.2f} GB, {512 * size.st_blocks / 1e9:.2f} GB on the disk")
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from ..gradients.memory_plan import CheckpointPlan, SavedBytes, plan
+from ..gradients.reproducible import is_reproducible
 
 DEFAULT_MEMORY_BYTES = 768 * 2**20
 SEGMENTS = ("encode", "predict", "decode")  # of a latent denoiser, in the order in which they run
@@ -52,8 +53,10 @@ class Batching:
         return (slice(i, min(i + size, count)) for i in range(0, count, size))
 
     def shrink(self) -> bool:
-        """After running out of memory: halve the batches from now on. False when one tile is already the batch."""
-        if self.latest == 1:
+        """After running out of memory: halve the batches from now on. False when one tile is already the batch, and
+        where other batches, which round differently, are ruled out (`reproducible`).
+        """
+        if self.latest == 1 or is_reproducible():
             return False
         self.limit = self.latest // 2
         log.warning("Out of memory: going on with at most %d tiles at a time.", self.limit)
@@ -82,7 +85,7 @@ class PlannedBatching(Batching):
         self.latest = 1
 
     def shrink(self) -> bool:
-        if self.plan is None or (self.latest == 1 and not self.plan.leaner):
+        if self.plan is None or (self.latest == 1 and not self.plan.leaner) or is_reproducible():
             return False
         self.memory_bytes = (self.plan.fixed + self.latest * self.plan.each) / 2
         log.warning("Out of memory: going on with half as much for activations, which is slower.")

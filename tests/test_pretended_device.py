@@ -1,0 +1,42 @@
+"""Methods and nodes on a pretended device (tests/pretended): the same pictures as on the CPU, nothing left behind.
+
+tests/comfyui/test_pretended_device.py has the nodes that ComfyUI's own models go through.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CHECKS = Path(__file__).parent / "pretended" / "checks.py"
+NAMES = (
+    "a tensor left behind",
+    *(f"protect {name}" for name in ("robust", "strong", "strong_shaped", "unrolled", "paper", "fast", "advdm")),
+    *(f"protect {name}" for name in ("photoguard", "mist_textural", "anti_dreambooth_fsmg", "anti_dreambooth_aspl")),
+    *("protect simac", "purify gridpure", "purify diffpure", "nodes", "train a patch"),
+)
+
+
+@pytest.fixture(scope="module")
+def found(pretended) -> dict:
+    done = subprocess.run([sys.executable, str(CHECKS)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    return json.loads(line.removeprefix("RESULT "))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_device_gives_what_the_cpu_gives(found, name):
+    check = found[name]
+    assert "failed" not in check, check
+    assert check["acts"]
+    assert check["most"] < 1e-4, "the kernels are the CPU's, and noise is the same bytes"
+
+
+def test_every_check_is_asked_for_and_ran_on_the_device(found):
+    assert set(found) == {*NAMES, "used"}
+    assert found["used"] > 1e6

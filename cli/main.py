@@ -115,6 +115,8 @@ def build_parser() -> argparse.ArgumentParser:
     demo.add_argument("--iterations", type=int, default=10)
     demo.add_argument("--levels", type=float, default=8)
 
+    commands.add_parser("doctor", help="versions, devices, models, and what is missing for which node")
+
     fetch = commands.add_parser("fetch-models", help="download weights that metrics use; without names: list them")
     fetch.add_argument("names", nargs="*", metavar="NAME")
     fetch.add_argument("--models", type=Path, metavar="DIR",
@@ -302,6 +304,12 @@ def main(argv: list[str] | None = None) -> int:
             from .fetch_models import run_fetch_models
 
             run_fetch_models(args.names, args.models, accept_licence=args.accept_licence)
+        elif args.command == "doctor":
+            from .doctor import run_doctor
+
+            screen, whole = run_doctor()
+            show(screen)
+            return 0 if whole else 2
         elif args.command == "report":
             _report(args)
         elif args.command == "verify":

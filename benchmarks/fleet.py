@@ -1,4 +1,4 @@
-"""What many pictures cost beyond the method: `python -m benchmarks.fleet [workers] [overhead] [memory]`.
+"""What many pictures cost beyond the method: `python -m benchmarks.fleet [workers] [overhead] [memory] [together]`.
 
 workers: pictures a second of two worker processes over those of one, a thread each, run in turn. overhead: what
 reading, checking, measuring, writing and noting down add to the bare method, in turn on the same pictures. memory: what
@@ -29,6 +29,7 @@ from antipure.methods.attacks.settings import AttackSettings
 from antipure.methods.diffusion.checkpoints import BUNDLED, load_denoiser
 from antipure.methods.pictures import from_uint8
 from antipure.methods.protections import apply_protection
+from antipure.methods.purification.purify import purify
 from PIL import Image
 
 from .work import machine
@@ -138,11 +139,33 @@ def memory(args: argparse.Namespace) -> Iterator[str]:
     yield f"from {EVERY} to {args.many}: {held[-1] - held[0]:+.1f} MiB ({held[-1] / held[0] - 1:+.2%})"
 
 
+def together(args: argparse.Namespace) -> Iterator[str]:
+    """Whether pictures of one size are purified faster as a batch than one by one; protections are loops of their own."""
+    torch.set_num_threads(1)
+    denoiser, alone, batch, size = load_denoiser(BUNDLED), [], [], 4
+    with tempfile.TemporaryDirectory() as place:
+        jobs = make_pictures(Path(place), size, args.side)
+        pictures = torch.cat([from_uint8(read_picture(Path(job.source))[0]) for job in jobs])
+    settings = {"timestep": 4, "iterations": 2, "gamma": 0.1, "seed": 0}
+    with torch.no_grad(), denoiser.session():
+        for turn in range(args.rounds + 1):
+            began = time.process_time()
+            singles = torch.cat([purify("gridpure", picture[None], denoiser, **settings) for picture in pictures])
+            middle = time.process_time()
+            same = torch.equal(purify("gridpure", pictures, denoiser, **settings), singles)
+            if turn:
+                alone.append(middle - began)
+                batch.append(time.process_time() - middle)
+    ratios = [one / many for one, many in zip(alone, batch, strict=True)]
+    told = "the same bytes" if same else "other bytes"
+    yield f"{size} pictures as one batch: {median(ratios):.2f} x as fast as one by one ({_shown(ratios)}), {told}"
+
+
 def _shown(values: list[float]) -> str:
     return ", ".join(f"{value:.2f}" for value in values)
 
 
-PARTS = {"workers": workers, "overhead": overhead, "memory": memory}
+PARTS = {"workers": workers, "overhead": overhead, "memory": memory, "together": together}
 
 
 def main() -> None:

@@ -31,7 +31,29 @@ BROKEN = ("empty.png", "text.png", "cut.png", "floating.tif", "huge.png", "gone.
 HIDDEN = re.compile(r"\.\d+-[0-9a-f]{32}\.part")
 LEVELS = 8
 ALL = sys.maxsize
-TRIES = 10
+# `ray start` gives up when its node has not joined after 30 s, which no setting changes; busy machines take longer.
+PATIENT = """
+import time
+from ray._private import services
+from ray.scripts import scripts
+ask, end = services.get_node, time.monotonic() + 900
+def patient(*arguments, **settings):
+    while True:
+        try:
+            return ask(*arguments, **settings)
+        except RuntimeError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(1)
+services.get_node = patient
+scripts.main()
+"""
+# The same of Ray's other clocks, in milliseconds, times and seconds.
+CLOCKS = {
+    "RAY_health_check_timeout_ms": "120000",
+    "RAY_health_check_failure_threshold": "50",
+    "RAY_worker_register_timeout_seconds": "900",
+}
 
 
 def make_pictures(folder: Path, good: int = 54, broken: tuple[str, ...] = BROKEN) -> None:
@@ -112,26 +134,20 @@ class Watched:
 
 
 def start_cluster(place: str, cpus: int) -> tuple[subprocess.Popen, str]:
-    """A cluster that stays when a driver dies, and its address. Ray gives up after 30 s, so busy machines try again."""
-    ray = str(Path(sys.executable).with_name("ray"))
-    for attempt in range(TRIES):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        folder = Path(place, str(attempt))
-        folder.mkdir()
-        arguments = [ray, "start", "--head", "--block", f"--port={port}", f"--num-cpus={cpus}", f"--temp-dir={folder}"]
-        arguments += ["--include-dashboard=false", "--disable-usage-stats"]
-        log = folder / "start.log"
-        with log.open("wb") as file:
-            process = subprocess.Popen(arguments, stdout=file, stderr=file, start_new_session=True)
-        while process.poll() is None:
-            if "Ray runtime started" in log.read_text():
-                return process, f"127.0.0.1:{port}"
-            time.sleep(0.5)
-        stop(process)
-        print(f"Ray did not start: {(log.read_text().splitlines() or [''])[-1]}", file=sys.stderr, flush=True)
-    raise AssertionError("the cluster does not start")
+    """A cluster that stays when a driver dies, and its address."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    arguments = ["start", "--head", "--block", f"--port={port}", f"--num-cpus={cpus}", f"--temp-dir={place}"]
+    arguments += ["--include-dashboard=false", "--disable-usage-stats"]
+    log = Path(place, "start.log")
+    with log.open("wb") as file:
+        whole = [sys.executable, "-u", "-c", PATIENT, *arguments]
+        process = subprocess.Popen(whole, stdout=file, stderr=file, start_new_session=True)
+    while "Ray runtime started" not in (told := log.read_text()):
+        assert process.poll() is None, f"the cluster does not start: {told[-4000:]}"
+        time.sleep(0.5)
+    return process, f"127.0.0.1:{port}"
 
 
 def stop(process: subprocess.Popen) -> None:
@@ -151,8 +167,7 @@ def measure(place: Path, args: argparse.Namespace) -> dict[str, object]:
     alone = time.monotonic() - began
     assert status == 1, (place / "reference.log").read_text()
     # Ray lets in whoever has its token: one of its own for this cluster, handed on to all that is started here.
-    os.environ["PYTHONUNBUFFERED"] = "1"
-    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    os.environ |= CLOCKS | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     cluster, address = start_cluster(tempfile.mkdtemp(prefix="ray", dir="/tmp"), 2)
     arguments = command(pictures, out, args, "--engine", "ray", "--address", address, "--workers", "2")
     try:

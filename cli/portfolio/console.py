@@ -15,6 +15,7 @@ from .manifest import Line
 
 _LINE_SECONDS = 30  # between lines where no bar can be drawn
 _LONGEST_NAME = 40
+_MOST_NOTES = 5  # of one kind
 
 
 class Console:
@@ -48,6 +49,8 @@ class Console:
         """A picture is done, or failed with a sentence."""
         self._parts.pop(picture, None)
         self.done += 1
+        if self.done == 1:  # the models were loaded in its time
+            self._began = time.monotonic()
         if error is not None:
             self._bar.clear()
             complain(f"{one_line(picture)}: {error}")
@@ -60,15 +63,30 @@ class Console:
             at_work = ", ".join(f"{_short(name)} {share:.0%}" for name, share in list(self._parts.items())[:3])
             self._bar.set_postfix_str(at_work, refresh=False)
             self._bar.refresh()
-        elif now - self._last > _LINE_SECONDS and self.done:
+        elif now - self._last > _LINE_SECONDS and self.done > 1:
             self._last = now
-            left = (now - self._began) / self.done * (self.total - self.done)
+            left = (now - self._began) / (self.done - 1) * (self.total - self.done)
             print(f"antipure: {self.done} of {self.total} pictures, {duration(left)} left", file=sys.stderr, flush=True)
 
 
 def _short(name: str) -> str:
     line = one_line(name)
     return line if len(line) <= _LONGEST_NAME else f"…{line[1 - _LONGEST_NAME :]}"
+
+
+def tell_notes(lines: list[Line]) -> None:
+    """What was converted or left out of pictures; of what concerns many of them the first ones."""
+    alike = Counter[str]()
+    for line in lines:
+        name = one_line(line["picture"].rpartition("/")[2])
+        for note in line["notes"]:
+            kind = note.removeprefix(name).strip()
+            alike[kind] += 1
+            if alike[kind] <= _MOST_NOTES:
+                complain(note)
+    for kind, count in alike.items():
+        if count > _MOST_NOTES:
+            complain(f"{count - _MOST_NOTES} more: … {kind}")
 
 
 def summary(lines: list[Line], counts: Counter[str], seconds: float) -> str:

@@ -71,7 +71,7 @@ class Manifest:
             self.lines = {key_of(line): line for line in read_lines(path)}
             self.claims = self._read_claims()
             self._write(self.lines.values())  # without what was cut off
-            self._file = os.open(path, os.O_WRONLY | os.O_APPEND | getattr(os, "O_BINARY", 0))
+            self._file = self._open()
         except BaseException:
             os.close(self._lock)
             raise
@@ -83,6 +83,9 @@ class Manifest:
         os.close(self._file)
         os.close(self._lock)
 
+    def _open(self) -> int:
+        return os.open(self.path, os.O_WRONLY | os.O_APPEND | getattr(os, "O_BINARY", 0))
+
     def outputs(self) -> set[str]:
         """Names of all outputs that the lines tell of, below the folder of the outputs."""
         return {output["path"] for line in self.lines.values() for output in line["outputs"]}
@@ -93,9 +96,11 @@ class Manifest:
         self.claims |= {*names, *(output["path"] for line in taken for output in line["outputs"])}
         self._write_claims()
         if taken:
-            self._write(self.lines.values())
-            os.close(self._file)
-            self._file = os.open(self.path, os.O_WRONLY | os.O_APPEND | getattr(os, "O_BINARY", 0))
+            os.close(self._file)  # Windows replaces no file that is open
+            try:
+                self._write(self.lines.values())
+            finally:
+                self._file = self._open()
 
     def append(self, line: Line) -> None:
         """Add a picture's line: whole and on the disk, or not at all.

@@ -18,8 +18,9 @@ from ...methods.figures.contact_sheet import Entry, contact_sheet
 from ..pictures import read_picture
 from ..terminal import one_line
 from . import places
+from .inputs import SHEET
 from .manifest import Line
-from .plan import SHEET, found_place
+from .plan import found_place
 
 PAGE = "antipure_page.html"
 TEMPLATE = Path(__file__).with_name("page.html")

@@ -30,7 +30,7 @@ def pair(originals: Sequence[Picture], made: Sequence[Picture]) -> tuple[list[tu
         path = PurePosixPath(picture.relative.casefold())
         found = next((by_name[name] for name in _names(path) if name in by_name), [])
         if len(found) > 1:  # of photo.png and photo.jpg the one with the same ending
-            found = [each for each in found if PurePosixPath(each.relative.casefold()).suffix == path.suffix]
+            found = [each for each in found if each.relative.casefold().endswith(path.suffix)] or found
         if len(found) == 1:
             pairs.append((found[0], picture))
         else:
@@ -45,8 +45,8 @@ def pair(originals: Sequence[Picture], made: Sequence[Picture]) -> tuple[list[tu
 
 
 def _names(path: PurePosixPath) -> list[str]:
-    """What the original may be called: as the picture, then without what commands add."""
-    stems = [path.stem]
-    for ending in (r"_\d{5}_?", *(re.escape(each) for each in ENDINGS.values() if each)):
-        stems.append(re.sub(rf"{ending}$", "", stems[-1]))
-    return [str(path.with_name(stem)) for stem in dict.fromkeys(stems) if stem]
+    """What the original may be called: as the picture, then without what commands add, one after another."""
+    stems, added = [path.stem], rf"(_\d{{5}}_?|{'|'.join(ending for ending in ENDINGS.values() if ending)})$"
+    while (shorter := re.sub(added, "", stems[-1])) != stems[-1]:
+        stems.append(shorter)
+    return [str(path.with_name(stem)) for stem in stems if stem]

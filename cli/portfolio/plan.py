@@ -18,7 +18,6 @@ from .inputs import Picture
 from .manifest import Line, Manifest
 
 ENDINGS = {"protect": "_protected", "purify": "_purified", "report": "_robustness", "measure": ""}
-SHEET = "antipure_sheet.png"
 _LONGEST = 180  # bytes of a name; a number and an ending are added, and file systems take 255
 
 
@@ -169,7 +168,7 @@ def plan(
 
 
 def is_output_of(lines: Sequence[Line], out: str) -> Callable[[str], bool]:
-    """A function that tells whether a source is an output that these lines tell of, or a picture of a run's page."""
-    names = {output["path"] for line in lines for output in line["outputs"]} | {SHEET}
+    """A function that tells whether a source is an output that these lines tell of."""
+    names = {output["path"] for line in lines for output in line["outputs"]}
     known = {_identity(places.join(out, name)) for name in names}
     return lambda source: _identity(source) in known

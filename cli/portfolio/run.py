@@ -21,7 +21,7 @@ from ...methods.errors import AntiPureError
 from ...methods.files import check_writable
 from ..terminal import complain, one_line, show
 from . import places
-from .console import Console, measured, summary
+from .console import Console, measured, summary, tell_notes
 from .inputs import Found, find
 from .manifest import NAME, Line, Manifest, read_lines
 from .models import sums_of_models
@@ -71,6 +71,8 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
             counts["not reached"] = len(jobs) - len(lines)
             manifest.end(job.output for job in jobs if _unmade(manifest, job))
             if lines or counts["not reached"]:
+                new = lines[counts["finished before"] + len(planned.failed) :]
+                tell_notes(new)
                 _tell(args, lines, counts, time.monotonic() - began, path)
         if places.is_url(out):
             places.write(places.join(out, NAME), path.read_bytes())
@@ -174,7 +176,8 @@ def _work(
     foreign = {job.output for job in todo if job.output not in mine and _is_there(out, job, mine)}
     manifest.begin([job.key for job in todo], [job.output for job in todo if job.output not in foreign])
     own = {name: value for name, value in settings.items() if name not in ("models", "keep_exif", "server")}
-    setup = Setup(args.command, own, _threads(args), bool(settings.get("keep_exif")), args.server)
+    models = settings["models"] if args.engine == "ray" else None
+    setup = Setup(args.command, own, _threads(args), bool(settings.get("keep_exif")), args.server, models)
     with Console(len(todo)) as console:
         for outcome in _engine(args, setup, todo, console):
             if outcome.fatal or outcome.job is None:
@@ -262,9 +265,6 @@ def _unmade(manifest: Manifest, job: Job) -> bool:
 
 
 def _tell(args: argparse.Namespace, lines: list[Line], counts: Counter[str], seconds: float, path: Path) -> None:
-    for line in lines:
-        for note in line["notes"]:
-            complain(note)
     if args.command == "measure":
         show(json.dumps([_as_json(line) for line in lines]) if args.json else measured(lines))
         if args.json:

@@ -18,10 +18,10 @@ from ...methods.pictures import from_uint8
 from ..pictures import read_picture
 from ..terminal import one_line
 from . import comfyui_outputs, places
-from .inputs import ENDINGS
+from .inputs import ENDINGS, SHEET
 from .manifest import NAME, Line, read_lines
 from .models import sums_of_models
-from .plan import SHEET, Job, found_place, sha256
+from .plan import Job, found_place, sha256
 from .work import Setup, Worker
 
 OK, BAD, UNKNOWN = "as it should be", "wrong", "could not be checked"

@@ -39,6 +39,7 @@ from ..pictures import Source, read_picture
 from ..result import Result
 from ..terminal import one_line
 from . import places
+from .models import sums_of_models
 from .plan import Job
 
 FRAME = "_{:05}"  # between name and ending, where a file holds several frames
@@ -47,13 +48,16 @@ FRAME = "_{:05}"  # between name and ending, where a file holds several frames
 @dataclass(frozen=True)
 class Setup:
     """What all pictures of a run have in common. settings: the command's own, by name. threads: of torch, None leaves
-    them as they are. keep_exif: whether all EXIF and XMP data go on, not the creator's alone."""
+    them as they are. keep_exif: whether all EXIF and XMP data go on, not the creator's alone. models: their checksums
+    by name, where workers may be on machines that hold others.
+    """
 
     command: str
     settings: dict[str, Any]
     threads: int | None = None
     keep_exif: bool = False
     server: str | None = None
+    models: dict[str, str] | None = None
 
 
 @dataclass
@@ -102,6 +106,8 @@ class Worker:
         if self.setup.server:
             return None
         try:
+            if self.setup.models not in (None, sums_of_models(self.setup.settings)):
+                return f"The models on {socket.gethostname()} are not those here; copy the same files to all machines."
             prompt = self._prompt("picture.png", ("picture.png",) * 4)
             self._executor.check(prompt)
             alone = _without_pictures(prompt)

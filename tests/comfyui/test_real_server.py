@@ -126,6 +126,10 @@ def test_every_node_has_a_help_page(comfyui, node_id):
     assert comfyui.get(f"/extensions/{FOLDER}/docs/{node_id}.md").strip()
 
 
+# What the shipped workflow for folders needs and a version has not; its note names what to take there.
+LACKING = {"0.3.64": {"LoadImageDataSetFromFolder"}}
+
+
 def test_workflows_are_offered_as_templates(comfyui):
     names = sorted(path.stem for path in (ROOT / "workflows").glob("*.json"))
     assert names
@@ -135,7 +139,7 @@ def test_workflows_are_offered_as_templates(comfyui):
         assert comfyui.get(f"/api/workflow_templates/{FOLDER}/{quote(name)}.jpg")[:2] == b"\xff\xd8"
         known = comfyui.json("/object_info")
         used = {node["type"] for node in graph["nodes"]} - {"Note", "MarkdownNote"}
-        assert used <= known.keys()
+        assert used - LACKING.get(comfyui.version, set()) <= known.keys()
 
 
 def test_a_mistake_in_a_list_of_purifiers_is_refused_before_the_graph_runs(comfyui, tmp_path):

@@ -17,7 +17,20 @@ from ..methods.requirements import missed
 from .portfolio.options import about_many, add_options, out_folder
 from .terminal import complain, show
 
+BUNDLED, BUNDLED_PAIR = "bundled", "bundled_pair"  # nodes.model_folders's, without what it imports
+
 MOST_VAES = 4  # of VAE Targets
+
+
+def _model_options(default: str) -> argparse.ArgumentParser:
+    """What commands share that run a pixel denoiser, with the one they take by default."""
+    model = argparse.ArgumentParser(add_help=False)
+    model.add_argument("--denoiser", default=default,
+                       help="'bundled', 'bundled_pair' (that and its sibling, to protect against), 'bundled_held_out', "
+                       f"'bundled_judge', a file or a folder (default: {default})")  # fmt: skip
+    model.add_argument("--precision", default="fp32", choices=("fp32", "bf16", "fp16"))
+    model.add_argument("--seed", type=int, default=0)
+    return model
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -28,35 +41,33 @@ def build_parser() -> argparse.ArgumentParser:
     common.add_argument("--out", type=out_folder, default=Path("output"),
                         help="folder for the pictures (default: output)")  # fmt: skip
     common.add_argument("--server", metavar="URL", help="run on this ComfyUI, e.g. http://127.0.0.1:8188")
-    model = argparse.ArgumentParser(add_help=False)
-    model.add_argument("--denoiser", default="bundled",
-                       help="'bundled', 'bundled_pair' (to protect against), 'bundled_held_out', "
-                       "'bundled_judge', a file or a folder")  # fmt: skip
-    model.add_argument("--precision", default="fp32", choices=("fp32", "bf16", "fp16"))
-    model.add_argument("--seed", type=int, default=0)
+    model = _model_options(BUNDLED)
 
     run = commands.add_parser("run", parents=[common], help="run an API workflow")
     run.add_argument("workflow", help="a file, or the name of a shipped workflow such as protect_and_purify")
     run.add_argument("--set", action="append", default=[], metavar="NODE.INPUT=VALUE", dest="settings",
                      help="set an input; NODE is an id, a title or a class; may be repeated")  # fmt: skip
 
-    protect = commands.add_parser("protect", parents=[common, model], help="protect pictures")
+    protect = commands.add_parser("protect", parents=[common, _model_options(BUNDLED_PAIR)], help="protect pictures")
     protect.add_argument("picture", help="a picture, folder, glob, @list.txt, or - for a list on standard input")
     protect.add_argument("more", nargs="*", help="more of them")
     add_options(protect, pictures=True)
-    protect.add_argument("--preset", default="strong", metavar="NAME",
-                         help="robust, strong, strong_shaped, unrolled, fast, paper; a control: random, shift, blocks, "
+    protect.add_argument("--preset", default="robust", metavar="NAME",
+                         help="robust (default), robust_fast, strong, strong_shaped, unrolled, fast, paper; a control: "
+                         "random, shift, blocks, "
                          "smooth; a published protection: advdm, photoguard, mist, mist_textural, mist_semantic, "
                          "anti_dreambooth_fsmg, anti_dreambooth_aspl, simac, pid; or none")  # fmt: skip
     protect.add_argument("--levels", type=float, default=8, help="budget in 8-bit levels (default 8)")
-    protect.add_argument("--steps", type=int, default=100)
+    protect.add_argument("--steps", type=int, default=40, help="gradient steps (default 40)")
     protect.add_argument("--vae", action="append", default=[], metavar="FILE", dest="vaes",
                          help="also against this VAE (robust, photoguard, mist_textural, pid): file, folder, or a "
                          "name like taesd; up to four times; '--denoiser none' leaves the denoiser out")  # fmt: skip
     protect.add_argument("--visibility", default="full", metavar="NAME",
                          help="full (default), balanced, or gentle: less budget where eyes see it")  # fmt: skip
 
-    purify = commands.add_parser("purify", parents=[common, model], help="purify pictures, to measure a protection")
+    purify = commands.add_parser(
+        "purify", parents=[common, model], help="purify pictures, to measure a protection"
+    )
     purify.add_argument("picture", help="a picture, folder, glob, @list.txt, or - for a list on standard input")
     purify.add_argument("more", nargs="*", help="more of them")
     add_options(purify, pictures=True)
@@ -77,13 +88,15 @@ def build_parser() -> argparse.ArgumentParser:
     measure.add_argument("--json", action="store_true", help="print JSON")
     measure.add_argument("--server", metavar="URL", help="run on this ComfyUI")
 
-    report = commands.add_parser("report", parents=[common, model], help="what protections of a picture are worth")
+    report = commands.add_parser(
+        "report", parents=[common, model], help="what protections of a picture are worth"
+    )
     report.add_argument("picture", help="the original, or a folder, glob or @list.txt of originals")
     report.add_argument("protected", nargs="*", help="protected versions of it, or folders of them; none: it is "
                         "protected here")  # fmt: skip
     add_options(report, pictures=False)
     report.add_argument("--preset", action="append", metavar="NAME", dest="presets",
-                        help="protect with this one (default: strong and paper); may be repeated")  # fmt: skip
+                        help="protect with this one (default: robust and paper); may be repeated")  # fmt: skip
     report.add_argument("--levels", type=float, default=8, help="budget of the presets in 8-bit levels (default 8)")
     report.add_argument("--steps", type=int, default=40, help="of the presets (default 40)")
     report.add_argument("--held-out", default="bundled_judge", metavar="DENOISER",

@@ -8,8 +8,6 @@ from ..methods.gradients.compilation import MODES, OFF
 from . import host, inputs, model_folders
 from .model_folders import BUNDLED, BUNDLED_PAIR
 
-PAIR = (BUNDLED, "bundled_held_out")
-
 
 class LoadDenoiser:
     DESCRIPTION = (
@@ -57,8 +55,7 @@ class LoadDenoiser:
         return model_folders.model_state("denoisers", BUNDLED if denoiser == BUNDLED_PAIR else denoiser)
 
     def load(self, denoiser: str, precision: str, compile: str = OFF) -> tuple:
-        names = PAIR if denoiser == BUNDLED_PAIR else (denoiser,)
-        paths = [model_folders.find_model("denoisers", name) for name in names]
+        paths = model_folders.find_denoisers(denoiser)
         loaded = [host.manage(load_denoiser(path, precision=precision, compile=compile)) for path in paths]
         return (combine(*loaded, "mean") if len(loaded) > 1 else loaded[0],)
 

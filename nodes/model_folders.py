@@ -102,6 +102,12 @@ def list_models(kind: str) -> list[str]:
     return list(dict.fromkeys([*KINDS[kind].bundled, *_models(KINDS[kind])]))
 
 
+def find_denoisers(name: str) -> list[Path]:
+    """The paths behind the name of a denoiser: two behind `BUNDLED_PAIR`, else one. As `find_model`."""
+    names = (BUNDLED, "bundled_held_out") if name == BUNDLED_PAIR else (name,)
+    return [find_model("denoisers", one) for one in names]
+
+
 def find_model(kind: str, name: str) -> Path:
     """The path behind a name of `list_models`.
 

@@ -5,15 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..methods.antipure.objective import PRESETS, Objective
+from ..methods.attacks.ensemble import Target, VaeTargets, bundled_vae_targets, combine
 from ..methods.attacks.settings import AttackSettings
 from ..methods.attacks.visibility import FULL
 from ..methods.attacks.visibility import SETTINGS as VISIBILITIES
 from ..methods.gradients.reproducible import reproducible as reproducibly
 from ..methods.metrics import image as metrics
-from ..methods.protections import NAMES, NO_PROTECTION, apply_protection, needs_denoiser, used_terms
+from ..methods.protections import NAMES, NO_PROTECTION, apply_protection, lacks_vae, needs_denoiser, used_terms
 from . import host, inputs
 from .convert import NOTHING_CHANGED, all_forbidden, difference_view, from_image, from_mask, to_image
 from .progress import Progress
+
+DEFAULT = "robust"
 
 
 class Protect:
@@ -45,9 +48,10 @@ class Protect:
             ),
             preset=inputs.choice(
                 NAMES,
-                "strong",
-                "robust: moves the latent of every wired VAE through a trainer's resize, and does what strong does "
-                "with a diffusion model; what is not wired is left out. strong: unrolls the purifier and wipes out "
+                DEFAULT,
+                "robust: moves what a trainer's VAE makes of the picture, at the sizes trainers use, and what is left "
+                "after purifiers, both at once; wire VAE Targets for the VAEs you know, else the pack's own encoder "
+                "stands in. robust_fast: a quarter of its steps. strong: unrolls the purifier and wipes out "
                 "what it would leave. strong_shaped: the same, less where eyes see it. unrolled: strong's first "
                 "version. fast: strong from a smoother start, in a tenth of the steps. paper: the published AntiPure "
                 "loss. random, shift, blocks, smooth: controls of the same budget without any adversarial structure, "
@@ -62,7 +66,7 @@ class Protect:
                 0.25,
                 "Largest change of any pixel, in 8-bit levels of 255. 8 is usual, 16 the paper's larger setting.",
             ),
-            steps=inputs.integer(100, 1, 10000, "Gradient steps. 40 give most of the effect; the controls need none."),
+            steps=inputs.integer(40, 1, 10000, "Gradient steps. More than 100 add little; the controls need none."),
             seed=inputs.seed(
                 "Noise and tile offsets. Same seed and machine, same bytes; a picture's result does not depend on "
                 "its place in the batch."
@@ -111,7 +115,9 @@ class Protect:
         objective = PRESETS.get(preset) if objective is None else objective  # None: no objective of ours
         limit, used = None, []
         if needs_denoiser(protection):
-            used = used_terms(protection, denoiser)  # refuses what does not fit before any model is loaded
+            if lacks_vae(protection, denoiser):
+                denoiser, used = with_bundled_vae(denoiser), ["no VAE wired: the pack's own encoder"]
+            used += used_terms(protection, denoiser)  # refuses what does not fit before any model is loaded
             host.ready(denoiser)
             device = denoiser.device
             networks = host.networks_of(denoiser)
@@ -137,6 +143,12 @@ class Protect:
         shown = to_image(protected, alpha), to_image(difference_view(picture, protected, levels))
         host.show_text(report, node_id)
         return *shown, report
+
+
+def with_bundled_vae(target: Target) -> Target:
+    """A target and the encoder that ships with the pack, for the latent term."""
+    (encoder,) = bundled_vae_targets().autoencoders
+    return combine(target, VaeTargets((host.manage(encoder),)), "mean")
 
 
 def _report(picture, protected, mask, name: str, levels: float, steps: str, seed: int, used: list[str]) -> str:

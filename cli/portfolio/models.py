@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ...methods.errors import AntiPureError
-from ...nodes.model_folders import find_model, find_vae
+from ...nodes.model_folders import find_denoisers, find_vae
 
 _PIECE = 2**22  # bytes
 _NONE = "none"
@@ -19,7 +19,7 @@ def sums_of_models(settings: Mapping[str, Any]) -> dict[str, str]:
     found = {}
     for name in dict.fromkeys(settings.get(kind) for kind in ("denoiser", "held_out")):
         if name and name != _NONE:
-            found[name] = sum_of(find_model("denoisers", name))
+            found[name] = sum_of(*find_denoisers(name))
     vaes = settings.get("vaes") or [settings.get("vae")]
     for name in dict.fromkeys(vaes):
         if name:

@@ -30,9 +30,10 @@ def carried(
 ) -> Tensor:
     """The protected picture, in two ascents. picture: B×3×H×W in 0..1 of more than `area` pixels.
 
-    ascent: ascent(picture, settings, start=, step_levels=, rounded=), as `attacks.pgd`. begin: the first ascent's
-    start, begin(picture, settings). settings: of at least two steps. first: size of the first step in levels, None the loop's
-    own; the second ascent begins where the first's steps would have come to.
+    ascent: ascent(picture, settings, start=, step_levels=, rounded=), as `attacks.pgd`.
+    begin: begin(picture, settings), where the first ascent starts. settings: of at least two steps.
+    first: size of the first step in levels, None the loop's own; the second ascent begins where the first's steps would
+    have come to.
     """
     check_picture(picture)
     settings.check(picture)

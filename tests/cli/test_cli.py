@@ -202,10 +202,10 @@ def test_demo_prints_the_whole_table(tmp_path, capsys, photo):
     arguments = ["demo", "--steps", "1", "--iterations", "1", "--out", str(tmp_path), "--picture", str(photo)]
     assert main(arguments) == 0
     printed = capsys.readouterr().out
-    for row in ("none (clean)", "random", "shift", "blocks", "smooth", "paper", "strong", "strong, spectrum-matched"):
+    for row in ("none (clean)", "random", "shift", "blocks", "smooth", "paper", "robust", "robust, spectrum-matched"):
         assert f" {row} " in printed
-    assert (tmp_path / "strong_sheet_00001_.png").is_file()
-    assert "strong_sheet_00001_.png" in printed
+    assert (tmp_path / "robust_sheet_00001_.png").is_file()
+    assert "robust_sheet_00001_.png" in printed
 
 
 def _bad_pickle(path: Path) -> None:

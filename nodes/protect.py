@@ -247,6 +247,31 @@ class ObjectiveSettings:
                 "first_step": inputs.number(
                     default.first_step, 0.0, 1.0, 0.05, "The first step as a share of the budget; 0: an eighth."
                 ),
+                "start_blur": inputs.number(
+                    default.start_blur,
+                    0.0,
+                    10.0,
+                    0.1,
+                    "Begin at the picture blurred by so many pixels, as far as the budget reaches; 0: at the picture.",
+                ),
+                "views_cleaned": share(
+                    "views_cleaned", "Share of the VAEs' views that somebody filtered cheaply first."
+                ),
+                "tiles_cleaned": share(
+                    "tiles_cleaned", "Share of the tiles filtered cheaply before they are purified."
+                ),
+                "tile_share": inputs.number(
+                    default.tile_share, 0.01, 1.0, 0.01, "Share of the tiles that a step looks at; 1: all of them."
+                ),
+                "memory": share(
+                    "memory", "What a gradient of before counts where a step did not look, each step anew."
+                ),
+                "trained_area": inputs.integer(
+                    default.trained_area,
+                    0,
+                    2**26,
+                    "Larger pictures are protected at this many pixels first, then touched up; 0: never.",
+                ),
             },
         )
 

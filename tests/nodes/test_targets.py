@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import types
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
 from antipure.methods.antipure.objective import PRESETS, Objective
-from antipure.methods.attacks.ensemble import VaeTargets, combine, encoders_of, restricted
+from antipure.methods.attacks.ensemble import VaeTargets, bundled_vae_targets, combine, encoders_of, restricted
 from antipure.methods.diffusion.autoencoder import NetworkAutoencoder
 from antipure.methods.diffusion.taesd import TinyAutoencoder
 from antipure.methods.errors import AntiPureError
 from antipure.methods.metrics.latent import latent_shift
 from antipure.methods.pictures import round_8bit
-from antipure.methods.protections import apply_protection, used_terms
+from antipure.methods.protections import apply_protection, lacks_vae, used_terms
 from antipure.nodes import NODE_CLASS_MAPPINGS, host
 from antipure.nodes.targets import VaeTargetsNode
 from torch import nn
@@ -71,7 +71,8 @@ def test_robust_on_vaes_alone_moves_them_beyond_random_signs_and_says_what_was_u
 
 def test_robust_on_a_denoiser_and_on_both(tiny, vaes):
     alone, report = protect(tiny)
-    assert report[1] == "no VAE wired: the unrolled term alone"
+    assert report[1:4] == ["no VAE wired: the pack's own encoder", "latent term over 1 VAE",
+                           "unrolled term over 1 diffusion model"]  # fmt: skip
     (both,) = NODE_CLASS_MAPPINGS["AntiPureCombineDenoisers"]().build(build(*vaes), tiny, "mean")
     together, report = protect(both)
     assert report[1:3] == ["latent term over 2 VAEs", "unrolled term over 1 diffusion model"]
@@ -81,11 +82,21 @@ def test_robust_on_a_denoiser_and_on_both(tiny, vaes):
     assert report[1].startswith("largest change"), "what has nothing to say reports as it always did"
 
 
+def test_where_no_vae_is_wired_the_own_one_stands_in(tiny):
+    own = combine(tiny, bundled_vae_targets(), "mean")
+    for protection in ({"preset": "robust"}, {"objective": replace(LATENT, latent=3)}):
+        assert torch.equal(protect(tiny, **protection)[0], protect(own, **protection)[0])
+    _, report = protect(own)
+    assert report[1] == "latent term over 1 VAE"
+    assert not lacks_vae("robust", own)
+    assert not any(lacks_vae(name, tiny) for name in ("strong", "paper", "pid", Objective()))
+
+
 def test_an_objective_of_ones_own_reaches_the_latent_term(vaes, tiny):
     node, target = NODE_CLASS_MAPPINGS["AntiPureObjective"], combine(tiny, build(*vaes), "mean")
     types_of = node.INPUT_TYPES()
     given = {k: v[1]["default"] for k, v in {**types_of["required"], **types_of["optional"]}.items()}
-    assert list(given)[-5:] == ["latent", "view_least", "views_as_is", "peak_share", "first_step"]
+    assert set(given) == {field.name for field in fields(Objective)} - {"step_share"}
     (objective,) = node().build(**given)
     assert objective == Objective()
     (objective,) = node().build(**{**given, "ddpm": 0, "pfg": 0, "etg": 0, "latent": 1})

@@ -28,7 +28,9 @@ from antipure.methods.purification.purifiers import Purifier, parse_purifier
 from torch import Tensor
 
 from . import strangers
-from .work import DENOISERS, Clock, digest, kept, load_denoisers, picture_digest, read, write
+from .protection_run import target_of
+from .upscalers import load_upscalers
+from .work import DENOISERS, Clock, chosen, digest, kept, load_denoisers, picture_digest, read, write
 
 MATCHED = "matched"
 START_BLOCK, START_TIMESTEP = 16, 500
@@ -43,7 +45,7 @@ def purifying() -> dict[str, PixelDenoiser]:
 
 def attacker(text: str, seed: int = 0) -> Purifier:
     """What a thief does to a picture before customizing on it. Raises `AntiPureError` for what cannot be run."""
-    return parse_purifier(text, purifying(), seed)
+    return parse_purifier(text, purifying(), seed, upscalers=load_upscalers())
 
 
 @dataclass
@@ -65,7 +67,7 @@ class Run:
 
     @property
     def surrogate(self) -> PixelDenoiser:
-        """The bundled denoiser in fp32: it protects, and gives the features."""
+        """The bundled denoiser in fp32: published protections are made against it, and it gives the features."""
         return load_denoisers()["bundled"]
 
     @cached_property
@@ -95,10 +97,10 @@ class Run:
         if version == "clean":
             return clean
         key = digest(
-            picture_digest(clean), version, repr(PRESETS.get(version)), self.levels, self.protection_steps, seed,
+            picture_digest(clean), version, chosen(PRESETS.get(version)), self.levels, self.protection_steps, seed,
             self.model_key("bundled") if version in BASELINES else "",
             (self.settings if version == "anti_dreambooth_fsmg" else ""),
-            repr(PRESETS["strong"]) if version == MATCHED else "",
+            chosen(PRESETS["strong"]) if version == MATCHED else "",
         )  # fmt: skip
         make = partial(self._protect, subject, clean, version, seed)
         return read(self._stage("protected", f"{subject}-{version}-s{seed}", key, ".png", make))
@@ -112,9 +114,9 @@ class Run:
         if version == "anti_dreambooth_fsmg":
             customization = customized(model, clean, self.settings, seed + 1_000_000)
         with customization:
-            return apply_protection(
-                version, clean, model, AttackSettings(self.levels, self.protection_steps, seeds=seed)
-            )
+            settings = AttackSettings(self.levels, self.protection_steps, seeds=seed)
+            target = target_of(version) if version in PRESETS else model
+            return apply_protection(version, clean, target, settings)
 
     def purified(self, name: str, picture: Tensor, text: str, seed: int) -> Tensor:
         """The picture after an attacker of `parse_purifier`; some leave it at another size."""

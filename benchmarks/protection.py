@@ -1,6 +1,7 @@
 """Every protection against every attacker, with the controls: `python -m benchmarks.protection`.
 
-Rows: all presets and two published baselines that run on a pixel denoiser, made against the bundled denoiser; as
+Rows: all presets and the published baselines that run on a pixel denoiser or on VAEs, made against the bundled
+denoiser (`robust` against its sibling and four VAEs too, PhotoGuard, Mist's textural loss and PID against those); as
 controls random signs, smoothing, smoothing at the PSNR of `strong`, smoothing with random signs, and each preset's own
 spectrum-matched noise. Columns: the picture as it is; what thieves do to it (purifiers by their text,
 `methods/purification/purifiers.py`); what a trainer sees of it, with and without a purifier: `shrink0.5` of a crop is
@@ -35,7 +36,7 @@ from antipure.methods.metrics.lpips import AlexNet, Lpips
 
 from . import sets, strangers
 from .protection_report import markdown, summary
-from .protection_run import MATCHED, SMOOTH_EQUAL, SMOOTH_RANDOM, Run, usable
+from .protection_run import MATCHED, OVER_VAES, SMOOTH_EQUAL, SMOOTH_RANDOM, Run, usable
 from .work import machine
 
 # gridpure10/2: of each iteration's ten timesteps the network runs at two. A fifth of the time, nearly the same figures.
@@ -46,6 +47,7 @@ COLUMNS = (
     "judge:gridpure10/2",
     "ffdnet:gridpure10/2",
     "waifu2x:upscale",
+    "realesrgan:upscale",
     "adversecleaner",
     "nlm10",
     "sdxl:vae",
@@ -59,8 +61,8 @@ WHOLE_COLUMNS = ("none", "train512", "gridpure10/2+train512")
 # In order of worth, since a run may be stopped; a control that needs another row's picture comes after it.
 ARMS = ("random", "strong", "strong" + MATCHED, "smooth", SMOOTH_EQUAL, SMOOTH_RANDOM)
 ARMS += tuple(arm for preset in PRESETS if preset != "strong" for arm in (preset, preset + MATCHED))
-ARMS += ("advdm", "simac")
-WHOLE_ARMS = ("random", "strong", "strong" + MATCHED, "smooth")
+ARMS += ("advdm", "simac", *OVER_VAES)
+WHOLE_ARMS = ("random", "strong", "strong" + MATCHED, "smooth", "robust", "robust" + MATCHED)
 Task = tuple[Run, int, str, str, str, float, int, tuple[str, ...]]
 
 

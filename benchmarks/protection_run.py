@@ -34,6 +34,7 @@ from .work import chosen, digest, kept, load_denoisers, picture_digest, read
 
 MATCHED = ", spectrum-matched"
 SMOOTH_EQUAL, SMOOTH_RANDOM = "smooth, equal PSNR", "smooth + random"
+OVER_VAES = ("photoguard", "mist_textural", "pid")  # published ones whose loss is about a VAE's latent alone
 EQUAL_TO = "strong"  # the protection whose PSNR that control has
 PURIFIER_SEED = 1000  # a purifier's noise is never that of the protection
 
@@ -58,12 +59,18 @@ def attacker(text: str, seed: int = 0) -> Purifier:
 
 
 def target_of(arm: str) -> Target:
-    """What a protection is made against: the bundled denoiser; where VAEs are asked for, those that may be attacked."""
-    denoiser = load_denoisers()["bundled"]
+    """What a protection is made against: the bundled denoiser; where VAEs are asked for, those that may be attacked.
+
+    A preset that has use for VAEs gets the bundled denoiser's sibling too, as the shipped workflow has it.
+    """
+    bundled, sibling = (load_denoisers()[name] for name in ("bundled", "held_out"))
     vaes = [vae for name, vae in autoencoders().items() if name in strangers.ATTACKED_VAES]
-    if arm in PRESETS and PRESETS[arm].latent and vaes:
-        return combine(denoiser, VaeTargets(tuple(vaes)), "mean")
-    return denoiser
+    if arm in PRESETS and PRESETS[arm].latent:
+        both = combine(bundled, sibling, "mean")
+        return combine(both, VaeTargets(tuple(vaes)), "mean") if vaes else both
+    if arm in OVER_VAES and vaes:
+        return VaeTargets(tuple(vaes))
+    return bundled
 
 
 def usable(texts: list[str]) -> tuple[list[str], dict[str, str]]:

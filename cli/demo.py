@@ -16,12 +16,12 @@ from .executor import Executor
 from .graph import read_workflow, set_inputs
 from .terminal import show
 
-PRESETS = ("paper", "strong")
+PRESETS = ("paper", "robust")
 HEADER = ("perturbation", "PSNR", "SSIM", "levels", "structural distortion", "detail ratio", "PSNR after")
 
 
 def run_demo(picture: str, out: Path, *, steps: int, iterations: int, levels: float) -> list[dict]:
-    """Print the table clean / controls / paper / strong before and after purification; write pictures and sheets.
+    """Print the table clean / controls / paper / robust before and after purification; write pictures and sheets.
 
     Returns the table's rows, for benchmarks and tests.
     """
@@ -60,7 +60,7 @@ def run_demo(picture: str, out: Path, *, steps: int, iterations: int, levels: fl
     show(
         "\nstructural distortion, detail ratio: purified protected against purified clean picture, same noise.\n"
         "PSNR after: purified protected picture against the original.\n"
-        f"{time.perf_counter() - started:.0f} s; pictures in {out}\nsheet: {sheets['strong']}"
+        f"{time.perf_counter() - started:.0f} s; pictures in {out}\nsheet: {sheets['robust']}"
     )
     return rows
 

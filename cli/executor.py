@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import inspect
 import uuid
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -24,16 +26,28 @@ from .terminal import one_line
 class Executor:
     """Runs workflows. A node whose inputs did not change since an earlier run is not run again.
 
-    folder: where SaveImage and the nodes of this pack write.
+    folder: where SaveImage and the nodes of this pack write. saver: what takes SaveImage's place, called as it is.
     """
 
-    def __init__(self, folder: str | Path = "output"):
+    def __init__(self, folder: str | Path = "output", *, saver: Callable[[Path, Source | None], Any] = SaveImage):
         self.folder = Path(folder)
+        self._saver = saver
         self._cache: dict[str, tuple] = {}
         self._sources: dict[str, Source] = {}  # of LoadImage, by signature
+        self._of_pictures: set[str] = set()  # signatures of all that a LoadImage is part of
 
-    def run(self, prompt: dict) -> Result:
-        """Execute the workflow. Everything that can be checked is checked before the first node runs."""
+    def forget_pictures(self) -> None:
+        """Drop what earlier runs made of pictures; models stay loaded."""
+        for signature in self._of_pictures:
+            self._cache.pop(signature, None)
+            self._sources.pop(signature, None)
+        self._of_pictures.clear()
+
+    def check(self, prompt: dict) -> tuple[list[str], dict[str, dict]]:
+        """The order in which the workflow's nodes run, and each with its inputs as its function takes them.
+
+        Raises `AntiPureError` for whatever can be known to be wrong before the first one runs.
+        """
         prompt = needed(prompt)
         check_nodes(prompt)
         order = execution_order(prompt)
@@ -44,7 +58,13 @@ class Executor:
                 name = prompt[node_id]["class_type"]
                 checked[node_id] = {"class_type": name, "inputs": check_node(prompt, node_id, types[name])}
                 self._check_place(checked[node_id])
+        return order, checked
+
+    def run(self, prompt: dict) -> Result:
+        """Execute the workflow. Everything that can be checked is checked before the first node runs."""
+        order, checked = self.check(prompt)
         result = Result()
+        of_pictures: set[str] = set()  # node ids
         signatures: dict[str, str] = {}
         outputs: dict[str, tuple] = {}
         with torch.inference_mode(), output_folder(self.folder):  # inference mode: as in ComfyUI
@@ -60,7 +80,14 @@ class Executor:
                     # Whether alpha is a mask stands elsewhere in the workflow.
                     signatures[node_id] += f" {source.changes}"
                     result.notes += [note for note in source.notes if note not in result.notes]
+                links = [value[0] for value in node["inputs"].values() if is_link(value)]
+                if NODES[node["class_type"]] is LoadImage or not of_pictures.isdisjoint(links):
+                    of_pictures.add(node_id)
+                    self._of_pictures.add(signatures[node_id])
                 if signatures[node_id] not in self._cache:
+                    told = {"prompt": checked, "node_id": node_id}
+                    hidden = NODES[node["class_type"]].INPUT_TYPES().get("hidden", {})
+                    values |= {key: value for key, value in told.items() if "prompt" in hidden and key in hidden}
                     self._cache[signatures[node_id]] = self._execute(
                         node["class_type"], values, source, signatures[node_id]
                     )
@@ -80,13 +107,13 @@ class Executor:
 
     def _check_place(self, node: dict) -> None:
         prefix = node["inputs"].get("filename_prefix")
-        if NODES[node["class_type"]] is SaveImage and isinstance(prefix, str):
+        if NODES[node["class_type"]] is SaveImage is self._saver and isinstance(prefix, str):
             check_writable(SaveImage(self.folder).place(prefix).parent)
 
     def _execute(self, name: str, values: dict, source: Source | None, signature: str) -> tuple[tuple, dict]:
         """The node's outputs, and what it shows."""
         node_class = NODES[name]
-        instance = node_class(self.folder, source) if node_class is SaveImage else node_class()
+        instance = self._saver(self.folder, source) if node_class is SaveImage else node_class()
         try:
             returned = getattr(instance, node_class.FUNCTION)(**values)
         except OSError as error:  # of names and disks: what the node did not expect, the system says in words

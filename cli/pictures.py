@@ -37,7 +37,7 @@ class Frame:
     """What a file holds beside a frame's colours.
 
     alpha: H×W, 8 bits, or None; colours: H×W×3, 8 bits, the ones under it. profile: an ICC profile of RGB colours.
-    dpi: across and down. chunks: PNG's own colour information, by name.
+    dpi: across and down. chunks: PNG's own colour information, by name. xmp, exif: what credits.py kept of either.
     """
 
     alpha: np.ndarray | None = None
@@ -45,6 +45,8 @@ class Frame:
     profile: bytes | None = None
     dpi: tuple[float, float] | None = None
     chunks: tuple[tuple[bytes, bytes], ...] = ()
+    xmp: str | None = None
+    exif: bytes | None = None
 
     def png(self, array: np.ndarray) -> bytes:
         """The bytes of a PNG of these pixels, H×W×3 or 4 in 8 bits, with all of the frame's.
@@ -57,7 +59,9 @@ class Frame:
         information = PngInfo()
         for name, content in self.chunks:
             information.add(name, content)
-        settings = {"icc_profile": self.profile, "dpi": self.dpi}
+        if self.xmp is not None:
+            information.add_itxt("XML:com.adobe.xmp", self.xmp)
+        settings = {"icc_profile": self.profile, "dpi": self.dpi, "exif": self.exif}
         buffer = io.BytesIO()
         Image.fromarray(array).save(
             buffer,
@@ -116,7 +120,7 @@ def read_picture(path: Path) -> tuple[np.ndarray, np.ndarray | None, Source]:
     Raises `AntiPureError` for what is no picture, is truncated or damaged, or has too many pixels: known from its
     header, before anything is decoded.
     """
-    with _opened(path) as opened:
+    with opened_picture(path) as opened:
         return _read(path, opened)
 
 
@@ -125,7 +129,7 @@ def check_picture_file(path: Path) -> list[str]:
 
     Raises `AntiPureError` as `read_picture` does, as far as a header tells.
     """
-    with _opened(path) as opened:
+    with opened_picture(path) as opened:
         frame, _ = _beside_colours(opened, getattr(opened, "tag_v2", None))
         alpha = "A" in opened.getbands() or "transparency" in opened.info
     beside = {"alpha": alpha, "colour profile": frame.profile, "colour information": frame.chunks}
@@ -134,7 +138,7 @@ def check_picture_file(path: Path) -> list[str]:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
+def opened_picture(path: Path) -> Iterator[Image.Image]:
     """The file with its header read, and sentences for all that it may hold. Warnings of Pillow are not shown."""
     Image.init()
     formats = [name for name in FORMATS if name in Image.OPEN]

@@ -16,7 +16,7 @@ from .result import Result
 # Node ids of the workflow; test_cli holds them against its classes.
 PICTURE, DENOISER, HELD_OUT_LOADER, FIRST, SECOND, REPORT, SHEET = "1", "2", "3", "4", "5", "6", "7"
 SLOTS = ("image", *MORE)
-PRESETS = ("strong", "paper")
+PRESETS = ("robust", "paper")
 NONE = "none"
 
 

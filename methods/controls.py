@@ -15,7 +15,7 @@ from torch import Tensor
 from ..kernels.filters import gaussian_blur
 from .attacks.budget import Budget, is_grey
 from .attacks.settings import AttackSettings
-from .errors import AntiPureError
+from .errors import AntiPureError, both_sizes
 from .pictures import check_picture, random_stream, round_8bit
 
 BLOCK = 16
@@ -81,7 +81,7 @@ def smooth_equal(picture: Tensor, like: Tensor) -> Tensor:
     check_picture(picture)
     check_picture(like, "picture to equal")
     if picture.shape != like.shape:
-        raise AntiPureError(f"The pictures differ in size, {tuple(picture.shape)} and {tuple(like.shape)}: give equal.")
+        raise AntiPureError(f"The pictures differ in size, {both_sizes(picture.shape, like.shape)}: give equal.")
     clean, results = round_8bit(picture), []
     for one, other in zip(clean.split(1), round_8bit(like).split(1), strict=True):
         cost = float((one - other).square().mean())
@@ -121,7 +121,7 @@ def _applied(control: Control, picture: Tensor, settings: AttackSettings) -> Ten
     for i, seed in enumerate(settings.seeds_of(len(picture))):
         part = slice(i, i + 1)
         clean = picture[part].float()
-        budget = Budget(clean, settings.levels, settings.mask_of(part), settings.keep_grey)
+        budget = Budget(clean, settings.levels, settings.mask_of(part), settings.keep_grey, settings.visibility)
         seen = clean[:, :1] if budget.grey else clean
         delta = control(seen, settings.levels, random_stream(seed))
         results.append(budget.quantise(budget.project(budget.original + delta)))

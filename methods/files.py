@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from .errors import AntiPureError
+from .requirements import missed
 
 BUNDLED_FOLDER = Path(__file__).resolve().parents[1] / "bundled"  # what the package ships
 HEADER_LIMIT = JSON_LIMIT = 16 * 2**20  # bytes: the largest models' are a tenth of it
@@ -38,8 +39,8 @@ VARIANTS = ("fp32", "ema", "fp16", "bf16")
 
 
 def reason(error: Exception) -> str:
-    """The first line of an exception's message, or its type."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """The first line of an exception's message, or its type; of a missing requirement, how to install it."""
+    return missed(error) or (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def regular_file(path: Path) -> Path:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .errors import AntiPureError
+from .errors import AntiPureError, sizes
 
 SHOWN = 256  # the side of what reports show of a picture
 _WORTH_THREADS = 2**16  # values: less is drawn before a thread has begun
@@ -34,9 +34,9 @@ def check_picture(picture: Tensor, name: str = "picture") -> None:
 def check_shape(picture: Tensor, name: str = "picture") -> None:
     """`check_picture` as far as it waits for nothing: all but the values."""
     if picture.ndim != 4 or picture.shape[1] != 3:
-        raise AntiPureError(f"The {name} has shape {tuple(picture.shape)}; give a batch of RGB pictures, B×3×H×W.")
+        raise AntiPureError(f"The {name} has shape {sizes(picture.shape)}; give a batch of RGB pictures, B×3×H×W.")
     if picture.numel() == 0:
-        raise AntiPureError(f"The {name} has no pixels (shape {tuple(picture.shape)}); give one of at least 1×1.")
+        raise AntiPureError(f"The {name} has no pixels (shape {sizes(picture.shape)}); give one of at least 1×1.")
     if not picture.is_floating_point():
         raise AntiPureError(f"The {name} holds {picture.dtype} values; give floats in 0..1.")
 

@@ -8,18 +8,18 @@ from torch import Tensor
 
 
 class Progress(Protocol):
-    """Called after every step; may raise to cancel, and whatever it interrupts restores what it had changed.
+    """Called after every step, and within long ones; may raise to cancel, and what it interrupts restores its changes.
 
-    done, total: in the caller's own units, done <= total. picture: 1×3×H×W in 0..1, what there is to look at by now, or
-    None. loss: the latest one, or None where there is none.
+    done, total: in the caller's own units, done <= total; within a step done is no whole number. picture: 1×3×H×W in
+    0..1, what there is to look at by now, or None. loss: the latest one, or None where there is none.
     """
 
     def __call__(
-        self, done: int, total: int, picture: Tensor | None = None, loss: Tensor | float | None = None, /
+        self, done: float, total: int, picture: Tensor | None = None, loss: Tensor | float | None = None, /
     ) -> None: ...
 
 
-def silent(done: int, total: int, picture: Tensor | None = None, loss: Tensor | float | None = None, /) -> None:
+def silent(done: float, total: int, picture: Tensor | None = None, loss: Tensor | float | None = None, /) -> None:
     """The `Progress` of whoever does not want to know."""
 
 
@@ -30,7 +30,7 @@ def part(progress: Progress, before: int, cost: int, whole: int) -> Progress:
     end rather than pass it.
     """
 
-    def report(done: int, total: int, picture: Tensor | None = None, loss: Tensor | float | None = None, /) -> None:
+    def report(done: float, total: int, picture: Tensor | None = None, loss: Tensor | float | None = None, /) -> None:
         progress(before + min(cost * done // max(total, 1), cost), whole, picture, loss)
 
     return report

@@ -7,7 +7,7 @@ from torch import Tensor
 from .antipure import terms
 from .antipure.objective import PRESETS, Objective
 from .antipure.protect import protect
-from .attacks.ensemble import Target
+from .attacks.ensemble import Target, encoders_of
 from .attacks.settings import AttackSettings
 from .baselines import BASELINES, apply_baseline
 from .baselines.targets import used_targets
@@ -34,6 +34,12 @@ def used_terms(protection: str | Objective, target: Target) -> list[str]:
     objective = protection if isinstance(protection, Objective) else PRESETS[protection]
     terms.check_target(objective, target)
     return terms.used_terms(objective, target)
+
+
+def lacks_vae(protection: str | Objective, target: Target) -> bool:
+    """Whether an objective of ours moves latents and no model of the target has any: a VAE of our own can stand in."""
+    objective = PRESETS.get(protection) if isinstance(protection, str) else protection
+    return objective is not None and bool(objective.latent) and not encoders_of(target)
 
 
 def apply_protection(

@@ -1,19 +1,23 @@
 """The ComfyUI surface: thin V1 classes. Ids, input names and outputs are a public contract."""
 
+import logging
 from typing import Any
 
-from . import model_folders
+from ..methods import requirements
+from . import host, model_folders
 from .denoisers import LoadDenoiser
 from .encoders import LoadVisualEncoder
 from .face_metrics import FaceMetrics
 from .generators import DisruptProtect, EditFace, LoadGenerator, ProceduralFaces
 from .lora_patch import DefenceReport, LoadLoraPatch, LoraPatchApply, SaveLoraPatch, TrainLoraPatch, TrainModelPatch
 from .metrics import Inspect, Metrics
+from .missing import naming_requirements
 from .models import ApplyTrainedLora, CombineDenoisers, DenoiserFromModel, SeedTraining
 from .protect import ObjectiveSettings, Protect
 from .purify import DiffusionPurify
 from .quality import QualityMetrics
 from .robustness import RobustnessReport
+from .save import SavePicture
 from .set_metrics import SetMetrics
 from .targets import VaeTargetsNode
 from .transform import TransformPictures
@@ -48,6 +52,7 @@ NODE_CLASS_MAPPINGS: dict[str, Any] = {
     "AntiPureLoadVisualEncoder": LoadVisualEncoder,
     "AntiPureVaeMetrics": VaeMetrics,
     "AntiPureVaeTargets": VaeTargetsNode,
+    "AntiPureSave": SavePicture,
 }
 
 NODE_DISPLAY_NAME_MAPPINGS = {
@@ -79,6 +84,11 @@ NODE_DISPLAY_NAME_MAPPINGS = {
     "AntiPureLoadVisualEncoder": "Load Visual Encoder",
     "AntiPureVaeMetrics": "VAE Metrics",
     "AntiPureVaeTargets": "VAE Targets",
+    "AntiPureSave": "Save Protected Picture",
 }
 
 model_folders.register_model_folders()
+for _node in NODE_CLASS_MAPPINGS.values():
+    naming_requirements(_node)
+if host.inside_comfyui() and (_missing := requirements.missing()):
+    logging.getLogger(__name__).warning("AntiPure: %s", requirements.sentence(_missing))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from ..methods.attacks.ensemble import combine
 from ..methods.diffusion.checkpoints import DTYPES, load_denoiser
 from ..methods.gradients.compilation import MODES, OFF
 from . import host, inputs, model_folders
+from .model_folders import BUNDLED, BUNDLED_PAIR
 
 
 class LoadDenoiser:
@@ -23,11 +25,12 @@ class LoadDenoiser:
     def INPUT_TYPES(cls) -> dict:
         return inputs.declare(
             denoiser=inputs.file(
-                model_folders.list_models("denoisers"),
-                "'bundled' is the 64-px model shipped with the pack. 'bundled_held_out', a sibling of it, and "
-                "'bundled_judge', of another family and other pictures, are there to measure with. Put others into "
-                "models/antipure: an ADM checkpoint (.pt, .safetensors) or a diffusers folder.",
-                model_folders.BUNDLED,
+                _names(),
+                "'bundled' is the 64-px model shipped with the pack. 'bundled_pair' is that and its sibling "
+                "'bundled_held_out' together, for AntiPure Protect: what holds against two holds better against a "
+                "third. 'bundled_judge', of another family and other pictures, is there to measure with. Put others "
+                "into models/antipure: an ADM checkpoint (.pt, .safetensors) or a diffusers folder.",
+                BUNDLED,
             ),
             precision=inputs.choice(
                 DTYPES,
@@ -44,12 +47,20 @@ class LoadDenoiser:
                     "the model runs as it is.",
                 ),
             },
+            advanced=("precision", "compile"),
         )
 
     @classmethod
     def IS_CHANGED(cls, denoiser=None, **_) -> str:
-        return model_folders.model_state("denoisers", denoiser)
+        return model_folders.model_state("denoisers", BUNDLED if denoiser == BUNDLED_PAIR else denoiser)
 
     def load(self, denoiser: str, precision: str, compile: str = OFF) -> tuple:
-        path = model_folders.find_model("denoisers", denoiser)
-        return (host.manage(load_denoiser(path, precision=precision, compile=compile)),)
+        paths = model_folders.find_denoisers(denoiser)
+        loaded = [host.manage(load_denoiser(path, precision=precision, compile=compile)) for path in paths]
+        return (combine(*loaded, "mean") if len(loaded) > 1 else loaded[0],)
+
+
+def _names() -> list[str]:
+    """What can be loaded: the pair beside the one it begins with."""
+    found = model_folders.list_models("denoisers")
+    return [*found[:1], BUNDLED_PAIR, *found[1:]]

@@ -30,7 +30,9 @@ class LoadVisualEncoder:
     @classmethod
     def INPUT_TYPES(cls) -> dict:
         tooltip = "A folder or file in models/antipure_encoders; nothing is downloaded."
-        return inputs.declare(encoder=inputs.file(model_folders.list_models("encoders"), tooltip))
+        return inputs.declare(
+            encoder=inputs.file(model_folders.list_models("encoders"), tooltip, absent=model_folders.ABSENT["encoders"])
+        )
 
     @classmethod
     def IS_CHANGED(cls, encoder=None, **_) -> str:

@@ -35,6 +35,7 @@ class FaceMetrics:
             pack=inputs.file(
                 model_folders.list_models("faces"),
                 "A folder in models/insightface with det_*.onnx and w600k_*.onnx, such as buffalo_l.",
+                absent=model_folders.ABSENT["faces"],
             ),
             threshold=inputs.number(0.5, 0.05, 0.95, 0.05, "Score from which the detector's finding counts as a face."),
             node_id=True,

@@ -7,6 +7,7 @@ line, tests) what the pack's own models need works too, on the CPU or the visibl
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -62,11 +63,16 @@ def progress_bar(total: int):
 
 
 def show_text(text: str, node_id: str | None) -> None:
-    """Show a text on the node itself while the graph runs, where the host can."""
+    """Show a text on the node itself while the graph runs, where the host can: to the client that asked for the run.
+
+    To nobody where none asked: the host would tell all of them, and a node of that number would show it in any graph.
+    """
     if inside_comfyui() and node_id is not None:
         from server import PromptServer
 
-        PromptServer.instance.send_progress_text(text, node_id)
+        client = PromptServer.instance.client_id
+        if client is not None:
+            PromptServer.instance.send_progress_text(text, node_id, client)
 
 
 # Models ------------------------------------------------------------------------------------------------------
@@ -126,12 +132,7 @@ def ready(*models: Sessions | Target | Upscaler) -> None:
     Those that work together come in one call: ComfyUI makes room by unloading what is not in it. How they batch is
     their sessions' business.
     """
-    singles: list = []
-    for model in models:
-        singles += members_of(model) if isinstance(model, (Denoiser, VaeTargets, CombinedDenoiser)) else [model]
-    members: list = []
-    for single in singles:
-        members += single.autoencoders if isinstance(single, VaeTargets) else [single]
+    members = list(_singles(models))
     own: dict[Any, Any] = {member: member.host_patcher for member in members if hasattr(member, "host_patcher")}
     shared = [patcher for member in members for patcher in getattr(member, "shared_patchers", ())]
     if shared:
@@ -146,6 +147,26 @@ def ready(*models: Sessions | Target | Upscaler) -> None:
         load_patchers([*own.values(), *shared])
         for member, patcher in own.items():
             move(member, patcher.load_device)
+
+
+def networks_of(*models: Sessions | Target | Upscaler | None) -> list[nn.Module]:
+    """The networks that run when these are asked, borrowed ones included, each once; none of those compiled."""
+    found: dict[int, nn.Module] = {}
+    for model in _singles(model for model in models if model is not None):
+        if getattr(model, "compiled", False):
+            continue
+        shared = [patcher.model for patcher in getattr(model, "shared_patchers", ())]
+        own = [vars(model)[name] for name in ("unet", "network") if isinstance(vars(model).get(name), nn.Module)]
+        found |= {id(network): network for network in shared or own}
+    return list(found.values())
+
+
+def _singles(models: Iterable[Sessions | Target | Upscaler]) -> Iterator[Any]:
+    """Every denoiser, VAE and upscale model behind these."""
+    for model in models:
+        members = members_of(model) if isinstance(model, (Denoiser, VaeTargets, CombinedDenoiser)) else [model]
+        for member in members:
+            yield from member.autoencoders if isinstance(member, VaeTargets) else (member,)
 
 
 def _check_versions(patchers: list) -> None:

@@ -2,20 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 Input = tuple[str | list[str], dict[str, Any]]
 SEED_MAX = 2**64 - 1
 
 
-def declare(*, optional: dict[str, Input] | None = None, node_id: bool = False, **required: Input) -> dict:
-    """What INPUT_TYPES returns. node_id: the node is told its id, so that it can show texts while it runs."""
+def declare(
+    *,
+    optional: dict[str, Input] | None = None,
+    advanced: Collection[str] = (),
+    node_id: bool = False,
+    graph: bool = False,
+    **required: Input,
+) -> dict:
+    """What INPUT_TYPES returns. node_id: the node is told its id, so that it can show texts while it runs.
+
+    graph: it is told of the graph that it runs in, too: prompt, extra_pnginfo, which are what core saves with pictures.
+    advanced: names of inputs that ComfyUI shows when asked for them (versions that do not know this always do).
+    """
     groups: dict[str, dict] = {"required": required}
     if optional:
         groups["optional"] = optional
-    if node_id:
-        groups["hidden"] = {"node_id": "UNIQUE_ID"}
+    for group in groups.values():
+        for name in group.keys() & set(advanced):
+            group[name] = (group[name][0], {**group[name][1], "advanced": True})
+    told = {"node_id": "UNIQUE_ID"} if node_id else {}
+    if graph:
+        told |= {"prompt": "PROMPT", "extra_pnginfo": "EXTRA_PNGINFO"}
+    if told:
+        groups["hidden"] = told
     return groups
 
 
@@ -50,9 +67,12 @@ class Files(list[str]):
     """The names of a choice among files. Outside ComfyUI, where the user types them, any path stands for a file."""
 
 
-def file(names: Iterable[str], tooltip: str, default: str | None = None) -> Input:
-    """A choice among the user's files: without a default the first one is as good as any."""
-    return Files(names), {**_given(default=default), "tooltip": tooltip}
+def file(names: Iterable[str], tooltip: str, default: str | None = None, *, absent: str = "") -> Input:
+    """A choice among the user's files: without a default the first one is as good as any.
+
+    absent: what stands in the list while there is no file: where one goes and what fetches it.
+    """
+    return Files(list(names) or [absent] * bool(absent)), {**_given(default=default), "tooltip": tooltip}
 
 
 def boolean(default: bool, tooltip: str) -> Input:

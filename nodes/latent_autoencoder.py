@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..methods.diffusion.autoencoder import Autoencoder
-from ..methods.errors import AntiPureError
+from ..methods.errors import AntiPureError, sizes
 from ..methods.gradients.checkpointing import blocks, checkpointed
 from ..methods.gradients.differentiation import plain_weights
 from ..methods.gradients.memory_plan import SavedBytes
@@ -85,7 +85,7 @@ class HostAutoencoder(Segments, Autoencoder):
             latent = encode_with(self.vae, self.vae_patcher, torch.zeros(1, 3, side, side, device=self.device))
         if latent.ndim != 4 or latent.shape[-1] != latent.shape[-2] or not latent.numel() or side % latent.shape[-1]:
             raise AntiPureError(
-                f"This VAE turns {side}×{side} pixels into {tuple(latent.shape)}: no picture's latent; use another VAE."
+                f"This VAE turns {side}×{side} pixels into {sizes(latent.shape)}: no picture's latent; use another VAE."
             )
         self.multiple, self.channels = side // latent.shape[-1], int(latent.shape[1])
 

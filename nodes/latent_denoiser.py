@@ -17,7 +17,7 @@ from ..methods.diffusion.autoencoder import TILE, tile_side
 from ..methods.diffusion.denoiser import Denoiser
 from ..methods.diffusion.latent_family import better_family, colour_agreement
 from ..methods.diffusion.schedules import Schedule, flow, thousand_levels, variance_exploding
-from ..methods.errors import AntiPureError
+from ..methods.errors import AntiPureError, sizes
 from ..methods.files import BUNDLED_FOLDER
 from ..methods.gradients.checkpointing import blocks, checkpointed
 from ..methods.gradients.differentiation import plain_copy, plain_weights
@@ -151,7 +151,7 @@ class ModelDenoiser(Segments, Denoiser):
                 f"The MODEL does not work with this CONDITIONING ({reason[0]}); encode the text with its own CLIP."
             ) from error
         if out.shape != z.shape:
-            raise AntiPureError(f"The MODEL turns a latent of shape {tuple(z.shape)} into {tuple(out.shape)}.")
+            raise AntiPureError(f"The MODEL turns a latent of shape {sizes(z.shape)} into {sizes(out.shape)}.")
         if not self._family_checked:
             with torch.no_grad():
                 self._check_family()

@@ -106,6 +106,7 @@ class TrainLoraPatch:
                     "", "A name: the training is saved under it now and then, and goes on from there next time."
                 ),
             },
+            advanced=("rank", "epochs", "gate", "batch", "learning_rate", "precision", "state"),
             node_id=True,
         )
 
@@ -171,6 +172,7 @@ class TrainModelPatch:
             learning_rate=_rate(),
             seed=_seed(),
             optional={"warning_picture": inputs.image("Dark ink on white, or ink on transparent, instead of text.")},
+            advanced=("batch", "rank", "gate", "learning_rate"),
             node_id=True,
         )
 
@@ -295,7 +297,9 @@ class LoadLoraPatch:
     @classmethod
     def INPUT_TYPES(cls) -> dict:
         names = model_folders.list_models("patches")
-        return inputs.declare(patch=inputs.file(names, "A patch that Save LoRA Patch wrote."))
+        return inputs.declare(
+            patch=inputs.file(names, "A patch that Save LoRA Patch wrote.", absent=model_folders.ABSENT["patches"])
+        )
 
     @classmethod
     def IS_CHANGED(cls, patch=None, **_) -> str:

@@ -133,7 +133,7 @@ class Inspect:
     RETURN_TYPES = ("IMAGE",)
     RETURN_NAMES = ("sheet",)
     OUTPUT_TOOLTIPS = ("The sheets, one for each picture.",)
-    SEARCH_ALIASES = ["difference", "heat map", "fft", "spectrum", "compare images"]
+    SEARCH_ALIASES = ["before after", "difference", "heat map", "fft", "spectrum", "compare images"]
 
     @classmethod
     def INPUT_TYPES(cls) -> dict:

@@ -18,6 +18,7 @@ from . import host
 from .outputs import SAVED_PATCHES
 
 BUNDLED = "bundled"
+BUNDLED_PAIR = "bundled_pair"  # `bundled` and its sibling together, to protect against
 
 
 class Kind(NamedTuple):
@@ -40,6 +41,12 @@ KINDS = {
     "patches": Kind("antipure_patches", (".safetensors",), ("adapter_config.json",)),
     "encoders": Kind("antipure_encoders", (".safetensors", ".pth"), ("config.json",)),
     "faces": Kind("insightface", (), ("det_*.onnx", "scrfd_*.onnx")),  # packs lie in models/insightface/models
+}
+# What the lists say as long as they are empty, and errors about names that are not in them.
+ABSENT = {
+    "encoders": "none yet: put one into models/antipure_encoders, or run 'antipure fetch-models alexnet'",
+    "faces": "none yet: put a pack into models/insightface, or run 'antipure fetch-models buffalo_l'",
+    "patches": "none yet: Save LoRA Patch writes them",
 }
 _SINGULAR = {"patches": "patch", "faces": "face model"}
 
@@ -95,6 +102,12 @@ def list_models(kind: str) -> list[str]:
     return list(dict.fromkeys([*KINDS[kind].bundled, *_models(KINDS[kind])]))
 
 
+def find_denoisers(name: str) -> list[Path]:
+    """The paths behind the name of a denoiser: two behind `BUNDLED_PAIR`, else one. As `find_model`."""
+    names = (BUNDLED, "bundled_held_out") if name == BUNDLED_PAIR else (name,)
+    return [find_model("denoisers", one) for one in names]
+
+
 def find_model(kind: str, name: str) -> Path:
     """The path behind a name of `list_models`.
 
@@ -107,6 +120,8 @@ def find_model(kind: str, name: str) -> Path:
         return known[name]
     if host.inside_comfyui():
         what, folder = _SINGULAR.get(kind, kind.removesuffix("s")), KINDS[kind].folder
+        if name == ABSENT.get(kind):
+            raise AntiPureError(f"There is no {what} {name}, and refresh.")
         fetched = " ('antipure fetch-models' downloads some)" if kind in ("encoders", "faces") else ""
         raise AntiPureError(f"There is no {what} '{name}' in models/{folder}; put it there{fetched} and refresh.")
     path = Path(name)

@@ -5,13 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..methods.antipure.objective import PRESETS, Objective
+from ..methods.attacks.ensemble import Target, VaeTargets, bundled_vae_targets, combine
 from ..methods.attacks.settings import AttackSettings
+from ..methods.attacks.visibility import FULL
+from ..methods.attacks.visibility import SETTINGS as VISIBILITIES
 from ..methods.gradients.reproducible import reproducible as reproducibly
 from ..methods.metrics import image as metrics
-from ..methods.protections import NAMES, NO_PROTECTION, apply_protection, needs_denoiser, used_terms
+from ..methods.protections import NAMES, NO_PROTECTION, apply_protection, lacks_vae, needs_denoiser, used_terms
 from . import host, inputs
 from .convert import NOTHING_CHANGED, all_forbidden, difference_view, from_image, from_mask, to_image
 from .progress import Progress
+
+DEFAULT = "robust"
 
 
 class Protect:
@@ -29,7 +34,10 @@ class Protect:
         "The perturbation around mid-grey; black and white are the full budget.",
         "Budget, PSNR and SSIM of each picture.",
     )
-    SEARCH_ALIASES = ["protect image", "anti-dreambooth", "glaze", "mist", "adversarial perturbation", "cloak"]
+    SEARCH_ALIASES = [
+        *("protect image", "style protection", "protect art", "anti ai", "poison", "nightshade", "glaze", "mist"),
+        *("anti-dreambooth", "adversarial perturbation", "cloak"),
+    ]
 
     @classmethod
     def INPUT_TYPES(cls) -> dict:
@@ -40,9 +48,10 @@ class Protect:
             ),
             preset=inputs.choice(
                 NAMES,
-                "strong",
-                "robust: moves the latent of every wired VAE through a trainer's resize, and does what strong does "
-                "with a diffusion model; what is not wired is left out. strong: unrolls the purifier and wipes out "
+                DEFAULT,
+                "robust: moves what a trainer's VAE makes of the picture, at the sizes trainers use, and what is left "
+                "after purifiers, both at once; wire VAE Targets for the VAEs you know, else the pack's own encoder "
+                "stands in. robust_fast: a quarter of its steps. strong: unrolls the purifier and wipes out "
                 "what it would leave. strong_shaped: the same, less where eyes see it. unrolled: strong's first "
                 "version. fast: strong from a smoother start, in a tenth of the steps. paper: the published AntiPure "
                 "loss. random, shift, blocks, smooth: controls of the same budget without any adversarial structure, "
@@ -57,7 +66,7 @@ class Protect:
                 0.25,
                 "Largest change of any pixel, in 8-bit levels of 255. 8 is usual, 16 the paper's larger setting.",
             ),
-            steps=inputs.integer(100, 1, 10000, "Gradient steps. 40 give most of the effect; the controls need none."),
+            steps=inputs.integer(40, 1, 10000, "Gradient steps. More than 100 add little; the controls need none."),
             seed=inputs.seed(
                 "Noise and tile offsets. Same seed and machine, same bytes; a picture's result does not depend on "
                 "its place in the batch."
@@ -69,6 +78,13 @@ class Protect:
                     "empty 64×64 mask LoadImage gives for opaque pictures counts as no mask.",
                 ),
                 "objective": inputs.wire("OBJECTIVE", "Own weights and settings; replaces the preset's objective."),
+                "visibility": inputs.choice(
+                    VISIBILITIES,
+                    FULL,
+                    "How much may show. full: the whole budget everywhere. balanced: less of it, and less colour, on "
+                    "flat ground, where eyes see most. gentle: hardly any there; edges and texture carry it. Works "
+                    "with every preset, and costs some of the effect.",
+                ),
                 "reproducible": inputs.boolean(
                     False,
                     "On a GPU: the same seed gives the same bytes whatever else is loaded, slower. Without it, runs "
@@ -79,23 +95,38 @@ class Protect:
         )
 
     def protect(
-        self, image, denoiser, preset, levels, steps, seed, mask=None, objective=None, reproducible=False, node_id=None
+        self,
+        image,
+        denoiser,
+        preset,
+        levels,
+        steps,
+        seed,
+        mask=None,
+        objective=None,
+        visibility=FULL,
+        reproducible=False,
+        node_id=None,
     ) -> tuple:
         picture, alpha = from_image(image)
         mask = from_mask(mask, picture)
-        settings = AttackSettings(levels, steps, mask, seed)
+        settings = AttackSettings(levels, steps, mask, seed, visibility=visibility)
         protection = preset if objective is None else objective
         objective = PRESETS.get(preset) if objective is None else objective  # None: no objective of ours
         limit, used = None, []
         if needs_denoiser(protection):
-            used = used_terms(protection, denoiser)  # refuses what does not fit before any model is loaded
+            if lacks_vae(protection, denoiser):
+                denoiser, used = with_bundled_vae(denoiser), ["no VAE wired: the pack's own encoder"]
+            used += used_terms(protection, denoiser)  # refuses what does not fit before any model is loaded
             host.ready(denoiser)
             device = denoiser.device
+            networks = host.networks_of(denoiser)
             with (
                 reproducibly(reproducible and device.type != "cpu"),
                 denoiser.session() as batching,
-                Progress("protecting", node_id) as progress,
+                Progress("protecting", node_id, networks, batching) as progress,
             ):
+                progress.begin(picture[:1], len(picture) * (steps if objective is None else objective.steps(steps)))
                 settings = replace(settings, mask=None if mask is None else mask.to(device), progress=progress)
                 protected = apply_protection(protection, picture.to(device), denoiser, settings).cpu()
             limit = batching.limit
@@ -104,12 +135,20 @@ class Protect:
         name = "own objective" if isinstance(protection, Objective) else preset
         run = steps if objective is None else objective.steps(steps)
         count = f"{steps}" if run == steps else f"{run} of {steps}"
+        if visibility != FULL and name != NO_PROTECTION:
+            used = [f"visibility {visibility}", *used]
         report = _report(picture, protected, mask, name, levels, count, seed, used)
         if limit is not None:
             report += f"\nran out of memory once,\nwent on with at most {limit} tiles at a time"
         shown = to_image(protected, alpha), to_image(difference_view(picture, protected, levels))
         host.show_text(report, node_id)
         return *shown, report
+
+
+def with_bundled_vae(target: Target) -> Target:
+    """A target and the encoder that ships with the pack, for the latent term."""
+    (encoder,) = bundled_vae_targets().autoencoders
+    return combine(target, VaeTargets((host.manage(encoder),)), "mean")
 
 
 def _report(picture, protected, mask, name: str, levels: float, steps: str, seed: int, used: list[str]) -> str:

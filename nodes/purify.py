@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from ..methods.gradients.reproducible import reproducible as reproducibly
 from ..methods.memory import enough_memory
 from ..methods.purification.purify import METHODS, purify
@@ -27,7 +29,7 @@ class DiffusionPurify:
         "The purified picture, 8-bit exact.",
         "What purification changed, around mid-grey; black and white are ±16 levels.",
     )
-    SEARCH_ALIASES = ["diffpure", "gridpure", "purification", "sdedit", "denoise"]
+    SEARCH_ALIASES = ["diffpure", "gridpure", "purification", "sdedit", "denoise attack", "denoise"]
 
     @classmethod
     def INPUT_TYPES(cls) -> dict:
@@ -65,6 +67,7 @@ class DiffusionPurify:
                     "switch.",
                 ),
             },
+            advanced=("gamma", "substeps"),
             node_id=True,
         )
 
@@ -79,8 +82,21 @@ class DiffusionPurify:
             reproducibly(reproducible and denoiser.device.type != "cpu"),
             enough_memory("this picture at once", "use 'gridpure', or a smaller picture"),
             denoiser.session(),
-            Progress("purifying", node_id) as progress,
+            Progress("purifying", node_id, host.networks_of(denoiser)) as progress,
         ):
+            progress.begin(picture[:1])
             pure = purify(method, picture.to(denoiser.device), denoiser, progress=progress, **settings)
         pure = pure.cpu()
+        host.show_text(_report(picture, pure, method, settings), node_id)
         return to_image(pure, alpha), to_image(difference_view(picture, pure, RESIDUAL_SCALE))
+
+
+def _report(picture: Tensor, pure: Tensor, method: str, settings: dict) -> str:
+    """What was done and what it changed, in short lines."""
+    shown = {"timestep": settings["timestep"], "iterations": settings["iterations"]}
+    lines = [method, *(f"{name} {value}" for name, value in shown.items() if method != "vae" or name == "iterations")]
+    for i, (before, after) in enumerate(zip(picture, pure, strict=True)):
+        change = (after - before).abs() * 255
+        lines += [f"picture {i + 1}:"] * (len(picture) > 1)
+        lines.append(f"changed by {change.mean():.1f} levels in the mean, {change.max():.0f} at most")
+    return "\n".join(lines)

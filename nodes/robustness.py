@@ -54,7 +54,7 @@ class RobustnessReport:
         "What was found, in plain sentences.",
         "The lowest ratio of image to its noise of the same spectrum, over pictures and purifiers.",
     )
-    SEARCH_ALIASES = ["survival", "benchmark", "purification", "robustness", "evaluate protection"]
+    SEARCH_ALIASES = ["survival", "benchmark", "purification", "robustness", "evaluate protection", "does it hold"]
 
     @classmethod
     def INPUT_TYPES(cls) -> dict:
@@ -109,6 +109,7 @@ class RobustnessReport:
                 },
                 UPSCALE_MODEL: inputs.wire("UPSCALE_MODEL", "What upscale in purifiers enlarges with."),
             },
+            advanced=("made_against", "curve_iterations"),
             node_id=True,
         )
 
@@ -146,11 +147,12 @@ class RobustnessReport:
         host.ready(*(network for network in networks if network is not None))
         with (
             enough_memory("this picture at once", "leave diffpure and impress out, or take a smaller picture"),
-            Progress("measuring", node_id) as progress,
+            Progress("measuring", node_id, host.networks_of(*networks)) as progress,
         ):
+            progress.begin(clean[:1])
             total = 1
 
-            def step(done: int, of: int, picture: Tensor | None = None, loss=None, /) -> None:
+            def step(done: float, of: int, picture: Tensor | None = None, loss=None, /) -> None:
                 nonlocal total
                 total = of
                 progress(done, of, picture)

@@ -68,7 +68,7 @@ class VaeMetrics:
             torch.inference_mode(False),
             torch.no_grad(),
             enough_memory("this picture at once", "take a smaller picture, or a smaller VAE such as TAESD"),
-            Progress("looking through the VAE", node_id) as progress,
+            Progress("looking through the VAE", node_id, host.networks_of(autoencoder)) as progress,
         ):
             found = latent_shift(a, b, autoencoder, view=transform, seed=seed, progress=progress)
         lines = str(found).splitlines()

@@ -96,8 +96,18 @@ def customization(folder: Path) -> None:
     measure(Run(folder, **settings), {"face": face}, ["clean", "smooth"], ["none", "gridpure1/1"], 1)
 
 
+def portfolio(folder: Path) -> None:
+    pictures = folder.with_name("pictures")
+    if not pictures.exists():
+        pictures.mkdir()
+        for i in range(3):
+            Image.open(PICTURE).convert("RGB").crop((8 * i, 0, 8 * i + 24, 24)).save(pictures / f"{i}.png")
+        (pictures / "broken.png").write_bytes(b"no picture")
+    assert main(["protect", str(pictures), "--preset", "random", "--out", str(folder)]) == 1
+
+
 PARTS: dict[str, Callable[[Path], None]] = {
-    "protect": protect, "report": report, "patch": patch, "customization": customization,
+    "protect": protect, "report": report, "patch": patch, "customization": customization, "portfolio": portfolio,
 }  # fmt: skip
 
 
@@ -112,6 +122,11 @@ def content(path: Path) -> object:
         return {name: (value.dtype, value.numpy().tobytes()) for name, value in tensors.items()}, metadata
     if path.suffix == ".state":
         return len(read_pickle(path)["history"])
+    if path.suffix == ".jsonl":  # every line whole, none for the same picture
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        assert len({line["picture"] for line in lines}) == len(lines)
+        changing = ("seconds", "finished", "made_on")
+        return sorted(json.dumps({k: v for k, v in line.items() if k not in changing}) for line in lines)
     text = path.read_text(encoding="utf-8")
     assert text.endswith("\n") or path.suffix == ".json" or len(text) > 200, f"{path} is cut off"
     found = json.loads(text) if path.suffix == ".json" else text
@@ -124,7 +139,9 @@ def results(folder: Path) -> dict[str, object]:
     """Everything under a final name, whole; files that a second run numbered on must equal those of the first."""
     found: dict[str, object] = {}
     for path in sorted(folder.rglob("*")):
-        if path.is_dir() or HIDDEN.fullmatch(path.name):
+        if (
+            path.is_dir() or HIDDEN.fullmatch(path.name) or path.name.startswith(".antipure_")
+        ):  # a run's lock and claims
             continue
         name = re.sub(r"_\d{5}_(?=\.png)|_\d+(?=\.(json|md)$)", "", str(path.relative_to(folder)))
         inside = content(path)

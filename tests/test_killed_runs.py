@@ -14,7 +14,7 @@ from antipure.methods import files
 from antipure.methods.files import STALE, write_file, write_new
 
 SCRIPT = Path(__file__).with_name("killed_runs.py")
-PARTS = ("protect", "report", "patch", "customization")
+PARTS = ("protect", "report", "patch", "customization", "portfolio")
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="runs are forked")
 
 
@@ -25,7 +25,7 @@ def killed(part: str, kills: int) -> dict[str, int]:
 
 
 @needs_fork
-@pytest.mark.parametrize("part", ["protect", "patch"])
+@pytest.mark.parametrize("part", ["protect", "patch", "portfolio"])
 def test_nothing_is_lost_or_half_written_by_a_kill(part):
     found = killed(part, 6)
     assert found["runs after it that give the same bits"] == 6

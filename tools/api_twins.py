@@ -1,4 +1,4 @@
-"""The API twins of the shipped workflows: workflows/api/<name>.json, made from workflows/<name>.json.
+"""The API twins of the shipped workflows: workflows/api/<name>.json, made from the UI files in workflows/.
 
     python -m tools.api_twins --check     # says which twins are not what their UI files say; exit 1 if any
     python -m tools.api_twins --write
@@ -6,6 +6,12 @@
 The UI files are the source: open them in ComfyUI, edit, save them in place. ComfyUI's own nodes that only a server
 can run are described in core_nodes.json, in the shape of the server's /object_info; of Train LoRA, whose inputs differ
 between versions, it holds those of 0.33, in its order, and the UI files give only what all versions begin with.
+
+The template browser's cards are titled by their files' names, so a UI file's is a title, and its `extra.antipure` has
+the name of its twin, which `antipure run` takes. Node ids differ between UI files, by hundreds: ComfyUI addresses
+what a node shows while it runs by its id alone, and several workflows may be open. A twin counts its nodes from `first_id` on.
+Templates are made to be quick, and what only they do stands in the nodes' properties: a node with `antipure` "template
+only" is not in the twin, which takes what goes into it; the values of `antipure_shell` replace the widgets'.
 """
 
 from __future__ import annotations
@@ -65,6 +71,40 @@ def widget_values(node: dict) -> dict:
         if options.get("control_after_generate") or (kind == "INT" and name in ("seed", "noise_seed")):
             next(remaining, None)  # the widget under a seed: fixed, increment, randomize
     return named
+
+
+def about(workflow: dict, stem: str) -> dict:
+    """The `extra.antipure` of a UI workflow: name, first_id. stem: of its file, the name of one that says nothing."""
+    return {"name": stem, "first_id": 0, **workflow.get("extra", {}).get("antipure", {})}
+
+
+def ui_files() -> dict[str, Path]:
+    """Name -> path of the UI workflows."""
+    paths = sorted(WORKFLOWS.parent.glob("*.json"))
+    return {about(json.loads(path.read_text(encoding="utf-8")), path.stem)["name"]: path for path in paths}
+
+
+def twin(workflow: dict) -> dict:
+    """The API twin of a UI workflow: for the shell, without what makes it a template."""
+    quick = [node["id"] for node in workflow["nodes"] if node.get("properties", {}).get("antipure") == "template only"]
+    bypassed = [{**node, "mode": BYPASSED} if node["id"] in quick else node for node in workflow["nodes"]]
+    prompt = to_prompt({**workflow, "nodes": bypassed})
+    for node in workflow["nodes"]:
+        values = node.get("properties", {}).get("antipure_shell", {})
+        if unknown := values.keys() - prompt.get(str(node["id"]), {}).get("inputs", {}).keys():
+            raise AntiPureError(f"Node {node['id']} ({node['type']}) has no input '{min(unknown)}' for the shell.")
+        if values:
+            prompt[str(node["id"])]["inputs"] |= values
+    first = about(workflow, "")["first_id"]
+    shorter = {node_id: str(int(node_id) - first) for node_id in prompt}
+
+    def shortened(value: object) -> object:
+        return [shorter[value[0]], value[1]] if isinstance(value, list) else value
+
+    return {
+        shorter[node_id]: {**node, "inputs": {key: shortened(value) for key, value in node["inputs"].items()}}
+        for node_id, node in prompt.items()
+    }
 
 
 def to_prompt(workflow: dict) -> dict:
@@ -136,17 +176,17 @@ def main(arguments: list[str] | None = None) -> int:
     action.add_argument("--check", action="store_true", help="exit 1 when a twin is not what its UI file says")
     action.add_argument("--write", action="store_true", help="write every twin")
     writes, stale = parser.parse_args(arguments).write, 0
-    for source in sorted(WORKFLOWS.parent.glob("*.json")):
+    for name, source in ui_files().items():
         try:
-            text = to_text(to_prompt(json.loads(source.read_text(encoding="utf-8"))))
+            text = to_text(twin(json.loads(source.read_text(encoding="utf-8"))))
         except AntiPureError as error:
             raise SystemExit(f"workflows/{source.name}: {error}") from error
-        twin = WORKFLOWS / source.name
-        if not twin.is_file() or twin.read_text(encoding="utf-8") != text:
+        path = WORKFLOWS / f"{name}.json"
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:
             stale += 1
-            print(f"workflows/api/{twin.name}", "is written." if writes else "is not what its UI file says.")
+            print(f"workflows/api/{path.name}", "is written." if writes else "is not what its UI file says.")
             if writes:
-                twin.write_text(text, encoding="utf-8")
+                path.write_text(text, encoding="utf-8")
     return 1 if stale and not writes else 0
 
 

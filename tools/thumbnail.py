@@ -1,4 +1,4 @@
-"""The thumbnail of a shipped workflow, workflows/<name>.jpg: a square JPEG, as the template browser's cards are.
+"""The thumbnail of a shipped workflow, beside its UI file: a square JPEG, as the template browser's cards are.
 
 python -m tools.thumbnail protect original.png protected.png difference.png spectrum.png
 python -m tools.thumbnail lora_patch_defensive edited_*.png --columns 4
@@ -14,7 +14,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-FOLDER = Path(__file__).resolve().parent.parent / "workflows"
+from .api_twins import ui_files
+
 SIDE, MOST_BYTES = 512, 60_000
 BACKGROUND, LINE = (24, 24, 27), (150, 150, 155)
 
@@ -65,8 +66,8 @@ def main() -> None:
     if args.pictures:
         picture = grid([Image.open(path).convert("RGB") for path in args.pictures], args.columns)
     else:
-        picture = steps(json.loads((FOLDER / f"{args.name}.json").read_text(encoding="utf-8"))["groups"])
-    (FOLDER / f"{args.name}.jpg").write_bytes(to_jpeg(picture))
+        picture = steps(json.loads(ui_files()[args.name].read_text(encoding="utf-8"))["groups"])
+    ui_files()[args.name].with_suffix(".jpg").write_bytes(to_jpeg(picture))
 
 
 if __name__ == "__main__":

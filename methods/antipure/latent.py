@@ -8,7 +8,7 @@ trainer's resize that is drawn anew each time, is maximised (expectation over tr
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -17,9 +17,10 @@ from ...kernels.resampling import AREA, resample
 from ..attacks.loss import Loss
 from ..diffusion.autoencoder import Autoencoder
 from ..diffusion.denoiser import Denoiser
-from ..pictures import pad_reflect, random_stream, round_up
+from ..pictures import pad_reflect, random_stream, round_up, to_pixels
+from ..purification.random_cleaner import random_cleaner
 
-SIDE = 512  # of the square whose area a VAE sees at a time: constant cost, and memory, for pictures of any size
+SIDE = 256  # of the square whose area a VAE sees at a time: constant cost, and memory, for pictures of any size
 SMALLEST = 64
 TRAINERS = (AREA, "bicubic", "bilinear")  # kohya and musubi-tuner; ai-toolkit; OneTrainer
 FLAT = 1e-4  # added to the squared shift: its log has a finite slope where nothing has moved yet
@@ -30,27 +31,31 @@ class LatentLoss(Loss):
 
     The log makes it the product of the shifts that counts: no VAE is given up for another. encoders: VAEs, or
     denoisers with one. clean: 1×3×H×W pixels. least: the smallest scale a view has. as_is: the share of draws that
-    look at the picture at its own size.
+    look at the picture at its own size. cleaned: the share of draws in which somebody cleaned the picture first
+    (`purification.random_cleaner`).
     Of a large picture each VAE sees one window in a step, another one every time.
     """
 
-    def __init__(self, encoders: Sequence[Autoencoder | Denoiser], clean: Tensor, least: float, as_is: float):
-        self.encoders, self.clean, self.least, self.as_is = encoders, clean, least, as_is
+    def __init__(
+        self,
+        encoders: Sequence[Autoencoder | Denoiser],
+        clean: Tensor,
+        least: float,
+        as_is: float,
+        cleaned: float = 0.0,
+    ):
+        self.encoders, self.clean, self.least, self.as_is, self.cleaned = encoders, clean, least, as_is, cleaned
         self.side = SIDE
 
     def terms(self, pixels: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
-        for encoder, root in zip(self.encoders, self._roots(generator), strict=True):
-            stream = random_stream(root)
-            scale = 1.0
-            if float(torch.rand((), generator=stream)) >= self.as_is:
-                scale = self.least + (1 - self.least) * float(torch.rand((), generator=stream))
-            window = self._window(scale, stream)
-            kernel = TRAINERS[int(torch.randint(len(TRAINERS), (), generator=stream))]
-            moved = self._latent(encoder, _seen(pixels, window, scale, kernel))
+        for i, (encoder, root) in enumerate(zip(self.encoders, self._roots(generator), strict=True)):
+            view = self._drawn_view(encoder.multiple, random_stream(root))
+            moved = self._latent(encoder, view(pixels))
             with torch.no_grad():
-                still = self._latent(encoder, _seen(self.clean, window, scale, kernel))
+                still = self._latent(encoder, view(self.clean))
                 spread = still.var().clamp(min=1e-8)
             yield (FLAT + (moved - still).square().mean() / spread).log()
+            self.partly((i + 1) / len(self.encoders))
 
     def shrink(self) -> bool:
         """When memory ran out: less held for the backward pass, else windows of half the area."""
@@ -67,10 +72,44 @@ class LatentLoss(Loss):
     def _roots(self, generator: torch.Generator) -> list[int]:
         return [int(torch.randint(2**62, (), generator=generator)) for _ in self.encoders]
 
+    def _drawn_view(self, multiple: int, generator: torch.Generator) -> Callable[[Tensor], Tensor]:
+        """What a trainer sees of a window of the pixels, not rounded: cleaned or not, resized, cut, or as it is.
+
+        multiple: of the encoder's grid, which falls anywhere on what was resized, and begins at the corner of what was
+        not.
+        """
+        scale = 1.0
+        if float(torch.rand((), generator=generator)) >= self.as_is:
+            scale = self.least + (1 - self.least) * float(torch.rand((), generator=generator))
+        top, left, rows, columns = self._window(scale, generator)
+        if scale == 1:
+            top, left = top - top % multiple, left - left % multiple
+        kernel = TRAINERS[int(torch.randint(len(TRAINERS), (), generator=generator))]
+        cleaner = random_cleaner(generator) if float(torch.rand((), generator=generator)) < self.cleaned else None
+        height, width = (max(1, round(side * scale)) for side in (rows, columns))
+        down, right = (
+            int(torch.randint(min(multiple, max(side - multiple, 1)), (), generator=generator))
+            for side in (height, width)
+        )
+
+        def view(pixels: Tensor) -> Tensor:
+            part = pixels[..., top : top + rows, left : left + columns]
+            if cleaner is not None:
+                part = to_pixels(cleaner(((part + 1) / 2).clamp(0, 1)))
+            if scale == 1:
+                return part
+            return resample(part, height, width, kernel)[..., down:, right:]
+
+        return view
+
     def _window(self, scale: float, generator: torch.Generator) -> tuple[int, int, int, int]:
-        """Top, left, height and width of what is looked at: as much as has `side`² pixels once it is scaled."""
+        """Top, left, height and width of what is looked at: as much as has `side`² pixels once it is scaled.
+
+        As it is the picture is looked at most closely, so that twice as much is.
+        """
         height, width = self.clean.shape[-2:]
-        share = min(1.0, self.side / scale / math.sqrt(height * width))
+        side = self.side * math.sqrt(2) if scale == 1 else self.side
+        share = min(1.0, side / scale / math.sqrt(height * width))
         rows, columns = max(1, round(height * share)), max(1, round(width * share))
         # Half of a window may lie outside, and is then moved in: else the borders would be seen less than the middle.
         top, left = (
@@ -84,10 +123,3 @@ class LatentLoss(Loss):
         rows, columns = (round_up(side, encoder.multiple) for side in pixels.shape[-2:])
         encoder.batching.hold(rows, columns)
         return encoder.encode(pad_reflect(pixels, rows, columns)).to(pixels.device, torch.float32)
-
-
-def _seen(pixels: Tensor, window: tuple[int, int, int, int], scale: float, kernel: str) -> Tensor:
-    """A window of the pixels as a trainer sees it, not rounded."""
-    top, left, rows, columns = window
-    part = pixels[..., top : top + rows, left : left + columns]
-    return part if scale == 1 else resample(part, max(1, round(rows * scale)), max(1, round(columns * scale)), kernel)

@@ -17,6 +17,10 @@ from dataclasses import dataclass, replace
 from ..diffusion.denoiser import Denoiser
 from ..errors import AntiPureError
 
+LOOKED_AT = 2**17  # pixels of a large picture that a denoiser is given in a step: 32 tiles of 64×64
+SMALLEST_AREA = 64 * 64
+TRAINED_AREA = 1024 * 1024
+
 
 @dataclass(frozen=True)
 class Objective:
@@ -41,6 +45,12 @@ class Objective:
     first_step: of PGD, as a share of the budget; 0: the loop's own.
     peak_share: the most of the perturbation's energy that one Fourier bin may hold (`kernels.spectrum`); 1: all of it.
         Without it the unrolled objective draws stripes on flat ground, which one blur takes away.
+    views_cleaned, tiles_cleaned: the share of the VAEs' views, and of the unrolled term's tiles, in front of which
+        stands a cheap cleaner, drawn anew each time (`purification.random_cleaner`).
+    tile_share: of the tiles that a step looks at; where it is below 1, never more pixels than `LOOKED_AT`.
+    memory: what a gradient of before counts where a step did not look, for every step since (`attacks.balanced_loss`).
+    trained_area: pixels that trainers shrink a picture to. Larger ones are protected at that size first, then touched
+        up at their own (`carried`); 0: at their own from the start.
     """
 
     ddpm: float = 1.0
@@ -64,6 +74,11 @@ class Objective:
     views_as_is: float = 1 / 3
     first_step: float = 0.0
     peak_share: float = 1.0
+    views_cleaned: float = 0.0
+    tiles_cleaned: float = 0.0
+    tile_share: float = 1.0
+    memory: float = 0.0
+    trained_area: int = 0
 
     def check_values(self) -> None:
         """Raise `AntiPureError` for settings that make no sense with any target."""
@@ -75,16 +90,23 @@ class Objective:
             raise AntiPureError(
                 f"unrolled_t_low is {self.unrolled_t_low}; it must lie in 0..{self.unrolled_t}, which is unrolled_t."
             )
-        for name, what in (("turned", "tiles"), ("halved", "tiles"), ("views_as_is", "views")):
+        for name in ("turned", "halved", "tiles_cleaned", "views_as_is", "views_cleaned"):
             if not 0 <= getattr(self, name) <= 1:
+                what = "views" if name.startswith("views") else "tiles"
                 raise AntiPureError(f"{name} is {getattr(self, name):g}; it is a share of the {what}, 0..1.")
+        if not 0 <= self.memory <= 1:
+            raise AntiPureError(f"memory is {self.memory:g}; it must lie in 0..1, and 0 is none.")
+        if self.trained_area and self.trained_area < SMALLEST_AREA:
+            raise AntiPureError(
+                f"trained_area is {self.trained_area} pixels; it must be at least {SMALLEST_AREA}, or 0 for none."
+            )
         if not 0 <= self.luminance <= 1:
             raise AntiPureError(f"luminance is {self.luminance:g}; it must lie in 0..1, and 1 changes nothing.")
         if self.start_blur < 0:
             raise AntiPureError(f"start_blur is {self.start_blur:g}; it is in pixels, at least 0.")
         if not 0 <= self.first_step <= 1:
             raise AntiPureError(f"first_step is {self.first_step:g}; it is a share of the budget, 0..1.")
-        for name in ("step_share", "view_least", "peak_share"):
+        for name in ("step_share", "view_least", "peak_share", "tile_share"):
             if not 0 < getattr(self, name) <= 1:
                 raise AntiPureError(f"{name} is {getattr(self, name):g}; it must lie in 0..1, above 0.")
 
@@ -113,13 +135,26 @@ class Objective:
 
 UNROLLED = Objective(ddpm=0, pfg=0, etg=0, unrolled=1)
 STRONG = replace(UNROLLED, unrolled_t=30, unrolled_t_low=10, halved=0.25, luminance=0.25)
+# What `strong` ends in looks smoother than the picture: it takes away as much detail as the budget lets it, and the
+# purifier the rest. Where an ascent begins there, its steps arrange what is left.
+ROBUST = replace(
+    STRONG,
+    latent=2,
+    start_blur=1.0,
+    first_step=0.375,
+    peak_share=0.005,
+    views_cleaned=0.25,
+    tiles_cleaned=0.5,
+    tile_share=0.5,
+    memory=0.8,
+    trained_area=TRAINED_AREA,
+)
 PRESETS = {
-    "robust": replace(STRONG, latent=2, first_step=0.375, peak_share=0.005),
+    "robust": ROBUST,
+    "robust_fast": replace(ROBUST, step_share=0.25, first_step=0.6),
     "strong": STRONG,
     "strong_shaped": replace(STRONG, shaped=True),
     "unrolled": UNROLLED,
     "paper": Objective(),
-    # What `strong` ends in looks smoother than the picture: it takes away as much detail as the budget lets it, and the
-    # purifier the rest. So begin there, and let the few steps arrange what is left.
     "fast": replace(STRONG, start_blur=1.0, step_share=0.09),
 }

@@ -17,12 +17,14 @@ from ..attacks.loss import Loss
 from ..attacks.pgd import pgd
 from ..attacks.settings import AttackSettings
 from ..attacks.tiled_loss import TiledLoss
+from ..diffusion.autoencoder import Autoencoder
 from ..diffusion.denoiser import Denoiser
 from ..errors import AntiPureError
 from ..pictures import check_shape, random_stream
+from .carried import carried
 from .guidance import paper_terms
 from .latent import LatentLoss
-from .objective import Objective
+from .objective import LOOKED_AT, Objective
 from .perceptual import balance_colours, shaped_budget
 from .terms import check_target
 from .unrolled import unrolled_term
@@ -42,7 +44,7 @@ def antipure_loss(target: Target, objective: Objective, clean: Tensor) -> Loss:
     losses: list[Loss] = []
     weights = []
     if objective.latent and encoders:
-        losses.append(LatentLoss(encoders, clean, objective.view_least, objective.views_as_is))
+        losses.append(_latent_loss(encoders, clean, objective))
         weights.append(objective.latent)
     if objective.asks_denoiser and denoiser is not None:
         loss = denoising_loss(denoiser, objective, clean)
@@ -52,7 +54,11 @@ def antipure_loss(target: Target, objective: Objective, clean: Tensor) -> Loss:
             loss = ShapedLoss(loss, partial(balance_colours, luminance=objective.luminance))
         losses.append(loss)
         weights.append(1.0)
-    return BalancedLoss(losses, weights)
+    return BalancedLoss(losses, weights, objective.memory)
+
+
+def _latent_loss(encoders: list[Autoencoder | Denoiser], clean: Tensor, o: Objective) -> LatentLoss:
+    return LatentLoss(encoders, clean, o.view_least, o.views_as_is, o.views_cleaned)
 
 
 def denoising_loss(denoiser: Denoiser | CombinedDenoiser, objective: Objective, clean: Tensor) -> Loss:
@@ -79,7 +85,10 @@ def denoising_loss(denoiser: Denoiser | CombinedDenoiser, objective: Objective, 
             value = value + objective.unrolled * unrolled_term(denoiser, tiles, reference, generators, objective)
         return value
 
-    return TiledLoss(denoiser, clean, terms, forwards=forwards, at_once=at_once)
+    share = objective.tile_share
+    if share < 1:
+        share = min(share, LOOKED_AT / (clean.shape[-2] * clean.shape[-1]))
+    return TiledLoss(denoiser, clean, terms, forwards=forwards, at_once=at_once, share=share)
 
 
 def protect(
@@ -94,16 +103,46 @@ def protect(
     To be called inside `target.session()`.
     """
     check_shape(picture)  # its values are looked at once, by `pgd`
-    mask = settings.mask
+    settings = replace(settings, steps=objective.steps(settings.steps))
     if objective.shaped:
         settings.check(picture)
-        shares = shaped_budget(picture)
-        mask = shares if mask is None else shares * mask.to(shares)
-    start, precondition, constrain = None, None, None
-    if objective.start_blur:
-        start = gaussian_blur(picture.float(), objective.start_blur)
-    elif objective.latent:
-        start = _nudged(picture, settings)
+        mask, shares = settings.mask, shaped_budget(picture)
+        settings = replace(settings, mask=shares if mask is None else shares * mask.to(shares))
+    first = settings.levels * objective.first_step or None
+    ascent = partial(_ascent, target=target, objective=objective)
+    if 0 < objective.trained_area < picture.shape[-2] * picture.shape[-1] and settings.steps > 1:
+        return carried(ascent, partial(_start, objective), picture, settings, objective.trained_area, first)
+    return ascent(picture, settings, start=_start(objective, picture, settings), step_levels=first)
+
+
+def _start(objective: Objective, picture: Tensor, settings: AttackSettings) -> Tensor | None:
+    """Where the ascent begins, None at the picture itself."""
+    if not (objective.start_blur or objective.latent):
+        return None
+    start = gaussian_blur(picture.float(), objective.start_blur)  # 0 changes nothing
+    return nudged(start, settings) if objective.latent else start
+
+
+def nudged(picture: Tensor, settings: AttackSettings) -> Tensor:
+    """Each picture with `NUDGE` levels of random signs under its own seed."""
+    shape = picture[:1].shape
+    signs = [torch.randint(2, shape, generator=random_stream(seed, -2)) for seed in settings.seeds_of(len(picture))]
+    nudge = (torch.cat(signs).to(picture.device) * 2.0 - 1) * NUDGE / 255
+    return (picture.float() + nudge).clamp(0, 1)
+
+
+def _ascent(
+    picture: Tensor,
+    settings: AttackSettings,
+    *,
+    target: Target,
+    objective: Objective,
+    start: Tensor | None,
+    step_levels: float | None,
+    rounded: bool = True,
+) -> Tensor:
+    """PGD on the objective, from a start."""
+    precondition, constrain = None, None
     if objective.luminance != 1 and not objective.latent:  # with it the one gradient alone is balanced
         precondition = partial(balance_colours, luminance=objective.luminance)
     if objective.peak_share < 1:
@@ -111,17 +150,10 @@ def protect(
     return pgd(
         picture,
         partial(antipure_loss, target, objective),
-        replace(settings, steps=objective.steps(settings.steps), mask=mask),
-        step_levels=settings.levels * objective.first_step or None,
+        settings,
+        step_levels=step_levels,
         start=start,
         precondition=precondition,
         constrain=constrain,
+        rounded=rounded,
     )
-
-
-def _nudged(picture: Tensor, settings: AttackSettings) -> Tensor:
-    """Each picture with `NUDGE` levels of random signs under its own seed."""
-    shape = picture[:1].shape
-    signs = [torch.randint(2, shape, generator=random_stream(seed, -2)) for seed in settings.seeds_of(len(picture))]
-    nudge = (torch.cat(signs).to(picture.device) * 2.0 - 1) * NUDGE / 255
-    return (picture.float() + nudge).clamp(0, 1)

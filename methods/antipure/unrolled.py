@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..diffusion.denoiser import Denoiser, add_noise, predict_x0
 from ..pictures import noises, to_device, to_pixels
+from ..purification.random_cleaner import random_cleaner
 from ..purification.transforms import resized
 from .objective import Objective
 
@@ -82,6 +83,23 @@ def random_half(pictures: list[Tensor], share: float, generators: list[torch.Gen
     return [halved(tiles) for tiles in pictures]
 
 
+def randomly_cleaned(pictures: list[Tensor], share: float, generators: list[torch.Generator]) -> list[Tensor]:
+    """A share of the tiles behind a cheap cleaner (`purification.random_cleaner`), the same in all `pictures`.
+
+    pictures: N×3×T×T pixels each. generators: one per tile.
+    """
+    drawn = [random_cleaner(g) if float(torch.rand((), generator=g)) < share else None for g in generators]
+
+    def cleaned(tiles: Tensor) -> Tensor:
+        parts = [
+            tile if cleaner is None else to_pixels(cleaner(((tile + 1) / 2).clamp(0, 1)))
+            for tile, cleaner in zip(tiles.split(1), drawn, strict=True)
+        ]
+        return torch.cat(parts)
+
+    return [cleaned(tiles) for tiles in pictures]
+
+
 def unrolled_term(
     denoiser: Denoiser, tiles: Tensor, clean: Tensor, generators: list[torch.Generator], o: Objective
 ) -> Tensor:
@@ -99,5 +117,7 @@ def unrolled_term(
         tiles, clean = random_orientation([tiles, clean], o.turned, generators)
     if o.halved:
         tiles, clean = random_half([tiles, clean], o.halved, generators)
+    if o.tiles_cleaned:
+        tiles, clean = randomly_cleaned([tiles, clean], o.tiles_cleaned, generators)
     pure = unrolled_purification(denoiser, tiles, generators, o.unrolled_steps, timestep)
     return high_pass(pure - clean).square().flatten(1).mean(1)

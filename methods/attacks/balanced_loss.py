@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..pictures import random_stream
-from .loss import Loss
+from .loss import Loss, share_of
 
 
 class BalancedLoss(Loss):
@@ -18,10 +18,15 @@ class BalancedLoss(Loss):
     may look at a part of the picture only) and multiplied by its weight. A sign step follows the larger gradient at
     every pixel: without this one member alone would lead.
     losses, weights: as many of each, at least one; a member's gradient that is 0 everywhere stays 0.
+    memory: where a member did not look in a step (its gradient is 0) the one it gave last counts, times this for every
+        step since; 0: nothing does. In 0..1.
     """
 
-    def __init__(self, losses: Sequence[Loss], weights: Sequence[float]):
+    def __init__(self, losses: Sequence[Loss], weights: Sequence[float], memory: float = 0.0):
         self.members = list(zip(losses, weights, strict=True))
+        self.memory = memory
+        self.remembered: list[Tensor | None] = [None] * len(self.members)
+        self.latest: list[Tensor] = []
 
     def prepare(self, pixels: Tensor, generator: torch.Generator) -> None:
         for loss, _, stream in self._drawn(generator):
@@ -35,15 +40,26 @@ class BalancedLoss(Loss):
 
     def value_and_gradient(self, pixels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         total, balanced = torch.zeros((), device=pixels.device), torch.zeros_like(pixels)
-        for loss, weight, stream in self._drawn(generator):
+        self.latest = []
+        drawn = zip(self._drawn(generator), self.remembered, strict=True)
+        for i, ((loss, weight, stream), before) in enumerate(drawn):
+            loss.partly = share_of(self.partly, i, len(self.members))
             value, gradient = loss.value_and_gradient(pixels, stream)
             total += weight * value
-            balanced += weight * gradient / mean_size(gradient)
+            gradient = gradient / mean_size(gradient)
+            if self.memory:
+                if before is not None:
+                    gradient = torch.where(gradient == 0, self.memory * before, gradient)
+                self.latest.append(gradient)
+                gradient = gradient / mean_size(gradient)
+            balanced += weight * gradient
         return total, balanced
 
     def stepped(self) -> None:
         for loss, _ in self.members:
             loss.stepped()
+        if self.memory:  # only now: a step that ran out of memory is taken again
+            self.remembered = list(self.latest)
 
     def shrink(self) -> bool:
         return sum([loss.shrink() for loss, _ in self.members]) > 0
@@ -74,6 +90,7 @@ class ShapedLoss(Loss):
         yield from self.loss.terms(pixels, generator)
 
     def value_and_gradient(self, pixels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        self.loss.partly = self.partly
         value, gradient = self.loss.value_and_gradient(pixels, generator)
         return value, self.shape(gradient)
 

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..errors import AntiPureError
+from ..errors import AntiPureError, sizes
+from .visibility import FULL, drawn_together, visible_budget
 
 
 class Budget:
@@ -16,13 +17,26 @@ class Budget:
     picture: B×3×H×W in 0..1. levels: > 0. mask: B×1×H×W in 0..1 or None; 0 keeps a pixel as it is.
     keep_grey: only grey pictures count as being near a grey one (R = G = B everywhere). A coloured perturbation would
         be seen at once there, and whoever converts the picture to grey again would average part of it away.
+    visibility: one of `visibility.SETTINGS`; but for `full` pixels get less where a change is seen, and the channels of
+        a pixel may differ by `apart` levels only (of a picture that is not of 8 bits, as rounding shows it).
     """
 
-    def __init__(self, picture: Tensor, levels: float, mask: Tensor | None = None, keep_grey: bool = True):
+    def __init__(
+        self,
+        picture: Tensor,
+        levels: float,
+        mask: Tensor | None = None,
+        keep_grey: bool = True,
+        visibility: str = FULL,
+    ):
         self.picture = picture
         self.grey = is_grey(picture) if keep_grey else torch.zeros_like(picture[:, :1, :1, :1], dtype=torch.bool)
         self._any_grey = bool(self.grey.any())
-        self.allowed = levels * (torch.ones_like(picture[:, :1]) if mask is None else mask.to(picture))
+        allowed, self.apart = visible_budget(picture, levels, visibility)
+        self.allowed = levels * torch.ones_like(picture[:, :1]) if allowed is None else allowed
+        if mask is not None:
+            self.allowed = self.allowed * mask.to(picture)
+            self.apart = None if self.apart is None else self.apart * mask.to(picture)
         original = self.original
         self.lower = (original - self.allowed).clamp_(min=0)
         self.upper = (original + self.allowed).clamp_(max=255)
@@ -36,7 +50,13 @@ class Budget:
 
     def project(self, values: Tensor) -> Tensor:
         """The nearest point of the ball; values in 0..255."""
-        return self._evened(values, values).maximum(self.lower).minimum(self.upper)
+        inside = self._evened(values, values).maximum(self.lower).minimum(self.upper)
+        if self.apart is None:
+            return inside
+        original = self.original
+        low, high = self.lower - original, self.upper - original
+        values = original + drawn_together(inside - original, self.apart, low, high)
+        return values.maximum(self.lower).minimum(self.upper)
 
     def scatter(self, values: Tensor, generator: torch.Generator) -> Tensor:
         """values in 0..255, each moved by up to its budget, evenly distributed, and projected."""
@@ -59,7 +79,12 @@ class Budget:
         whole, highest = values.round(), self.upper.floor()
         bound = self.lower.ceil()
         free = (bound <= highest) & (self.allowed > 0)
-        whole = whole.clamp_(bound, highest).div_(255)
+        whole = whole.clamp_(bound, highest)
+        if self.apart is not None:
+            shown = self.original.round()
+            low, high = ((edge - shown) * free for edge in (bound, highest))
+            whole = shown + drawn_together((whole - shown) * free, self.apart.floor(), low, high, whole=True)
+        whole = whole.div_(255)
         return torch.where(free, whole, self.picture, out=whole)
 
 
@@ -82,6 +107,6 @@ def check_mask(mask: Tensor | None, picture: Tensor) -> None:
         return
     expected = (len(picture), 1, *picture.shape[-2:])
     if tuple(mask.shape) != expected:
-        raise AntiPureError(f"The mask has shape {tuple(mask.shape)}; for this picture it must be {expected}.")
+        raise AntiPureError(f"The mask has shape {sizes(mask.shape)}; for this picture it must be {sizes(expected)}.")
     if not bool(((mask >= 0) & (mask <= 1)).all()):
         raise AntiPureError("The mask holds values outside 0..1; give 1 where the picture may change and 0 elsewhere.")

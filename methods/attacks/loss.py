@@ -18,6 +18,9 @@ class Loss(ABC):
     pixels.grad by then may be added to in place (`kernels.tiles.cut`).
     """
 
+    # Told what share of `value_and_gradient` is done, within 0..1, by a loss that knows; may raise to cancel.
+    partly: Callable[[float], None] = staticmethod(lambda share: None)
+
     def prepare(self, pixels: Tensor, generator: torch.Generator) -> None:  # noqa: B027
         """Before each step, and again where it is tried again for want of memory: what changes with the perturbation.
 
@@ -49,6 +52,11 @@ class Loss(ABC):
     def shrink(self) -> bool:
         """When memory ran out: True when the next attempt will ask for less of it."""
         return False
+
+
+def share_of(partly: Callable[[float], None], part: int, parts: int) -> Callable[[float], None]:
+    """The `Loss.partly` of one of several losses that take their turns: each counts as much as any other."""
+    return lambda share: partly((part + share) / parts)
 
 
 MakeLoss = Callable[[Tensor], Loss]  # from the clean pixels, 1×3×H×W in [-1, 1]

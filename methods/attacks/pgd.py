@@ -7,15 +7,17 @@ are 8-bit levels: `levels=8` means 8/255 of the 0..1 range.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from ...kernels.ascent import ascend
-from ..errors import AntiPureError
+from ..errors import AntiPureError, sizes
 from ..gradients.malloc import freed_memory_kept
 from ..memory import is_out_of_memory, out_of_memory
 from ..pictures import check_picture, random_stream, to_pixels
+from ..progress import Progress
 from .budget import Budget
 from .loss import Loss, MakeLoss
 from .settings import AttackSettings
@@ -66,7 +68,7 @@ def pgd(
     if start is not None:
         check_picture(start, "start")
         if start.shape != picture.shape:
-            raise AntiPureError(f"The start has shape {tuple(start.shape)}, the picture {tuple(picture.shape)}.")
+            raise AntiPureError(f"The start has shape {sizes(start.shape)}, the picture {sizes(picture.shape)}.")
     levels, steps = settings.levels, settings.steps
     runs = 1 if together else len(picture)
     per_run = len(picture) // runs
@@ -77,13 +79,14 @@ def pgd(
         with torch.inference_mode(False), torch.enable_grad(), freed_memory_kept(picture.device):
             part = slice(i * per_run, (i + 1) * per_run)
             clean = picture[part].float().clone()
-            budget = Budget(clean, levels, settings.mask_of(part), settings.keep_grey)
+            budget = Budget(clean, levels, settings.mask_of(part), settings.keep_grey, settings.visibility)
             loss = make_loss(to_pixels(clean))
             values = budget.original if start is None else budget.project(start[part].float().clone() * 255)
             if random_start:
                 values = budget.scatter(values, random_stream(seed, -1))
             finite = torch.ones((), dtype=torch.bool, device=clean.device)
             for step in range(steps):
+                loss.partly = partial(_partly, settings.progress, values, i * steps + step, runs * steps)
                 value, gradient = _value_and_gradient(loss, values, seed, step)
                 loss.stepped()
                 finite &= torch.isfinite(gradient).all()
@@ -93,6 +96,8 @@ def pgd(
                 size = first * (1 - step / steps) if decay else first
                 values = ascend(values, gradient, size, budget.lower, budget.upper)
                 del gradient  # before the next one is made
+                if budget.apart is not None:  # `ascend` knows the ball alone
+                    values = budget.project(values)
                 if constrain is not None:
                     rounds = CONSTRAINED if step + 1 < steps else CONSTRAINED_LAST
                     for _ in range(rounds):
@@ -100,6 +105,12 @@ def pgd(
                 settings.progress(i * steps + step + 1, runs * steps, values / 255, value)
             results.append(budget.quantise(values) if rounded else values / 255)
     return torch.cat(results) if runs > 1 else results[0]
+
+
+def _partly(progress: Progress, values: Tensor, before: int, total: int, share: float) -> None:
+    """Progress within a step, with the picture as the step found it."""
+    if 0 < share < 1:
+        progress(before + share, total, values / 255)
 
 
 def _value_and_gradient(loss: Loss, values: Tensor, seed: int, step: int) -> tuple[Tensor, Tensor]:

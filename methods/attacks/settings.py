@@ -9,6 +9,7 @@ from torch import Tensor
 from ..errors import AntiPureError
 from ..progress import Progress, silent
 from .budget import check_budget, check_mask
+from .visibility import FULL, check_visibility
 
 
 @dataclass(frozen=True)
@@ -17,8 +18,10 @@ class AttackSettings:
 
     levels: radius of the L-infinity ball in 8-bit levels, above 0 and at most 255. steps: of gradient ascent, at
     least 1. mask: B×1×H×W in 0..1, scales the budget per pixel; None: all of it everywhere. seeds: one for all
-    pictures, or one per picture. progress: called after each step with the picture as it is then and the loss.
+    pictures, or one per picture. progress: called after each step with the picture as it is then and the loss,
+    within a step of several batches with the picture as it was.
     keep_grey: a picture with R = G = B everywhere gets a grey perturbation; others are never touched by it.
+    visibility: one of `visibility.SETTINGS`: `full` uses the whole budget everywhere, the others less where it shows.
     """
 
     levels: float = 8
@@ -27,11 +30,13 @@ class AttackSettings:
     seeds: int | list[int] = 0
     progress: Progress = silent
     keep_grey: bool = True
+    visibility: str = FULL
 
     def check(self, picture: Tensor) -> None:
-        """Raise `AntiPureError` for a budget, a number of steps or a mask that does not serve this B×3×H×W picture."""
+        """Raise `AntiPureError` for a budget, steps, mask or visibility that does not serve this B×3×H×W picture."""
         check_budget(self.levels, self.steps)
         check_mask(self.mask, picture)
+        check_visibility(self.visibility)
 
     def seeds_of(self, count: int) -> list[int]:
         """A seed for each of `count` pictures; raises `AntiPureError` where another number of them was given."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 
 import torch
@@ -26,6 +27,7 @@ class TiledLoss(Loss):
     forwards, at_once: as in `Batching.size`. Every step draws a new tile offset; tiles run in batches that fit
     the session's memory, each yielding its share of the mean. A pixel model's tiles cover the picture in every step, a
     latent model's over the steps.
+    share: of the tiles that a step looks at, other ones every time, at least one; above 0, at most 1.
     """
 
     def __init__(
@@ -36,7 +38,9 @@ class TiledLoss(Loss):
         *,
         forwards: int = 1,
         at_once: int = 1,
+        share: float = 1.0,
     ):
+        self.share = share
         self.denoiser, self.of_tiles, self.forwards, self.at_once = denoiser, terms, forwards, at_once
         self.tile = denoiser.tile_for(*companion.shape[-2:])
         self.height, self.width = (max(side, self.tile) for side in companion.shape[-2:])
@@ -49,6 +53,9 @@ class TiledLoss(Loss):
         tile = self.tile
         positions = self.positions(self.height, self.width, tile, generator)
         root = int(torch.randint(2**62, (), generator=generator))
+        if self.share < 1:
+            drawn = torch.randperm(len(positions), generator=random_stream(root, -1))
+            positions = [positions[i] for i in drawn[: math.ceil(self.share * len(positions))].sort().values.tolist()]
         for part in self.denoiser.batching.batches(len(positions), tile, tile, self.forwards, self.at_once):
             generators = [random_stream(root, i) for i in range(part.start, part.stop)]
             # Padded anew in every batch: the batches are differentiated one by one and must not share a graph.
@@ -56,6 +63,7 @@ class TiledLoss(Loss):
             tiles = cut(padded, positions[part], tile, gradient=pixels.grad if padded is pixels else None)
             companions = cut(self.companion, positions[part], tile)
             yield self.of_tiles(tiles, companions, generators).sum() / len(positions)
+            self.partly(part.stop / len(positions))
 
     def shrink(self) -> bool:
         return self.denoiser.batching.shrink()

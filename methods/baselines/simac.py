@@ -147,7 +147,9 @@ class SimacLoss(Loss):
         def of_tiles(tiles: Tensor, clean: Tensor, generators: list[torch.Generator]) -> Tensor:
             return simac_terms(self.denoiser, self.features, timesteps, tiles, clean, generators)
 
-        yield from TiledLoss(self.denoiser, self.clean, of_tiles).terms(pixels, generator)
+        tiled = TiledLoss(self.denoiser, self.clean, of_tiles)
+        tiled.partly = self.partly
+        yield from tiled.terms(pixels, generator)
 
     def shrink(self) -> bool:
         return self.denoiser.batching.shrink()

@@ -81,6 +81,7 @@ class AlternatingLoss(Loss):
 
     def terms(self, pixels: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
         self._root(generator)  # drawn here, too: what follows does not depend on whether the surrogate was trained
+        self.inner.partly = self.partly
         yield from self.inner.terms(pixels, generator)
 
     def stepped(self) -> None:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..errors import AntiPureError
+from ..errors import AntiPureError, sizes
 
 if TYPE_CHECKING:
     from diffusers import UNet2DModel
@@ -149,8 +149,8 @@ def convert_adm_state_dict(state: Mapping[str, Tensor], config: dict) -> dict[st
             value = value.squeeze(-1)
         if value.shape != target.shape:
             raise AntiPureError(
-                f"'{source}' of this ADM checkpoint has shape {tuple(shape)}, which does not fit"
-                f" '{key}' with shape {tuple(target.shape)}."
+                f"'{source}' of this ADM checkpoint has shape {sizes(shape)}, which does not fit"
+                f" '{key}' with shape {sizes(target.shape)}."
             )
         converted[key] = value
         used.add(source)

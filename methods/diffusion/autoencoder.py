@@ -15,14 +15,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import AntiPureError
-from ..files import read_weights, reason
+from ..errors import AntiPureError, sizes
+from ..files import BUNDLED_FOLDER, read_weights, reason
 from ..gradients.differentiation import saved_bytes
 from ..pictures import check_shape, pad_reflect, round_up
 from .batching import Sessions
 from .diffusers_autoencoder import load_folder
-from .taesd import is_decoder, is_diffusers_layout, is_encoder, split_diffusers_layout, tiny_autoencoder
+from .taesd import (
+    encoder_alone,
+    is_decoder,
+    is_diffusers_layout,
+    is_encoder,
+    split_diffusers_layout,
+    tiny_autoencoder,
+)
 
+# An encoder of our own, for whoever has no VAE at hand (its card: bundled/README.md).
+BUNDLED_VAE = BUNDLED_FOLDER / "vae_encoder.safetensors"
+ENCODER_FORMAT = "antipure-vae-encoder"  # in the metadata of an encoder that is meant to be alone
 TILE = 512  # pixels of a side: as much as VAEs see of a picture at a time where they are attacked in tiles
 WANTED = (
     "a TAESD file in diffusers' layout, its encoder and decoder, or a diffusers AutoencoderKL or AutoencoderTiny folder"
@@ -39,6 +49,7 @@ class Autoencoder(Sessions, ABC):
     name: str
     multiple: int
     channels: int
+    decodes: bool = True
     _bytes_per_pixel: float | None = None
 
     @abstractmethod
@@ -79,9 +90,10 @@ class Autoencoder(Sessions, ABC):
         """Activation bytes that encoding and decoding keep for their backward, per pixel: counted once."""
         if self._bytes_per_pixel is None:
             side = 8 * self.multiple
+            both = (lambda pixels: self.decode(self.encode(pixels))) if self.decodes else self.encode
             with torch.inference_mode(False):
                 x = torch.zeros(1, 3, side, side, device=self.device)
-                saved = saved_bytes(lambda pixels: self.decode(self.encode(pixels)), x, *self.parts())
+                saved = saved_bytes(both, x, *self.parts())
             self._bytes_per_pixel = saved / side**2
         return self._bytes_per_pixel
 
@@ -96,6 +108,7 @@ class NetworkAutoencoder(Autoencoder):
         described: Any = network
         self.network, self.name = network.eval().requires_grad_(False), name
         self.multiple, self.channels = int(described.multiple), int(described.channels)
+        self.decodes = bool(getattr(network, "decodes", True))
 
     @property
     def device(self) -> torch.device:
@@ -120,7 +133,7 @@ class NetworkAutoencoder(Autoencoder):
     def decode(self, latent: Tensor) -> Tensor:
         if latent.ndim != 4 or latent.shape[1] != self.channels:
             raise AntiPureError(
-                f"The latent has shape {tuple(latent.shape)}; {self.name} decodes B×{self.channels}×h×w."
+                f"The latent has shape {sizes(latent.shape)}; {self.name} decodes B×{self.channels}×h×w."
             )
         network: Any = self.network
         return network.decode(latent.to(self.device, torch.float32))
@@ -140,11 +153,14 @@ def load_autoencoder(
     * TAESD's published pair, such as taesd_encoder.pth and taesd_decoder.pth, or taef2's; of a pair one is enough,
       when the other lies beside it.
     * A diffusers folder (config.json and weights) of an AutoencoderKL or AutoencoderTiny, or a pipeline's, with `vae`.
+    * Our own encoder, `BUNDLED_VAE`, which has no decoder: `decode` raises an `AntiPureError`.
 
-    name: what reports call it; None: after the file. Weights are float32 and frozen.
+    name: what reports call it; None: after the file ("bundled" for our own). Weights are float32 and frozen.
     Raises `AntiPureError` naming the path when it is no such VAE, is incomplete, or holds code.
     """
     paths = [Path(path)] if isinstance(path, (str, Path)) else [Path(each) for each in path]
+    if paths == [BUNDLED_VAE] and not BUNDLED_VAE.exists():
+        raise AntiPureError(f"This installation lacks its own file bundled/{BUNDLED_VAE.name}; install the pack again.")
     if not 1 <= len(paths) <= 2:
         raise AntiPureError(f"{len(paths)} files are no VAE; give {WANTED}.")
     missing = next((each for each in paths if not each.exists()), None)
@@ -166,8 +182,11 @@ def load_autoencoder(
 
 
 def _load_files(paths: list[Path]) -> nn.Module:
-    states = [_small_floats_grown(read_weights(path, WANTED)[0]) for path in paths]
+    found = [read_weights(path, WANTED) for path in paths]
+    states = [_small_floats_grown(state) for state, _ in found]
     if len(states) == 1:
+        if found[0][1].get("format") == ENCODER_FORMAT:
+            return encoder_alone(states[0])
         if is_diffusers_layout(states[0]):
             return tiny_autoencoder(*split_diffusers_layout(states[0]))
         half = "an encoder" if is_encoder(states[0]) else "a decoder" if is_decoder(states[0]) else ""
@@ -194,6 +213,8 @@ def _pair(path: Path) -> list[Path]:
 
 def _name(path: Path) -> str:
     """taesd of taesd_encoder.pth, the pipeline's name of its folder `vae`, else the file's own."""
+    if path == BUNDLED_VAE:
+        return "bundled"
     if path.is_dir():
         return path.absolute().parent.name if path.name == "vae" else path.absolute().name
     return path.stem.replace("_encoder", "").replace("_decoder", "") or path.stem

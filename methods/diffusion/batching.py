@@ -33,6 +33,7 @@ class Batching:
         self.bytes_per_pixel, self.memory_bytes = bytes_per_pixel, memory_bytes
         self.limit: int | None = None
         self.latest = 1
+        self.calls = 0  # of the network, in the latest walk over all tiles
 
     def size(self, height: int, width: int, forwards: int = 1, at_once: int = 1) -> int:
         """How many tiles fit `memory_bytes` when each keeps the activations of `forwards` forwards.
@@ -48,7 +49,7 @@ class Batching:
     def batches(self, count: int, height: int, width: int, forwards: int = 1, at_once: int = 1) -> Iterator[slice]:
         """Slices that walk over `count` tiles of height×width in memory-bounded batches."""
         size = min(self.size(height, width, forwards, at_once), self.limit or count, max(count, 1))
-        self.latest = size
+        self.latest, self.calls = size, -(-count // size) * forwards
         return (slice(i, min(i + size, count)) for i in range(0, count, size))
 
     def shrink(self) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import AntiPureError
+from ..errors import AntiPureError, sizes
 from ..pictures import check_picture, noise, random_stream, to_picture, to_pixels
 from ..progress import Progress, silent
 from .denoiser import Denoiser, add_noise, predict_x0
@@ -49,7 +49,7 @@ def generate(
     if start is not None:
         check_picture(start, "start")
         if start.shape[-2:] != blank.shape[-2:]:
-            raise AntiPureError(f"The start is {tuple(start.shape[-2:])} pixels; give it {size}×{size}.")
+            raise AntiPureError(f"The start is {sizes(start.shape[-2:])} pixels; give it {size}×{size}.")
     abar = denoiser.alphas_cumprod
     times = torch.linspace(total - 1, 0, steps, dtype=torch.float64).round().long().tolist()
     scheduler = _respaced(abar[times])

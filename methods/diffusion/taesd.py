@@ -92,6 +92,24 @@ class TinyAutoencoder(nn.Module):
         return self.decoder(latent) * 2 - 1
 
 
+class EncoderAlone(nn.Module):
+    """The half that trainers see through: it can be attacked and measured with, and brings no latent back."""
+
+    multiple = MULTIPLE
+    decodes = False
+
+    def __init__(self, channels: int, width: int):
+        super().__init__()
+        self.channels = channels
+        self.encoder = encoder(channels, width)
+
+    def moments(self, pixels: Tensor) -> tuple[Tensor, None]:
+        return self.encoder((pixels + 1) / 2), None
+
+    def decode(self, latent: Tensor) -> Tensor:
+        raise AntiPureError("This VAE is an encoder alone and cannot decode; give a whole VAE, such as a TAESD file.")
+
+
 def is_diffusers_layout(state: Mapping[str, Tensor]) -> bool:
     """Whether these are the names of diffusers' `AutoencoderTiny`: encoder and decoder in one file."""
     return "encoder.layers.0.weight" in state and "decoder.layers.0.weight" in state
@@ -143,6 +161,19 @@ def tiny_autoencoder(encoder_state: Mapping[str, Tensor], decoder_state: Mapping
     both = {f"encoder.{key}": value for key, value in encoder_state.items()}
     both |= {f"decoder.{key}": value for key, value in decoder_state.items()}
     fill(network, both)
+    return network
+
+
+def encoder_alone(state: Mapping[str, Tensor]) -> EncoderAlone:
+    """The network of an encoder's state dict in the published layout, float32; width and channels are read from it.
+
+    Raises `AntiPureError` for another network, and as `architecture.check_state` does.
+    """
+    if not is_encoder(state):
+        raise AntiPureError(f"{NOT_TINY}: it does not begin with an encoder's first layer.")
+    with torch.device("meta"):
+        network = EncoderAlone(len(_last(state)), len(state["0.weight"]))
+    fill(network, {f"encoder.{key}": value for key, value in state.items()})
     return network
 
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..architecture import fingerprint
-from ..errors import AntiPureError
+from ..errors import AntiPureError, sizes
 from ..pictures import check_picture, pad_reflect, round_up, to_picture, to_pixels
 
 
@@ -90,7 +90,7 @@ class Generator(ABC):
             raise AntiPureError(f"{self.name} has no edit '{edit}'; choose one of {', '.join(self.edits)}.")
         if pixels.ndim != 4 or pixels.shape[1] != 3 or not pixels.is_floating_point():
             raise AntiPureError(
-                f"{self.name} was given a tensor of shape {tuple(pixels.shape)} and type {pixels.dtype}; "
+                f"{self.name} was given a tensor of shape {sizes(pixels.shape)} and type {pixels.dtype}; "
                 "give a batch of RGB pictures, B×3×H×W, floats."
             )
         least = max(16, self.multiple)

@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..errors import AntiPureError
+from ..errors import AntiPureError, sizes
 
 MASK_THRESHOLD = 0.5  # on the sum over the channels of |G(x) - x|, pixels in [-1, 1]
 SUCCESS_THRESHOLD = 0.05
@@ -48,5 +48,5 @@ def success_rate(l2: Tensor, threshold: float = SUCCESS_THRESHOLD) -> float:
 def _check(a: Tensor, b: Tensor) -> None:
     if a.shape != b.shape or a.ndim != 4:
         raise AntiPureError(
-            f"Outputs of shapes {tuple(a.shape)} and {tuple(b.shape)} cannot be compared; give equal ones."
+            f"Outputs of shapes {sizes(a.shape)} and {sizes(b.shape)} cannot be compared; give equal ones."
         )

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ..architecture import fingerprint
 from ..diffusion.denoiser import Denoiser, add_noise, predict_x0
-from ..errors import AntiPureError
+from ..errors import AntiPureError, sizes
 from ..memory import enough_memory
 from ..pictures import check_picture, noise, pad_reflect, random_stream, round_up, to_picture, to_pixels
 from ..progress import Progress, silent
@@ -78,7 +78,7 @@ def train_model_patch(
     height, width = pictures.shape[-2:]
     warning = text_warning(height, width) if warning is None else warning
     if tuple(warning.shape) != (1, 3, height, width):
-        raise AntiPureError(f"The warning has shape {tuple(warning.shape)}; for these pictures it must be 1×3×H×W.")
+        raise AntiPureError(f"The warning has shape {sizes(warning.shape)}; for these pictures it must be 1×3×H×W.")
     network: nn.Module = denoiser.network
     architecture = fingerprint(network)
     history: list[dict[str, float]] = []

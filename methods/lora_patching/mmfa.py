@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import AntiPureError
+from ..errors import AntiPureError, sizes
 
 
 class MMFA:
@@ -76,5 +76,5 @@ def _embed(encoder: Callable[[Tensor], Tensor], pixels: Tensor) -> Tensor:
     vectors = encoder(pixels)
     if vectors.ndim != 2 or len(vectors) != len(pixels):
         name = getattr(encoder, "name", type(encoder).__name__)
-        raise AntiPureError(f"The encoder {name} gave {tuple(vectors.shape)}; one vector per picture is needed.")
+        raise AntiPureError(f"The encoder {name} gave {sizes(vectors.shape)}; one vector per picture is needed.")
     return vectors.float()

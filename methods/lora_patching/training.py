@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from ..architecture import fingerprint
 from ..attacks.pgd import pgd
 from ..attacks.settings import AttackSettings
-from ..errors import AntiPureError
+from ..errors import AntiPureError, sizes
 from ..generators.generator import Generator
 from ..memory import enough_memory
 from ..pictures import check_picture, random_stream, to_picture, to_pixels
@@ -138,9 +138,8 @@ def train_patch(
     if config.mode == "defensive":
         warning = text_warning(*faces.shape[-2:]) if warning is None else warning
         if tuple(warning.shape) != (1, *faces.shape[1:]):
-            raise AntiPureError(
-                f"The warning has shape {tuple(warning.shape)}; for these faces it must be {(1, *faces.shape[1:])}."
-            )
+            wanted = sizes((1, *faces.shape[1:]))
+            raise AntiPureError(f"The warning has shape {sizes(warning.shape)}; for these faces it must be {wanted}.")
     elif warning is not None:
         raise AntiPureError("An evaluation patch carries no warning; train a defensive one, or give no warning.")
     architecture = fingerprint(generator)
@@ -297,7 +296,7 @@ class _Run:
         output = self._edit(x, self.edits[0])
         if output.shape != x.shape:
             raise AntiPureError(
-                f"The generator turns {tuple(x.shape)} into {tuple(output.shape)}; its edits must keep the size."
+                f"The generator turns {sizes(x.shape)} into {sizes(output.shape)}; its edits must keep the size."
             )
         if not output.requires_grad:
             raise AntiPureError("The generator's edits pass no gradient to the picture, so nothing can be learned.")

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import AntiPureError
+from ..errors import AntiPureError, sizes
 from ..figures.fonts import SANS, font_file, lacking
 
 DEFAULT_TEXT = "FAKE"
@@ -57,7 +57,7 @@ def picture_warning(picture: Tensor, height: int, width: int) -> Tensor:
     Raises `AntiPureError` for other shapes and for a picture without any ink.
     """
     if picture.ndim != 4 or picture.shape[0] != 1 or picture.shape[1] not in (3, 4) or picture.numel() == 0:
-        raise AntiPureError(f"The warning picture has shape {tuple(picture.shape)}; give one RGB or RGBA picture.")
+        raise AntiPureError(f"The warning picture has shape {sizes(picture.shape)}; give one RGB or RGBA picture.")
     ink = picture[:, 3:] if picture.shape[1] == 4 else 1 - picture.mean(1, keepdim=True)
     ink = ink.float().clamp(0, 1)
     if not bool((ink > 0.5).any()):
@@ -155,7 +155,7 @@ def visibility(patched: Tensor, unpatched: Tensor, warning: Tensor) -> Tensor:
     """
     if patched.shape != unpatched.shape or warning.shape[-2:] != patched.shape[-2:]:
         raise AntiPureError(
-            f"The outputs {tuple(patched.shape)} and {tuple(unpatched.shape)} and the warning {tuple(warning.shape)} "
+            f"The outputs {sizes(patched.shape)} and {sizes(unpatched.shape)} and the warning {sizes(warning.shape)} "
             "differ in size; compare equal ones."
         )
     difference = (patched - unpatched).float().flatten(1)

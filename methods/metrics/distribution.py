@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..diffusion.denoiser import add_noise
 from ..diffusion.pixel import PixelDenoiser
-from ..errors import AntiPureError
+from ..errors import AntiPureError, sizes
 from ..pictures import check_picture, pad_reflect, random_stream, round_8bit, round_up, to_pixels
 from ..progress import Progress, silent
 
@@ -100,7 +100,7 @@ def pairwise_diversity(
 
 def _features(first: Tensor, second: Tensor, least: int) -> tuple[Tensor, Tensor]:
     if first.ndim != 2 or second.ndim != 2 or first.shape[1] != second.shape[1]:
-        shapes = f"{tuple(first.shape)} and {tuple(second.shape)}"
+        shapes = f"{sizes(first.shape)} and {sizes(second.shape)}"
         raise AntiPureError(f"The features have shapes {shapes}; give N×D and M×D of one encoder.")
     if min(len(first), len(second)) < least:
         counts = f"{len(first)} and {len(second)}"

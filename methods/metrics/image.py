@@ -11,14 +11,14 @@ from torch import Tensor
 
 from ...kernels.frequency import high_frequency_energy
 from ...kernels.ssim import ssim_terms
-from ..errors import AntiPureError
+from ..errors import AntiPureError, both_sizes
 from ..pictures import pad_reflect, round_8bit
 
 
 def _pair(reference: Tensor, picture: Tensor) -> tuple[Tensor, Tensor]:
     if reference.shape != picture.shape:
         raise AntiPureError(
-            f"The pictures differ in size, {tuple(reference.shape)} and {tuple(picture.shape)}: compare equal ones."
+            f"The pictures differ in size, {both_sizes(reference.shape, picture.shape)}: compare equal ones."
         )
     return round_8bit(reference), round_8bit(picture)
 

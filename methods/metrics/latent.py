@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..diffusion.autoencoder import Autoencoder
-from ..errors import AntiPureError
+from ..errors import AntiPureError, both_sizes
 from ..memory import is_out_of_memory
 from ..pictures import check_picture, random_stream, round_8bit, round_up, to_pixels
 from ..progress import Progress, silent
@@ -67,7 +67,7 @@ def latent_shift(
     check_picture(picture)
     if reference.shape != picture.shape:
         raise AntiPureError(
-            f"The pictures differ in size, {tuple(reference.shape)} and {tuple(picture.shape)}: compare equal ones."
+            f"The pictures differ in size, {both_sizes(reference.shape, picture.shape)}: compare equal ones."
         )
     if not 1 <= groups <= autoencoder.channels or autoencoder.channels % groups:
         raise AntiPureError(

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import AntiPureError
+from ..errors import AntiPureError, sizes
 from ..pictures import check_picture, random_stream
 
 
@@ -21,7 +21,7 @@ def wasserstein_1d(first: Tensor, second: Tensor) -> Tensor:
     Returns K values, float64.
     """
     if first.ndim != 2 or second.ndim != 2 or first.shape[1] != second.shape[1] or not len(first) or not len(second):
-        shapes = f"{tuple(first.shape)} and {tuple(second.shape)}"
+        shapes = f"{sizes(first.shape)} and {sizes(second.shape)}"
         raise AntiPureError(f"The samples have shapes {shapes}; give N×K and M×K with at least one row each.")
     a, b = first.double().sort(0).values, second.double().sort(0).values
     n, m = len(a), len(b)
@@ -39,7 +39,7 @@ def sliced_wasserstein(first: Tensor, second: Tensor, *, directions: int = 128, 
     first: N×D, second: M×D, float. Directions are the same for a seed; the unit is that of the coordinates.
     """
     if first.ndim != 2 or second.ndim != 2 or first.shape[1:] != second.shape[1:]:
-        shapes = f"{tuple(first.shape)} and {tuple(second.shape)}"
+        shapes = f"{sizes(first.shape)} and {sizes(second.shape)}"
         raise AntiPureError(f"The samples have shapes {shapes}; give N×D and M×D.")
     if directions < 1:
         raise AntiPureError(f"{directions} directions; at least 1 is needed.")
@@ -52,7 +52,7 @@ def picture_patches(pictures: Tensor, side: int = 8, stride: int = 8) -> Tensor:
     """All side×side patches of B×3×H×W pictures on a grid: N×(3 side²)."""
     check_picture(pictures)
     if side < 1 or stride < 1 or min(pictures.shape[-2:]) < side:
-        raise AntiPureError(f"Patches of {side} px do not fit into pictures of {tuple(pictures.shape[-2:])}.")
+        raise AntiPureError(f"Patches of {side} px do not fit into pictures of {sizes(pictures.shape[-2:])}.")
     return F.unfold(pictures.float(), side, stride=stride).transpose(1, 2).flatten(0, 1)
 
 

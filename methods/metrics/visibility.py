@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ...kernels.filters import gaussian_blur
-from ..errors import AntiPureError
+from ..errors import AntiPureError, both_sizes
 from ..pictures import round_8bit
 
 STRIPE = 0.01  # from this peak share on a perturbation counts as a stripe, see `is_stripe`
@@ -149,6 +149,6 @@ def _percentile(values: Tensor, share: float) -> Tensor:
 def _pair(reference: Tensor, picture: Tensor) -> tuple[Tensor, Tensor]:
     if reference.shape != picture.shape:
         raise AntiPureError(
-            f"The pictures differ in size, {tuple(reference.shape)} and {tuple(picture.shape)}: compare equal ones."
+            f"The pictures differ in size, {both_sizes(reference.shape, picture.shape)}: compare equal ones."
         )
     return round_8bit(reference), round_8bit(picture)

@@ -168,7 +168,9 @@ class Purifier:
         """
         wanted, taken, done = frozenset(iterations), {}, 0
 
-        def on_step(step: int, total: int, shown: Tensor | None = None, loss: Tensor | float | None = None, /) -> None:
+        def on_step(
+            step: float, total: int, shown: Tensor | None = None, loss: Tensor | float | None = None, /
+        ) -> None:
             nonlocal done
             if shown is not None:
                 done += 1

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import AntiPureError
+from ..errors import AntiPureError, sizes
 from ..pictures import check_picture, round_8bit
 from ..progress import Progress, silent
 from .settings import nan_if_infinite
@@ -74,7 +74,7 @@ def upscale(picture: Tensor, upscaler: Upscaler, *, factor: int = 0, progress: P
             raw = upscaler.enlarge(large)
             if tuple(raw.shape) != (1, 3, *wanted):
                 raise AntiPureError(
-                    f"{upscaler.name} made {tuple(raw.shape)} of {tuple(large.shape)}, where it says that it enlarges "
+                    f"{upscaler.name} made {sizes(raw.shape)} of {sizes(large.shape)}, where it says that it enlarges "
                     f"{upscaler.scale} times; use another model."
                 )
             large = round_8bit(nan_if_infinite(raw.clamp(0, 1), raw))

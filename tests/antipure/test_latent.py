@@ -81,7 +81,29 @@ def test_of_a_large_picture_it_sees_windows_of_a_constant_cost_everywhere():
         _, gradient = loss.value_and_gradient(pixels, random_stream(seed))
         touched += gradient.abs().sum((0, 1)) > 0
     assert (touched > 0).float().mean() > 0.95
-    assert max(h * w for h, w in vae.sizes) <= 36 * 36
+    assert max(h * w for h, w in vae.sizes) <= 2 * 36 * 36
+
+
+def test_as_it_is_a_window_lies_on_the_encoders_grid():
+    """What a window's latent moves is what the same part of the whole picture's latent moves."""
+    vae = TinyVae()
+    clean, other = picture(96, 128), picture(96, 128, seed=1)
+    loss = LatentLoss([vae], to_pixels(clean), 0.4, as_is=1.0)
+    loss.side = 32
+    moved = vae.network(to_pixels(other)) - vae.network(to_pixels(clean))
+    for seed in range(10):
+        pixels = to_pixels(other).requires_grad_()
+        (term,) = loss.terms(pixels, random_stream(seed))
+        term.backward()
+        seen = pixels.grad.abs().sum((0, 1)) > 0
+        rows, columns = (torch.where(seen.any(side))[0] // vae.multiple for side in (1, 0))
+        inside = (..., slice(rows[0] + 1, rows[-1]), slice(columns[0] + 1, columns[-1]))
+        vae.sizes.clear()
+        view = loss._drawn_view(vae.multiple, random_stream(loss._roots(random_stream(seed))[0]))
+        windows = vae.network(view(to_pixels(other))) - vae.network(view(to_pixels(clean)))
+        torch.testing.assert_close(
+            windows[..., 1 : 1 + moved[inside].shape[-2], 1 : 1 + moved[inside].shape[-1]], moved[inside]
+        )
 
 
 def test_when_memory_runs_out_the_windows_become_smaller_and_then_no_more():

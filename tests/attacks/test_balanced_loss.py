@@ -101,3 +101,48 @@ def test_a_loss_without_the_picture_in_it_is_refused():
     constant = FunctionLoss(lambda pixels, generator: [torch.ones(())])
     with pytest.raises(AntiPureError, match="does not depend on the picture"):
         BalancedLoss([constant], [1]).value_and_gradient(leaf(), stream())
+
+
+class Windowed(Loss):
+    """Sees one half of the picture in the first step, the other in the second, then nothing."""
+
+    def __init__(self):
+        self.step, self.weights = 0, weights(5, 3.0)
+
+    def seen(self) -> torch.Tensor:
+        mask = torch.zeros(1, 3, 6, 6)
+        if self.step < 2:
+            mask[..., 3 * self.step : 3 * self.step + 3] = 1
+        return self.weights * mask
+
+    def terms(self, pixels, generator):
+        yield (pixels * self.seen()).sum()
+
+    def stepped(self):
+        self.step += 1
+
+
+def test_where_a_loss_did_not_look_its_last_gradient_counts_less_with_every_step():
+    balanced = BalancedLoss([Windowed()], [1.0], memory=0.5)
+    halves = [weights(5, 3.0)[..., :3], weights(5, 3.0)[..., 3:]]
+    first, second = (half / half.abs().mean() for half in halves)
+    expected = [
+        torch.cat([first, torch.zeros_like(first)], -1),
+        torch.cat([0.5 * first, second], -1),
+        torch.cat([0.25 * first, 0.5 * second], -1),
+    ]
+    for wanted in expected:
+        _, gradient = balanced.value_and_gradient(leaf(), stream())
+        torch.testing.assert_close(gradient, wanted / mean_size(wanted))
+        again = balanced.value_and_gradient(leaf(), stream())[1]  # as after running out of memory: the same step
+        torch.testing.assert_close(again, gradient)
+        balanced.stepped()
+
+
+def test_without_memory_what_is_not_seen_does_not_move():
+    balanced = BalancedLoss([Windowed()], [1.0])
+    for _ in range(2):
+        _, gradient = balanced.value_and_gradient(leaf(), stream())
+        balanced.stepped()
+    assert not gradient[..., :3].any()
+    assert gradient[..., 3:].all()

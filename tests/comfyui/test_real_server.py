@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -11,8 +12,10 @@ import sys
 import time
 import urllib.error
 import uuid
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -82,6 +85,11 @@ class Run:
     def progress(self):
         return (data["value"] for kind, data in self.messages() if kind == "progress")
 
+    def texts(self) -> list[str]:
+        """What nodes were given to show, in order."""
+        found = [message[4:] for message in self.binary if message[:4] == b"\0\0\0\3"]
+        return [text[4 + int.from_bytes(text[:4], "big") :].decode() for text in found]
+
     def status(self) -> tuple[str, dict]:
         """status_str, and the run's events in the history."""
         status = self.comfyui.json(f"/history/{self.id}")[self.id]["status"]
@@ -118,16 +126,20 @@ def test_every_node_has_a_help_page(comfyui, node_id):
     assert comfyui.get(f"/extensions/{FOLDER}/docs/{node_id}.md").strip()
 
 
+# What the shipped workflow for folders needs and a version has not; its note names what to take there.
+LACKING = {"0.3.64": {"LoadImageDataSetFromFolder"}}
+
+
 def test_workflows_are_offered_as_templates(comfyui):
     names = sorted(path.stem for path in (ROOT / "workflows").glob("*.json"))
-    if not names:
-        pytest.skip("workflows/ holds no UI workflows")
+    assert names
     assert sorted(comfyui.json("/api/workflow_templates")[FOLDER]) == names
     for name in names:
-        graph = comfyui.json(f"/api/workflow_templates/{FOLDER}/{name}.json")
+        graph = comfyui.json(f"/api/workflow_templates/{FOLDER}/{quote(name)}.json")
+        assert comfyui.get(f"/api/workflow_templates/{FOLDER}/{quote(name)}.jpg")[:2] == b"\xff\xd8"
         known = comfyui.json("/object_info")
         used = {node["type"] for node in graph["nodes"]} - {"Note", "MarkdownNote"}
-        assert used <= known.keys()
+        assert used - LACKING.get(comfyui.version, set()) <= known.keys()
 
 
 def test_a_mistake_in_a_list_of_purifiers_is_refused_before_the_graph_runs(comfyui, tmp_path):
@@ -149,7 +161,7 @@ def test_models_are_listed_and_a_broken_one_is_named(comfyui, tmp_path, quiet_lo
     try:
         choices = comfyui.json("/object_info/AntiPureLoadDenoiser")["AntiPureLoadDenoiser"]["input"]["required"]
         assert choices["denoiser"][0] == [
-            "bundled", "bundled_held_out", "bundled_judge", "faces", "faces2.pt", "more/adm.pt",
+            "bundled", "bundled_pair", "bundled_held_out", "bundled_judge", "faces", "faces2.pt", "more/adm.pt",
         ]  # fmt: skip
         with pytest.raises(AntiPureError, match=r"Load Pixel Denoiser \(node 2\) failed on the server: .*faces2.pt"):
             run_on_server(comfyui.url, workflow("protect", "2.denoiser=faces2.pt"), tmp_path)
@@ -210,7 +222,7 @@ def test_transparency_as_mask(comfyui, tmp_path, monkeypatch):
 def test_progress_and_previews_arrive(comfyui):
     run = Run(comfyui, workflow("protect", "3.seed=11"))
     done = list(run.progress())
-    assert done[0] == 1
+    assert done[0] == 0, "the picture before the first step"
     assert done[-1] == 3
     assert done == sorted(set(done))  # 0.33 leaves out what follows within a tenth of a second
     assert run.status()[0] == "success"
@@ -218,9 +230,74 @@ def test_progress_and_previews_arrive(comfyui):
     assert previews
     for message in previews:
         assert pixels(message[8:]).shape == (512, 512, 3)  # ComfyUI enlarges what is smaller
-    *progress, report = (message for message in run.binary if message[:4] == b"\0\0\0\3")  # texts on the node
-    assert b"strong, 8 levels, 3 steps, seed 11" in report
-    assert all(b"of 3\nloss " in text for text in progress)
+    starting, *progress, report = run.texts()
+    assert starting == "starting"
+    assert "strong, 8 levels, 3 steps, seed 11" in report
+    assert all(re.fullmatch(r"step \d of 3\n(loss .+\n)?.+ left", text) for text in progress)
+
+
+def test_texts_reach_the_client_that_asked_and_no_other(comfyui):
+    """An idle page may have a node of the same number, which never ran."""
+    websocket = pytest.importorskip("websocket")
+    idle = websocket.create_connection(f"ws{comfyui.url[4:]}/ws?clientId=idle", timeout=5)
+    heard = []
+    try:
+        run = Run(comfyui, workflow("protect", "3.seed=21"))
+        list(run.messages())
+        assert run.texts()[-1].startswith("strong, 8 levels")
+        prompt = workflow("protect", "3.seed=22")
+        nobodys = str(uuid.uuid4())
+        comfyui.post("/prompt", {"prompt": prompt, "prompt_id": nobodys})  # a run without a client
+        while nobodys not in comfyui.json("/history"):
+            time.sleep(0.1)
+        with suppress(websocket.WebSocketTimeoutException):
+            while True:
+                heard.append(idle.recv())
+    finally:
+        idle.close()
+    texts = [message for message in heard if isinstance(message, bytes) and message[:4] == b"\0\0\0\3"]
+    assert heard, "the queue's length goes to everybody"
+    assert texts == []
+
+
+def test_the_last_text_of_a_purifier_is_its_result(comfyui):
+    run = Run(comfyui, workflow("purify", "3.iterations=1", "3.timestep=2", "3.seed=23"))
+    list(run.messages())
+    assert run.texts()[-1].startswith("gridpure\ntimestep 2\niterations 1\nchanged by ")
+
+
+def test_a_long_step_shows_itself_at_once_and_is_left_at_once(comfyui):
+    """512 px in steps of ten seconds and more: a user waits neither for a sign nor for the end."""
+    with Image.open(ROOT / "bundled" / "astronaut.png") as whole:
+        whole.convert("RGB").resize((512, 512)).save(comfyui.base / "input" / "long.png")
+    run = Run(comfyui, workflow("protect", "1.image=long.png", "3.seed=24", "3.steps=100"))
+    began, first, shown = None, None, None
+    while shown is None or time.monotonic() < began + 4:
+        message = run.socket.recv()
+        if isinstance(message, bytes):
+            run.binary.append(message)
+            if message[:4] == b"\0\0\0\1":
+                shown = shown or time.monotonic()
+            continue
+        message = json.loads(message)
+        if message["type"] == "executing" and message["data"]["node"] == "3":
+            began = time.monotonic()
+        if message["type"] == "progress" and message["data"]["node"] == "3":
+            first = first or time.monotonic()
+    comfyui.post("/interrupt", {"prompt_id": run.id})
+    acknowledged = time.time()
+    list(run.messages())
+    _, events = run.status()
+    seconds = events["execution_interrupted"]["timestamp"] / 1000 - acknowledged
+    print(f"{comfyui.version}: progress after {first - began:.2f} s, preview after {shown - began:.2f} s, "
+          f"cancelled in {seconds:.2f} s; {run.texts()}")  # fmt: skip
+    assert first - began < 2
+    assert shown - began < 2
+    assert seconds < 1
+    starting, *times, last = run.texts()
+    assert starting == "starting"
+    assert all(text.startswith("step 0 of 100\n") and text.endswith(" left") for text in times)
+    assert last == "cancelled\nstep 0 of 100"
 
 
 def test_an_unchanged_workflow_is_not_run_again(comfyui, tmp_path):
@@ -302,7 +379,10 @@ def test_ctrl_c_stops_the_run_on_the_server(comfyui, tmp_path):
     [
         ("3.levels=-1", "Protect (node 3): Value -1.0 smaller than min of 0.25 (levels)"),
         ("3.steps=0", "steps"),
-        ("2.denoiser=../../etc/passwd", "'../../etc/passwd' not in ['bundled', 'bundled_held_out', 'bundled_judge']"),
+        (
+            "2.denoiser=../../etc/passwd",
+            "'../../etc/passwd' not in ['bundled', 'bundled_pair', 'bundled_held_out', 'bundled_judge']",
+        ),
         ("2.precision=fp8", "'fp8' not in"),
         ("1.image=../secret.png", "Invalid image file: ../secret.png"),
     ],

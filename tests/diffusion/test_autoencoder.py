@@ -9,7 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from antipure.benchmarks import strangers
-from antipure.methods.diffusion.autoencoder import load_autoencoder
+from antipure.methods.diffusion import autoencoder
+from antipure.methods.diffusion.autoencoder import ENCODER_FORMAT, load_autoencoder
 from antipure.methods.errors import AntiPureError
 from antipure.methods.metrics.image import psnr
 from antipure.methods.pictures import to_picture, to_pixels
@@ -364,6 +365,48 @@ def test_files_of_something_else_are_one_sentence(tmp_path):
         assert "\n" not in str(caught.value)
     with pytest.raises(AntiPureError, match="3 files are no VAE"):
         load_autoencoder([tmp_path] * 3)
+
+
+def write_encoder(path: Path, vae: AutoencoderTiny, **more: Tensor) -> Path:
+    encoder = {key: value.contiguous() for key, value in published(vae)[0].items()}
+    save_file(encoder | more, path, metadata={"format": ENCODER_FORMAT})
+    return path
+
+
+@pytest.mark.parametrize("channels", [4, 16])
+def test_an_encoder_that_is_meant_to_be_alone_encodes_as_diffusers_does(tmp_path, channels):
+    theirs = tiny(channels)
+    ours = load_autoencoder(write_encoder(tmp_path / "mine.safetensors", theirs))
+    with torch.no_grad():
+        expected = theirs.encode(pixels()).latents
+        torch.testing.assert_close(ours.encode(pixels()), expected, rtol=1e-4, atol=1e-5)
+    assert (ours.name, ours.multiple, ours.channels, ours.decodes) == ("mine", 8, channels, False)
+    with pytest.raises(AntiPureError, match="an encoder alone and cannot decode; give a whole VAE"):
+        ours.decode(expected)
+    assert 0 < ours.bytes_per_pixel() < load_autoencoder(write_pair(tmp_path, *published(theirs))).bytes_per_pixel()
+
+
+def test_a_broken_encoder_alone_is_one_sentence(tmp_path):
+    cases = {
+        "'encoder.99.weight', which has no place": {"99.weight": torch.zeros(1)},
+        "'encoder.1.conv.0.weight' has shape": {"1.conv.0.weight": torch.zeros(16, 16, 1, 1)},
+        "does not begin with an encoder's first layer": {"0.weight": torch.zeros(16)},
+        "'encoder.0.bias' holds NaN": {"0.bias": torch.full((16,), float("nan"))},
+    }
+    for sentence, change in cases.items():
+        path = write_encoder(tmp_path / "mine.safetensors", tiny(), **change)
+        with pytest.raises(AntiPureError, match=sentence) as caught:
+            load_autoencoder(path)
+        assert str(caught.value).startswith(str(path))
+        assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_of_our_own_says_so(monkeypatch, tmp_path):
+    monkeypatch.setattr(autoencoder, "BUNDLED_VAE", tmp_path / "vae_encoder.safetensors")
+    with pytest.raises(
+        AntiPureError, match="lacks its own file bundled/vae_encoder.safetensors; install the pack again"
+    ):
+        load_autoencoder(autoencoder.BUNDLED_VAE)
 
 
 # Real ones -------------------------------------------------------------------------------------------------------

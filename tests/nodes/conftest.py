@@ -28,6 +28,7 @@ def comfyui(monkeypatch, tmp_path):
             raise Interrupted
 
     management.throw_exception_if_processing_interrupted = interrupt
+    management.InterruptProcessingException = Interrupted
     patcher = types.ModuleType("comfy.model_patcher")
 
     class ModelPatcher:

@@ -7,9 +7,11 @@ import types
 
 import pytest
 import torch
+from antipure.methods.attacks.ensemble import CombinedDenoiser, VaeTargets
 from antipure.methods.diffusion.batching import DEFAULT_MEMORY_BYTES
 from antipure.methods.errors import AntiPureError
 from antipure.methods.generators.stargan import StarGAN, StarGANNetwork
+from antipure.methods.interruption import layers_of
 from antipure.methods.metrics.encoders import Encoder
 from antipure.nodes import host, progress
 from antipure.nodes.encoders import borrowed_encoder
@@ -206,3 +208,88 @@ def test_cancel_stops_at_the_next_step_and_leaves_the_denoiser_whole(comfyui, ti
     assert steps == [1, 2, 3]
     assert all(torch.equal(before[k], v) for k, v in tiny.unet.state_dict().items())
     assert all(p.grad is None and not p.requires_grad for p in tiny.unet.parameters())
+
+
+@pytest.fixture
+def server(comfyui, monkeypatch):
+    """ComfyUI's server: what it sent, and to whom. It tells everybody where no client is named."""
+    sent = []
+    instance = types.SimpleNamespace(client_id="mine", send_progress_text=lambda *message: sent.append(message))
+    module = types.ModuleType("server")
+    module.PromptServer = types.SimpleNamespace(instance=instance)
+    monkeypatch.setitem(sys.modules, "server", module)
+    instance.sent = sent
+    return instance
+
+
+def test_texts_go_to_the_client_that_asked_and_to_nobody_else(server):
+    host.show_text("a", "7")
+    server.client_id = None  # a run that no page waits for
+    host.show_text("b", "7")
+    host.show_text("c", None)
+    assert server.sent == [("a", "7", "mine")]
+
+
+def test_work_that_has_begun_shows_so_at_once(comfyui, server):
+    with Progress("test", "7") as report:
+        report.begin(torch.rand(1, 3, 8, 8))
+    ((done, _, preview),) = comfyui.bars[0].calls
+    assert done == 0
+    assert preview[1].size == (8, 8)
+    assert server.sent == [("starting", "7", "mine")]
+
+
+def test_the_time_of_a_long_first_step_is_told_within_it(comfyui, server, make_tiny, monkeypatch):
+    """Two of the eight forwards and no backward: 2 of 24, at one second a layer."""
+    tiny = make_tiny()
+    clock, layers = [0.0], len(layers_of([tiny.unet]))
+    monkeypatch.setattr(progress, "time", types.SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(host, "check_interrupted", lambda: clock.__setitem__(0, clock[0] + 1))
+    tiny.memory_bytes = 1
+    with tiny.session() as batching, Progress("test", "7", host.networks_of(tiny), batching) as report:
+        report.begin(torch.rand(1, 3, 8, 8), 10)
+        list(batching.batches(4, 16, 16, forwards=2))
+        with torch.no_grad():
+            for _ in range(2):
+                tiny.predict_noise(torch.rand(1, 3, 16, 16), torch.tensor([3]))
+    step, left = server.sent[-1][0].split("\n")
+    assert step == "step 0 of 10"
+    assert left == progress.duration(24 * layers * 10 - clock[0]) + " left"
+
+
+@pytest.mark.parametrize(("raised", "word"), [("interrupted", "cancelled"), ("error", "failed")])
+def test_what_was_left_says_so_on_the_node(comfyui, server, raised, word):
+    kind = comfyui.interrupted if raised == "interrupted" else ValueError
+
+    def leave() -> None:
+        with Progress("test", "7") as report:
+            report(2.5, 4)
+            raise kind
+
+    with pytest.raises(kind):
+        leave()
+    assert server.sent[-1] == (f"{word}\nstep 2 of 4", "7", "mine")
+
+
+def test_a_cancel_is_heard_within_a_network_call(comfyui, server, tiny):
+    x = torch.rand(1, 3, 16, 16).requires_grad_()
+    with Progress("test", "7", host.networks_of(tiny, None)):
+        loss = tiny.predict_noise(x, torch.tensor([3])).square().sum()
+        comfyui.interrupt = True
+        with pytest.raises(comfyui.interrupted):
+            loss.backward()
+    assert x.grad is None
+    with pytest.raises(comfyui.interrupted), Progress("test", "7", host.networks_of(tiny)):
+        tiny.predict_noise(x, torch.tensor([3]))
+    assert tiny.predict_noise(x, torch.tensor([3])).requires_grad, "nothing is left on the network"
+
+
+def test_the_networks_of_every_kind_of_model(make_tiny, comfyui):
+    first, second, vae = make_tiny(), make_tiny(), types.SimpleNamespace(network=torch.nn.Linear(2, 2))
+    patchers = [types.SimpleNamespace(model=torch.nn.Linear(2, 2)) for _ in range(2)]
+    borrowed = types.SimpleNamespace(shared_patchers=tuple(patchers))
+    compiled = types.SimpleNamespace(network=torch.nn.Linear(2, 2), compiled=True)
+    both = CombinedDenoiser((first, VaeTargets((vae, borrowed)), second))
+    wanted = [first.unet, vae.network, *(patcher.model for patcher in patchers), second.unet]
+    found = host.networks_of(both, None, compiled, first)
+    assert [id(network) for network in found] == [id(network) for network in wanted]

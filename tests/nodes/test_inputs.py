@@ -20,6 +20,8 @@ def test_each_kind_as_comfyui_describes_it():
     assert inputs.number(0.5, 0.0, 1.0, 0.1, "Tip.", round=0.01) == ("FLOAT", {**options, "round": 0.01})
     assert inputs.choice(("a", "b"), "b", "Tip.") == (["a", "b"], {"default": "b", "tooltip": "Tip."})
     assert inputs.file(["mine.pt"], "Tip.") == (["mine.pt"], {"tooltip": "Tip."})
+    assert inputs.file(["mine.pt"], "Tip.", absent="None.")[0] == ["mine.pt"]
+    assert inputs.file([], "Tip.", absent="None.")[0] == ["None."]
     assert inputs.boolean(False, "Tip.") == ("BOOLEAN", {"default": False, "tooltip": "Tip."})
     assert inputs.text("", "Tip.") == ("STRING", {"default": "", "tooltip": "Tip."})
     assert inputs.text("a", "Tip.", multiline=True)[1] == {"default": "a", "multiline": True, "tooltip": "Tip."}
@@ -32,6 +34,33 @@ def test_groups_that_are_empty_are_left_out():
     full = inputs.declare(a=one, optional={"b": one}, node_id=True)
     assert full == {"required": {"a": one}, "optional": {"b": one}, "hidden": {"node_id": "UNIQUE_ID"}}
     assert list(full) == ["required", "optional", "hidden"]
+
+
+def test_rarely_used_inputs_are_marked_and_keep_their_place():
+    found = inputs.declare(
+        a=inputs.boolean(True, "A."), b=inputs.text("", "B."), optional={"c": inputs.image("C.")}, advanced=("b", "c")
+    )
+    assert [name for group in found.values() for name, (_, o) in group.items() if o.get("advanced")] == ["b", "c"]
+    assert list(found["required"]) == ["a", "b"]
+    assert found["required"]["b"] == ("STRING", {"default": "", "tooltip": "B.", "advanced": True})
+
+
+def test_every_input_that_is_marked_exists():
+    """A name that is spelt otherwise would mark nothing, in silence."""
+    for path in NODES.glob("*.py"):
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(call, ast.Call) and getattr(call.func, "attr", "") == "declare":
+                words = {keyword.arg: keyword.value for keyword in call.keywords}
+                names = {getattr(key, "value", None) for key in getattr(words.get("optional"), "keys", [])}
+                marked = {item.value for item in getattr(words.get("advanced"), "elts", [])}
+                assert marked <= words.keys() | names, path.name
+
+
+@pytest.mark.parametrize("node_id", NODE_CLASS_MAPPINGS)
+def test_what_is_asked_for_first_is_not_hidden(node_id):
+    types = NODE_CLASS_MAPPINGS[node_id].INPUT_TYPES()
+    shown = [name for name, (_, options) in types["required"].items() if not options.get("advanced")]
+    assert shown
 
 
 @pytest.mark.parametrize("node_id", NODE_CLASS_MAPPINGS)

@@ -135,3 +135,24 @@ def test_what_names_no_model_does_not_stop_the_question(request, node, key, insi
     for value in ("no such model", "", "none", ["3", 0], None, "a\0b", 5):
         assert node.IS_CHANGED(**{key: value}) == node.IS_CHANGED(**{key: value})
     assert node.IS_CHANGED() == node.IS_CHANGED()
+
+
+@pytest.mark.parametrize(
+    ("node_id", "name", "words"),
+    [
+        ("AntiPureLoadVisualEncoder", "encoder", ("models/antipure_encoders", "antipure fetch-models alexnet")),
+        ("AntiPureFaceMetrics", "pack", ("models/insightface", "antipure fetch-models buffalo_l")),
+        ("AntiPureLoadLoraPatch", "patch", ("Save LoRA Patch",)),
+    ],
+)
+def test_an_empty_list_says_where_files_go_and_so_does_who_runs_it(comfyui, node_id, name, words):
+    from antipure.cli.model_registry import MODELS
+    from antipure.nodes import NODE_CLASS_MAPPINGS
+
+    (entry,) = NODE_CLASS_MAPPINGS[node_id].INPUT_TYPES()["required"][name][0]
+    assert all(word in entry for word in words)
+    assert all(word.split()[-1] in MODELS for word in words if "fetch-models" in word)
+    kind = {"encoder": "encoders", "pack": "faces", "patch": "patches"}[name]
+    with pytest.raises(AntiPureError, match="none yet: ") as caught:
+        model_folders.find_model(kind, entry)
+    assert all(word in str(caught.value) for word in words)

@@ -132,6 +132,21 @@ def test_grey_and_half_precision_images(tiny):
     assert protect(eight_bit(1, 18, 18, 1), tiny)[0].shape == (1, 18, 18, 3)
 
 
+def test_visibility_goes_with_presets_and_alpha_and_is_reported(tiny):
+    image = eight_bit(1, 16, 16, 4)
+    image[:, :, 8:, :3] = 0.5 * 255 // 1 / 255  # flat ground
+    full, plain, gentle = (protect(image, tiny, preset="random", **more) for more in (
+        {"visibility": "full"}, {}, {"visibility": "gentle"}
+    ))  # fmt: skip
+    assert torch.equal(full[0], plain[0])
+    assert "visibility" not in plain[2]
+    assert gentle[2].splitlines()[1] == "visibility gentle"
+    assert torch.equal(gentle[0][..., 3], image[..., 3])
+    flat = (saved(gentle[0]) - saved(image))[:, :, 12:, :3]
+    assert 0 < np.abs(flat).max() < 4
+    assert (flat == flat[..., :1]).all(), "no colour on flat ground"
+
+
 def test_mask_zero_is_untouched_and_mask_one_is_protected(tiny):
     image = eight_bit(2, 24, 24, 3)
     mask = torch.zeros(24, 24)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -17,13 +18,14 @@ from PIL import Image
 
 FOLDER = Path(__file__).resolve().parents[2] / "workflows"
 NAMES = sorted(path.stem for path in (FOLDER / "api").glob("*.json"))
-SERVER_ONLY = ["lora_patch_sd", "sd_protect", "sd_purification_customization"]
+SERVER_ONLY = ["folder_protect", "lora_patch_sd", "sd_protect", "sd_purification_customization"]
 IN_PROCESS = [
     "lora_patch_defensive",
     "lora_patch_evaluation",
     "measure",
     "protect",
     "protect_and_purify",
+    "protect_my_picture",
     "purify",
     "robustness_report",
     "vae_protect",
@@ -33,8 +35,13 @@ TITLE_BAR = 30
 each_workflow = pytest.mark.parametrize("name", NAMES)
 
 
+UI_FILES = {
+    json.loads(path.read_text(encoding="utf-8"))["extra"]["antipure"]["name"]: path for path in FOLDER.glob("*.json")
+}
+
+
 def read_ui(name: str) -> dict:
-    return json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+    return json.loads(UI_FILES[name].read_text(encoding="utf-8"))
 
 
 def working_nodes(name: str) -> list[dict]:
@@ -58,14 +65,47 @@ def apart(a: tuple, b: tuple, gap: float = 0) -> bool:
 
 def test_names():
     assert sorted([*SERVER_ONLY, *IN_PROCESS]) == NAMES
-    assert sorted(path.stem for path in FOLDER.glob("*.json")) == NAMES
-    assert sorted(path.stem for path in FOLDER.glob("*.jpg")) == NAMES
+    assert sorted(UI_FILES) == NAMES
+    assert sorted(FOLDER.glob("*.jpg")) == sorted(path.with_suffix(".jpg") for path in UI_FILES.values())
+
+
+def test_cards_are_numbered_and_titled():
+    """Their files' names are all that the template browser shows of them, and it sorts by them."""
+    titles = sorted(path.stem for path in UI_FILES.values())
+    assert [int(title[:2]) for title in titles] == list(range(1, len(titles) + 1))
+    assert all(re.fullmatch(r"\d\d [A-Z][\w ]+", title) for title in titles)
+    assert titles[0] == "01 Protect my picture"
+
+
+def test_node_ids_differ_between_workflows():
+    ids = [node["id"] for name in NAMES for node in read_ui(name)["nodes"]]
+    assert len(ids) == len(set(ids))
+
+
+WIDE = ["lora_patch_defensive", "lora_patch_evaluation", "lora_patch_sd", "sd_purification_customization"]
+
+
+@each_workflow
+def test_it_opens_where_titles_can_be_read(name):
+    """Below a scale of .57 nodes are drawn as coloured boxes. Old versions take the file's own view; new ones fit the
+    whole graph into three quarters of the window, here of 1600×900.
+    """
+    right = max(node["pos"][0] + node["size"][0] for node in read_ui(name)["nodes"])
+    bottom = max(node["pos"][1] + node["size"][1] for node in read_ui(name)["nodes"])
+    if name not in WIDE:
+        assert min(0.74 * 1600 / right, 0.74 * 900 / bottom) > 0.6
+    view = read_ui(name)["extra"]["ds"]
+    assert view["scale"] >= 0.7
+    left = [(x + view["offset"][0]) * view["scale"] for x, *_ in (g["bounding"] for g in read_ui(name)["groups"])]
+    assert 0 <= min(left) < 600
+    notes = [node["pos"] for node in read_ui(name)["nodes"] if node["type"] == "MarkdownNote"]
+    assert any(0 < (x + view["offset"][0]) * view["scale"] < 300 for x, _ in notes)
 
 
 @each_workflow
 def test_api_twin_is_what_the_ui_file_says(name, twins):
     """Mend a failure with `python -m tools.api_twins --write`."""
-    prompt = twins.to_prompt(read_ui(name))
+    prompt = twins.twin(read_ui(name))
     assert prompt == read_workflow(name)
     assert twins.to_text(prompt) == (FOLDER / "api" / f"{name}.json").read_text(encoding="utf-8")
 
@@ -86,7 +126,7 @@ def test_what_only_comfyui_can_run_says_so_in_one_sentence(name, twins, tmp_path
         Executor(tmp_path).run(prompt)
     sentence = str(caught.value)
     assert "--server" in sentence
-    assert "CheckpointLoaderSimple" in sentence
+    assert min({node["class_type"] for node in prompt.values()} - NODES.keys()) in sentence
     assert "AntiPure" not in sentence
     assert "\n" not in sentence
     assert not list(tmp_path.iterdir())
@@ -172,9 +212,33 @@ def test_notes_and_groups(name):
     assert all(group["title"] for group in workflow["groups"])
 
 
+TEMPLATE_ONLY = {"protect", "protect_my_picture", "protect_and_purify", "purify", "robustness_report"}
+
+
+@each_workflow
+def test_what_makes_a_template_quick_is_not_in_the_shells_twin(name, twins):
+    nodes = {node["id"]: node for node in read_ui(name)["nodes"]}
+    small = [node for node in nodes.values() if node["properties"].get("antipure") == "template only"]
+    assert [node["type"] for node in small] == ["ImageScale"] * (name in TEMPLATE_ONLY)
+    prompt, whole = read_workflow(name), twins.to_prompt(read_ui(name))
+    assert len(prompt) == len(whole) - len(small)
+    if small:
+        first = read_ui(name)["extra"]["antipure"]["first_id"]
+        readers = [key for key, node in whole.items() if [str(small[0]["id"]), 0] in node["inputs"].values()]
+        assert readers
+        assert all(["1", 0] in prompt[str(int(key) - first)]["inputs"].values() for key in readers)
+        (note,) = [n["widgets_values"][0] for n in nodes.values() if "**Time.**" in str(n["widgets_values"])]
+        assert "on two CPU cores" in note
+    for node in nodes.values():
+        for key, value in node["properties"].get("antipure_shell", {}).items():
+            shorter = whole[str(node["id"])]["inputs"][key]
+            assert type(shorter) is type(value)
+            assert (len(shorter) < len(value)) if isinstance(value, str) else (shorter < value)
+
+
 @each_workflow
 def test_thumbnail(name):
-    path = FOLDER / f"{name}.jpg"
+    path = UI_FILES[name].with_suffix(".jpg")
     assert path.stat().st_size <= 60_000
     with Image.open(path) as picture:
         assert picture.format == "JPEG"

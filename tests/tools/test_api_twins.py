@@ -58,6 +58,7 @@ def test_values_get_names_and_what_the_server_does_not_take_is_left_out(twins):
                 "levels": 8,
                 "steps": 100,
                 "seed": 5,
+                "visibility": "full",
                 "reproducible": False,
             },
         },
@@ -67,7 +68,7 @@ def test_values_get_names_and_what_the_server_does_not_take_is_left_out(twins):
 def test_order_is_that_of_the_nodes_own_inputs(twins):
     prompt = inputs(twins, [protect(10), load(2)], [1, 2, 0, 10, 0, "IMAGE"])
     assert list(prompt) == ["2", "10"]
-    assert list(prompt["10"]) == ["image", "preset", "levels", "steps", "seed", "reproducible"]
+    assert list(prompt["10"]) == ["image", "preset", "levels", "steps", "seed", "visibility", "reproducible"]
 
 
 def test_the_widget_under_a_seed_takes_a_place_in_the_middle_too(twins):
@@ -88,6 +89,7 @@ def test_a_file_older_than_an_input_gets_its_default(twins):
         "levels": 8.0,
         "steps": 100,
         "seed": 0,
+        "visibility": "full",
         "reproducible": False,
     }
     trained = inputs(twins, [node(1, "TrainLoraNode", [2])])["1"]

@@ -72,7 +72,7 @@ RUNS: dict[str, dict[str, tuple[int, tuple[str, ...]]]] = {
 ON_CPU: dict[str, dict[str, tuple[int, tuple[str, ...]]]] = {
     "pixel": {"checks": (600, (*PIXEL, "{results}/pixel.json", "--device", "cpu", "--small"))},
     "sd15": {
-        "sd15": (900, (*SERVER, "{results}", "sd15-small", "--cpu", "--steps", "1", "--walk", "before:64", "probe:64",
+        "sd15": (1800, (*SERVER, "{results}", "sd15-small", "--cpu", "--steps", "1", "--walk", "before:64", "probe:64",
                        "protect:64:1", "after:64")),
     },
     "sdxl": {

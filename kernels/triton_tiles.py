@@ -4,6 +4,7 @@ Grids have one axis: CUDA ends the others at 65,535, and a large picture has mor
 """
 
 # Annotations stay objects: as text, Triton 3.0's interpreter does not see which parameters are constants.
+import numpy as np
 import torch
 import triton
 import triton.language as tl
@@ -39,7 +40,7 @@ def _gather(
 
 @triton.jit
 def _merge(
-    tiles, tops, lefts, out, plain, channels, height, width, s_c, s_h, s_w,
+    tiles, tops, lefts, begins, ends, out, plain, channels, height, width, s_c, s_h, s_w,
     TILE: tl.constexpr, CORNERS: tl.constexpr, AVERAGE: tl.constexpr, ADD: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
@@ -55,9 +56,10 @@ def _merge(
     if ADD:
         total += tl.load(own, mask=inside, other=0.0).to(tl.float32)
     count = tl.zeros((ROWS, COLUMNS), tl.float32)
-    for number in range(plain):
+    band = tl.program_id(0) // across % down
+    for number in range(tl.load(begins + band), tl.load(ends + band)):
         top, left = tl.load(tops + number), tl.load(lefts + number)
-        # Most tiles are elsewhere: one test for the whole block.
+        # Some of the band's tiles are elsewhere: one test for the whole block.
         near = (top < first_y + ROWS) & (top + TILE > first_y) & (left < first_x + COLUMNS) & (left + TILE > first_x)
         if near:
             here = (y >= top) & (y < top + TILE) & (x >= left) & (x < left + TILE)
@@ -81,6 +83,22 @@ def _merge(
 def _on(device: torch.device, positions: Positions) -> tuple[Tensor, Tensor]:
     both = torch.tensor(positions, dtype=torch.int32).reshape(-1, 2).T.contiguous().to(device, non_blocking=True)
     return both[0], both[1]
+
+
+def bands(positions: Positions, tile: int, height: int) -> np.ndarray:
+    """For each band of `ROWS` rows, the first tile that reaches into it and the one after the last: 2×bands, int32.
+
+    Tiles in between may lie elsewhere. Of a grid's tiles, which come row by row, few do.
+    """
+    count = -(-height // ROWS)
+    begins, ends = np.full(count, len(positions), np.int32), np.zeros(count, np.int32)
+    numbers, tops = np.arange(len(positions), dtype=np.int32), np.array([top for top, _ in positions], np.int32)
+    first, last = tops // ROWS, (tops + tile - 1) // ROWS
+    for further in range((tile - 1) // ROWS + 2):
+        reaches = first + further <= last
+        np.minimum.at(begins, (first + further)[reaches], numbers[reaches])
+        np.maximum.at(ends, (first + further)[reaches], numbers[reaches] + 1)
+    return np.stack([np.minimum(begins, ends), ends])
 
 
 def gather(x: Tensor, positions: Positions, tile: int, corners: bool) -> Tensor:
@@ -110,8 +128,9 @@ def add(total: Tensor, tiles: Tensor, positions: Positions) -> Tensor:
 
 def _put(out: Tensor, tiles: Tensor, positions: Positions, **options: bool) -> None:
     channels, height, width = out.shape[1:]
+    ranges = torch.from_numpy(bands(positions, tiles.shape[-1], height)).to(tiles.device, non_blocking=True)
     grid = (triton.cdiv(width, COLUMNS) * triton.cdiv(height, ROWS) * channels,)
     _merge[grid](
-        tiles.contiguous(), *_on(tiles.device, positions), out, len(positions), channels, height, width,
+        tiles.contiguous(), *_on(tiles.device, positions), *ranges, out, len(positions), channels, height, width,
         *out.stride()[1:], TILE=tiles.shape[-1], ROWS=ROWS, COLUMNS=COLUMNS, **options,
     )  # fmt: skip

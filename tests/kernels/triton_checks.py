@@ -153,6 +153,25 @@ def test_average_tiles(tile, height, width, dtype):
     torch.testing.assert_close(result, expected.to(dtype), atol=0, rtol=step)
 
 
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_a_band_of_rows_looks_at_the_tiles_that_reach_into_it(shuffled):
+    tile, height, width = 18, 100, 90
+    positions = [(y, x) for y in (0, 17, 40, 82) for x in (0, 30, 72)]
+    if shuffled:
+        positions = [positions[i] for i in torch.randperm(len(positions), generator=torch.Generator().manual_seed(0))]
+    begins, ends = triton_tiles.bands(positions, tile, height)
+    rows = triton_tiles.ROWS
+    for band in range(-(-height // rows)):
+        reaching = [i for i, (top, _) in enumerate(positions) if top < (band + 1) * rows and top + tile > band * rows]
+        looked_at = range(begins[band], ends[band])
+        assert set(reaching) <= set(looked_at)
+        assert shuffled or len(looked_at) == len(reaching), "a grid's tiles come row by row"
+    pieces = randn(len(positions), 3, tile, tile)
+    result = average_tiles(pieces, positions, height, width)
+    expected = tiles._merge_torch(pieces, positions, height, width, False, True)
+    torch.testing.assert_close(result, expected, atol=0, rtol=0, equal_nan=True)
+
+
 @pytest.mark.parametrize(
     ("shape", "dtype"),
     [((2, 1, 11, 11), torch.float32), ((1, 1, 9, 75), torch.float32), ((1, 1, 6, 13), torch.float16)],

@@ -9,6 +9,7 @@ import pytest
 import torch
 from antipure.methods.attacks.ensemble import CombinedDenoiser, VaeTargets
 from antipure.methods.diffusion.batching import DEFAULT_MEMORY_BYTES
+from antipure.methods.errors import AntiPureError
 from antipure.methods.generators.stargan import StarGAN, StarGANNetwork
 from antipure.methods.interruption import layers_of
 from antipure.methods.metrics.encoders import Encoder
@@ -52,6 +53,52 @@ def test_an_accelerator_gives_half_of_what_the_host_calls_free(comfyui, monkeypa
     assert asked == [torch.device(kind)]
     monkeypatch.setattr(sys.modules["comfy.model_management"], "get_free_memory", lambda device: 1, raising=False)
     assert host.memory_allowance(borrowing) == DEFAULT_MEMORY_BYTES
+
+
+def patcher(model: object, uuid: int = 0, dynamic: bool = False, **objects) -> types.SimpleNamespace:
+    return types.SimpleNamespace(
+        model=model,
+        patches_uuid=uuid,
+        object_patches=objects,
+        load_device=torch.device("meta"),
+        is_dynamic=lambda: dynamic,
+        get_free_memory=lambda device: 10 * 2**30,
+        partially_unload=lambda device, size: None,
+        offload_device=torch.device("cpu"),
+    )
+
+
+def test_one_network_in_two_versions_is_refused(comfyui):
+    model, other, sampling = torch.nn.Identity(), torch.nn.Identity(), object()
+    same = patcher(model, 1, model_sampling=sampling)
+    host._check_versions([same, patcher(model, 1, model_sampling=sampling), patcher(other, 2)])
+    for changed in (patcher(model, 2, model_sampling=sampling), patcher(model, 1, model_sampling=object())):
+        with pytest.raises(AntiPureError, match="different LoRAs"):
+            host._check_versions([same, changed])
+
+
+def test_room_is_made_for_weights_that_will_be_held_under_dynamic_vram(comfyui, monkeypatch):
+    """ComfyUI makes room for paged weights as they come; these come at once, each network counted once."""
+    freed, management = [], sys.modules["comfy.model_management"]
+    monkeypatch.setattr(management, "LoadedModel", lambda patcher: patcher, raising=False)
+    monkeypatch.setattr(
+        management, "free_memory", lambda *a, keep_loaded: freed.append((*a, keep_loaded)), raising=False
+    )
+    model = torch.nn.Linear(4, 4)
+    model.weight_comfy_model_dtype = torch.float16
+    given_up = []
+    both = [patcher(model, dynamic=True), patcher(model, dynamic=True)]
+    for one in both:
+        one.partially_unload = lambda device, size: given_up.append(len(freed))
+    host._make_room([], 100.0)
+    host._make_room(both, 100.0)
+    assert freed == [(16 * 2 + 4 * 4 + 100.0, torch.device("meta"), both)]
+    assert given_up == [0, 0], "its own pages are no reason to send others off"
+
+
+def test_under_dynamic_vram_the_host_counts_what_it_would_give_up(comfyui):
+    target = types.SimpleNamespace(device=torch.device("meta"), shared_patchers=(patcher(None, dynamic=True),))
+    assert host.memory_allowance(target) == 5 * 2**30
 
 
 def test_on_the_cpu_a_borrowed_model_takes_a_share_of_its_size_and_others_their_own(comfyui):

@@ -1,4 +1,4 @@
-"""`antipure doctor`: versions, devices, models and what is missing for which node, on one screen. It changes nothing."""
+"""`antipure doctor`: versions, devices, models and what is missing for which node. It changes nothing."""
 
 from __future__ import annotations
 

@@ -13,6 +13,7 @@ from ..methods.errors import AntiPureError
 from ..methods.memory import enough_memory
 from ..methods.purification.purifiers import Purifier, parse_purifiers
 from ..methods.purification.upscaling import Upscaler
+from ..methods.robustness.headline import headlines
 from ..methods.robustness.measure import check_made_against, measure
 from ..methods.robustness.sheet import robustness_sheet
 from ..methods.robustness.text import markdown, to_dict, to_json, verdict
@@ -34,6 +35,7 @@ DENOISER, HELD_OUT = "denoiser", "held_out"
 MORE = ("image_2", "image_3", "image_4")
 VAES = ("vae", "vae_2", "vae_3", "vae_4")
 UPSCALE_MODEL = "upscale_model"
+_WIDTH = 56  # characters of a line on the node
 
 
 class RobustnessReport:
@@ -51,7 +53,7 @@ class RobustnessReport:
         "Heat-map table, curves, before and after: one picture.",
         "All tables, as Markdown.",
         "Every number, as JSON (format antipure-robustness, version 2).",
-        "What was found, in plain sentences.",
+        "What was found: a line for each protection, then plain sentences.",
         "The lowest ratio of image to its noise of the same spectrum, over pictures and purifiers.",
     )
     SEARCH_ALIASES = ["survival", "benchmark", "purification", "robustness", "evaluate protection", "does it hold"]
@@ -172,9 +174,11 @@ class RobustnessReport:
             progress(total, total, sheet)  # the preview that stays on the node
         found = verdict(report)
         # Short lines: nodes break long ones within words.
-        host.show_text("\n".join(part for line in found.split("\n") for part in textwrap.wrap(line, 56)), node_id)
+        lines = headlines(report).split("\n") + found.split("\n")
+        host.show_text("\n".join(part for line in lines for part in textwrap.wrap(line, _WIDTH)), node_id)
         text, table = to_json(report), markdown(report)
         worst = report.worst_of_all(report.protections[0]).ratio
+        found = f"{headlines(report)}\n{found}"
         shown_on_node = {"text": [found], "markdown": [table], "report": [to_dict(report)]}
         return {"ui": shown_on_node, "result": (to_image(sheet), table, text, found, worst)}
 

@@ -59,8 +59,8 @@ def test_the_registrys_archive():
     left_out = set(tracked("--cached", "--ignored", "--exclude-from=.comfyignore"))
     archive = set(tracked()) - left_out
     folders = {path.split("/")[0] for path in archive if "/" in path}
-    assert folders == {"bundled", "cli", "docs", "kernels", "methods", "nodes", "web", "workflows"}
+    assert folders == {"bundled", "cli", "docs", "kernels", "locales", "methods", "nodes", "web", "workflows"}
     assert {"__init__.py", "pyproject.toml", "requirements.txt", "README.md", "LICENSE"} <= archive
-    whole = ("bundled/", "cli/", "kernels/", "methods/", "nodes/", "web/", "workflows/")
+    whole = ("bundled/", "cli/", "kernels/", "locales/", "methods/", "nodes/", "web/", "workflows/")
     assert not [path for path in left_out if path.startswith(whole)]
     assert not [path for path in archive if path.startswith("docs/") and not path.endswith(".md")]

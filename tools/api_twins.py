@@ -8,10 +8,10 @@ can run are described in core_nodes.json, in the shape of the server's /object_i
 between versions, it holds those of 0.33, in its order, and the UI files give only what all versions begin with.
 
 The template browser's cards are titled by their files' names, so a UI file's is a title, and its `extra.antipure` has
-the name of its twin, which `antipure run` takes. Node ids differ between UI files, by hundreds: ComfyUI addresses
-what a node shows while it runs by its id alone, and several workflows may be open. A twin counts its nodes from `first_id` on.
-Templates are made to be quick, and what only they do stands in the nodes' properties: a node with `antipure` "template
-only" is not in the twin, which takes what goes into it; the values of `antipure_shell` replace the widgets'.
+the name of its twin, which `antipure run` takes. Node ids differ between UI files, by hundreds: ComfyUI addresses what
+a node shows while it runs by its id alone, and several workflows may be open. A twin counts its nodes from `first_id`.
+Templates are made to be quick, and what only they do stands in the nodes' properties: a node with `antipure`
+"template only" is not in the twin, which takes what goes into it; values of `antipure_shell` replace the widgets'.
 """
 
 from __future__ import annotations

@@ -27,9 +27,9 @@ ROOT = Path(__file__).resolve().parent.parent
 SIDE, ZOOM, EDGE, LINE = 128, 2, 12, 30
 PICTURES = {
     "flat art": "benchmarks/pictures/drawn/flat_still_life.png",
-    "line art": "benchmarks/pictures/drawn/line_portrait.png",
-    "painting": "benchmarks/pictures/drawn/painting_lake.png",
-    "photograph": "bundled/astronaut_face.png",
+    "line art": "benchmarks/pictures/drawn/line_ship.png",
+    "painting": "benchmarks/pictures/drawn/painting_portrait.png",
+    "photograph": "benchmarks/pictures/raccoon.png",
 }
 FONT = ImageFont.truetype(font_file(), 17)
 COLUMNS = ("before", "after", "the change ×8", "before, purified", "after, purified")
@@ -76,7 +76,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--preset", choices=NAMES, default="strong")
     parser.add_argument("--levels", type=float, default=8)
     parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--iterations", type=int, default=10, help="of GrIDPure")
+    parser.add_argument("--iterations", type=int, default=5, help="of GrIDPure")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "gallery.jpg")
     args = parser.parse_args(arguments)
     rows = []

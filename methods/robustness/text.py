@@ -9,6 +9,7 @@ from dataclasses import asdict
 from statistics import fmean as mean
 
 from ..figures.text_table import text_table
+from .headline import headlines
 from .looks import LOOKS_HEADS, latent_rows, looks_of, looks_row, of_latents, of_stripe
 from .report import (
     CLEAN,
@@ -131,6 +132,7 @@ def markdown(report: Report) -> str:
     seeds = ", ".join(map(str, report.seeds))
     parts = [
         "# Robustness Report",
+        *(f"**{line}**" for line in headlines(report).split("\n")),
         verdict(report).replace("\n", "\n\n"),
         f"{count} of {width}×{height} pixels; seed{'s' if len(report.seeds) > 1 else ''} {seeds}"
         + "".join(f"; {networks}" for networks in report.networks)
@@ -265,6 +267,7 @@ def to_dict(report: Report) -> dict:
         "format": FORMAT,
         "version": VERSION,
         "verdict": verdict(report),
+        "headlines": headlines(report).split("\n"),
         "size": list(report.size),
         "seeds": list(report.seeds),
         "protections": list(report.protections),

@@ -63,8 +63,9 @@ def test_every_output_tells_of_the_same_report(tiny):
     assert {row["picture"] for row in report["rows"]} == {0, 1}
     assert report["example"] == 1
     assert report["curve"]["iterations"] == [1, 2]
-    assert found == report["verdict"]
-    assert found.split("\n")[0] in markdown
+    assert found == "\n".join([*report["headlines"], report["verdict"]])
+    assert all(f"**{line}**" in markdown for line in report["headlines"])
+    assert report["verdict"].split("\n")[0] in markdown
     assert worst == min(case["ratio"] for case in report["worst"] if case["protection"] == "a")
     assert all(case["ratio"] == 1 for case in report["worst"] if case["protection"] == "b")
     assert returned["ui"] == {"text": [found], "markdown": [markdown], "report": [json.loads(text)]}

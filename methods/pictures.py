@@ -189,25 +189,6 @@ def random_positions(height: int, width: int, tile: int, generator: torch.Genera
     return [(y, x) for y in rows for x in columns]
 
 
-def moving_positions(height: int, width: int, tile: int, generator: torch.Generator) -> list[tuple[int, int]]:
-    """Corners of as few tiles as a picture needs, evenly spread, moved together by up to an eighth of a tile.
-
-    What a move leaves uncovered is a strip at one border: along each axis every pixel is covered at least half the
-    time. A picture of n×n tiles takes n×n of them, where `random_positions` takes up to (n+1)×(n+1).
-    """
-
-    def axis(size: int) -> list[int]:
-        count = -(-size // tile)
-        reach = tile // 8 if count > 1 else 0
-        move = int(torch.randint(2 * reach + 1, (), generator=generator)) - reach
-        evenly = [i * (size - tile) // max(count - 1, 1) for i in range(count)]
-        return sorted({min(max(start + move, 0), size - tile) for start in evenly})
-
-    rows = axis(height)
-    columns = axis(width)
-    return [(y, x) for y in rows for x in columns]
-
-
 def center_crop(picture: Tensor, side: int = SHOWN) -> Tensor:
     """At most side×side pixels of the middle, on the CPU; never resized: reducing would hide the perturbation."""
     top, left = (max(length - side, 0) // 2 for length in picture.shape[-2:])

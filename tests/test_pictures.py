@@ -14,7 +14,6 @@ from antipure.methods.errors import AntiPureError
 from antipure.methods.pictures import (
     check_picture,
     grid_positions,
-    moving_positions,
     noise,
     noises,
     pad_reflect,
@@ -238,24 +237,3 @@ def test_noise_for_the_cpu_is_drawn_by_the_thread_that_asks(monkeypatch):
     assert len(list(noises(2, (3, 256, 256), [stream()], torch.device("cpu")))) == 2
     monkeypatch.setattr(pictures, "drawing_threads", lambda device: 4)
     assert noise((3, 8, 8), [stream()], torch.device("cpu")).shape == (1, 3, 8, 8), "too little to be worth it"
-
-
-@pytest.mark.parametrize(("height", "width", "tiles"), [(64, 64, 1), (128, 128, 4), (100, 130, 6), (64, 65, 2)])
-def test_moving_tiles_are_the_fewest_and_cover_every_pixel_half_the_time(height, width, tiles):
-    draws, tile = 400, 64
-    covered = np.zeros((height, width))
-    corners = set()
-    for seed in range(draws):
-        positions = moving_positions(height, width, tile, stream(seed))
-        assert len(positions) <= tiles
-        once = np.zeros((height, width), bool)
-        for top, left in positions:
-            assert 0 <= top <= height - tile
-            assert 0 <= left <= width - tile
-            once[top : top + tile, left : left + tile] = True
-        covered += once
-        corners.update(positions)
-    both = (height > tile) + (width > tile)  # a corner misses out along each axis
-    assert covered.min() > 0.8 * draws * 0.5**both
-    assert covered[height // 2, width // 2] == draws
-    assert len(corners) > tiles or max(height, width) <= tile + 1, "their borders move"

@@ -148,9 +148,9 @@ class GpuProbe:
                 once()
             self.wait()
             found[f"{name}, s"] = (time.perf_counter() - started) / 3
-        moving = pack("methods.pictures")
+        pictures = pack("methods.pictures")
         height, width = (max(length, side) for length in self.picture.shape[-2:])
-        found["tiles"] = len(moving.moving_positions(height, width, side, moving.random_stream(0, 0)))
+        found["tiles"] = len(pictures.random_positions(height, width, side, pictures.random_stream(0, 0)))
         one = found["encode, s"] + 4 * found["predict, s"] + found["decode, s"]
         found["strong, bare, s per step"] = found["tiles"] * one
         return found

@@ -11,7 +11,7 @@ from torch import Tensor
 from ...kernels.tiles import cut
 from ..diffusion.autoencoder import Autoencoder
 from ..diffusion.denoiser import Denoiser
-from ..pictures import moving_positions, pad_reflect, random_positions, random_stream
+from ..pictures import pad_reflect, random_positions, random_stream
 from .loss import Loss
 
 # terms(tiles, companions, generators): N×3×T×T tiles of the picture and of its companion, one random stream per tile;
@@ -25,8 +25,7 @@ class TiledLoss(Loss):
     denoiser: the model whose tiles and memory these are: a denoiser or a VAE. companion: 1×3×H×W pixels as large as the
     picture (the clean one, or a target), cut at the same places.
     forwards, at_once: as in `Batching.size`. Every step draws a new tile offset; tiles run in batches that fit
-    the session's memory, each yielding its share of the mean. A pixel model's tiles cover the picture in every step, a
-    latent model's over the steps.
+    the session's memory, each yielding its share of the mean.
     share: of the tiles that a step looks at, other ones every time, at least one; above 0, at most 1.
     """
 
@@ -44,14 +43,11 @@ class TiledLoss(Loss):
         self.denoiser, self.of_tiles, self.forwards, self.at_once = denoiser, terms, forwards, at_once
         self.tile = denoiser.tile_for(*companion.shape[-2:])
         self.height, self.width = (max(side, self.tile) for side in companion.shape[-2:])
-        # A latent model's tiles are large and dear: a pixel at the border waits for another draw instead.
-        pixels = isinstance(denoiser, Denoiser) and not denoiser.latent
-        self.positions = random_positions if pixels else moving_positions
         self.companion = pad_reflect(companion, self.height, self.width)
 
     def terms(self, pixels: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
         tile = self.tile
-        positions = self.positions(self.height, self.width, tile, generator)
+        positions = random_positions(self.height, self.width, tile, generator)
         root = int(torch.randint(2**62, (), generator=generator))
         if self.share < 1:
             drawn = torch.randperm(len(positions), generator=random_stream(root, -1))

@@ -49,8 +49,6 @@ def patient(*arguments, **settings):
 services.get_node = patient
 scripts.main()
 """
-# Ports that Ray would otherwise wait for until a helper of it tells them, and not long on a busy machine.
-PORTS = ("dashboard-agent-grpc-port", "dashboard-agent-listen-port", "metrics-export-port", "runtime-env-agent-port")
 # The same of Ray's other clocks, in milliseconds, times and seconds.
 CLOCKS = {
     "RAY_agent_register_timeout_ms": "900000",
@@ -137,23 +135,16 @@ class Watched:
                     image.load()
 
 
-def free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
-
-
 def start_cluster(place: str, cpus: int) -> tuple[subprocess.Popen, str]:
     """A cluster that stays when a driver dies, and its address; tried again where the machine is too busy for Ray."""
     for attempt in range(TRIES):
-        port, *others = free_ports(1 + len(PORTS))
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
         folder = Path(place, str(attempt))
         folder.mkdir()
         arguments = ["start", "--head", "--block", f"--port={port}", f"--num-cpus={cpus}", f"--temp-dir={folder}"]
         arguments += ["--include-dashboard=false", "--disable-usage-stats"]
-        arguments += [f"--{name}={number}" for name, number in zip(PORTS, others, strict=True)]
         log = folder / "start.log"
         with log.open("wb") as file:
             whole = [sys.executable, "-u", "-c", PATIENT, *arguments]

@@ -140,7 +140,7 @@ def memory(args: argparse.Namespace) -> Iterator[str]:
 
 
 def together(args: argparse.Namespace) -> Iterator[str]:
-    """Whether pictures of one size are purified faster as a batch than one by one; protections are loops of their own."""
+    """Whether pictures of one size are purified faster as a batch. Protections are loops of their own anyway."""
     torch.set_num_threads(1)
     denoiser, alone, batch, size = load_denoiser(BUNDLED), [], [], 4
     with tempfile.TemporaryDirectory() as place:

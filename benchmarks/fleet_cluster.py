@@ -31,12 +31,13 @@ BROKEN = ("empty.png", "text.png", "cut.png", "floating.tif", "huge.png", "gone.
 HIDDEN = re.compile(r"\.\d+-[0-9a-f]{32}\.part")
 LEVELS = 8
 ALL = sys.maxsize
+TRIES = 5
 # `ray start` gives up when its node has not joined after 30 s, which no setting changes; busy machines take longer.
 PATIENT = """
 import time
 from ray._private import services
 from ray.scripts import scripts
-ask, end = services.get_node, time.monotonic() + 900
+ask, end = services.get_node, time.monotonic() + 150
 def patient(*arguments, **settings):
     while True:
         try:
@@ -50,6 +51,7 @@ scripts.main()
 """
 # The same of Ray's other clocks, in milliseconds, times and seconds.
 CLOCKS = {
+    "RAY_agent_register_timeout_ms": "900000",
     "RAY_health_check_timeout_ms": "120000",
     "RAY_health_check_failure_threshold": "50",
     "RAY_worker_register_timeout_seconds": "900",
@@ -134,20 +136,26 @@ class Watched:
 
 
 def start_cluster(place: str, cpus: int) -> tuple[subprocess.Popen, str]:
-    """A cluster that stays when a driver dies, and its address."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    arguments = ["start", "--head", "--block", f"--port={port}", f"--num-cpus={cpus}", f"--temp-dir={place}"]
-    arguments += ["--include-dashboard=false", "--disable-usage-stats"]
-    log = Path(place, "start.log")
-    with log.open("wb") as file:
-        whole = [sys.executable, "-u", "-c", PATIENT, *arguments]
-        process = subprocess.Popen(whole, stdout=file, stderr=file, start_new_session=True)
-    while "Ray runtime started" not in (told := log.read_text()):
-        assert process.poll() is None, f"the cluster does not start: {told[-4000:]}"
-        time.sleep(0.5)
-    return process, f"127.0.0.1:{port}"
+    """A cluster that stays when a driver dies, and its address; tried again where the machine is too busy for Ray."""
+    for attempt in range(TRIES):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        folder = Path(place, str(attempt))
+        folder.mkdir()
+        arguments = ["start", "--head", "--block", f"--port={port}", f"--num-cpus={cpus}", f"--temp-dir={folder}"]
+        arguments += ["--include-dashboard=false", "--disable-usage-stats"]
+        log = folder / "start.log"
+        with log.open("wb") as file:
+            whole = [sys.executable, "-u", "-c", PATIENT, *arguments]
+            process = subprocess.Popen(whole, stdout=file, stderr=file, start_new_session=True)
+        while process.poll() is None:
+            if "Ray runtime started" in log.read_text():
+                return process, f"127.0.0.1:{port}"
+            time.sleep(0.5)
+        stop(process)
+        print(f"Ray did not start: {(log.read_text().splitlines() or [''])[-1]}", file=sys.stderr, flush=True)
+    raise AssertionError("the cluster does not start")
 
 
 def stop(process: subprocess.Popen) -> None:

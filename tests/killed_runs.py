@@ -126,6 +126,8 @@ def content(path: Path) -> object:
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         assert len({line["picture"] for line in lines}) == len(lines)
         changing = ("seconds", "finished", "made_on")
+        for line in lines:
+            line["error"] = bool(line["error"])  # its sentence names the folder
         return sorted(json.dumps({k: v for k, v in line.items() if k not in changing}) for line in lines)
     text = path.read_text(encoding="utf-8")
     assert text.endswith("\n") or path.suffix == ".json" or len(text) > 200, f"{path} is cut off"

@@ -11,6 +11,7 @@ import json
 import os
 import sys
 from collections.abc import Collection, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,21 @@ def read_lines(path: Path) -> list[Line]:
     return list(found.values())
 
 
+def read_claims(path: Path) -> set[str]:
+    """Names of outputs, without endings, that runs with this manifest began to make and did not write down."""
+    try:
+        found = json.loads(_claims_file(path).read_bytes())
+    except FileNotFoundError:
+        return set()
+    except (OSError, ValueError) as error:
+        raise AntiPureError(f"{_claims_file(path)} cannot be read; remove it.") from error
+    return {name for name in found if isinstance(name, str)} if isinstance(found, list) else set()
+
+
+def _claims_file(path: Path) -> Path:
+    return path.with_name(f".{path.stem}.claims.json")
+
+
 def _is_text(value: object) -> bool:
     return isinstance(value, str)
 
@@ -69,7 +85,7 @@ class Manifest:
         self._lock = _locked(path.with_name(f".{path.name}.lock"), path)
         try:
             self.lines = {key_of(line): line for line in read_lines(path)}
-            self.claims = self._read_claims()
+            self.claims = read_claims(path)
             self._write(self.lines.values())  # without what was cut off
             self._file = self._open()
         except BaseException:
@@ -139,28 +155,17 @@ class Manifest:
             )
 
     def end(self, outstanding: Iterable[str]) -> None:
-        """Keep the claims of those outputs only that are still to be made."""
-        self.claims &= set(outstanding)
-        self._write_claims()
-
-    @property
-    def _claims_file(self) -> Path:
-        return self.path.with_name(f".{self.path.stem}.claims.json")
-
-    def _read_claims(self) -> set[str]:
-        try:
-            found = json.loads(self._claims_file.read_bytes())
-        except FileNotFoundError:
-            return set()
-        except (OSError, ValueError) as error:
-            raise AntiPureError(f"{self._claims_file} cannot be read; remove it.") from error
-        return {name for name in found if isinstance(name, str)} if isinstance(found, list) else set()
+        """Keep the claims of those outputs only that are still to be made. What claims too much does no harm."""
+        with suppress(AntiPureError, OSError):
+            self.check_there()
+            self.claims &= set(outstanding)
+            self._write_claims()
 
     def _write_claims(self) -> None:
         if self.claims:
-            write_file(self._claims_file, json.dumps(sorted(self.claims)).encode())
+            write_file(_claims_file(self.path), json.dumps(sorted(self.claims)).encode())
         else:
-            self._claims_file.unlink(missing_ok=True)
+            _claims_file(self.path).unlink(missing_ok=True)
 
     def _write(self, lines: Iterable[Line]) -> None:
         whole = b"".join(json.dumps({"version": VERSION, **line}).encode() + b"\n" for line in lines)

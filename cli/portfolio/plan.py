@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -167,8 +168,16 @@ def plan(
     return found
 
 
-def is_output_of(lines: Sequence[Line], out: str) -> Callable[[str], bool]:
-    """A function that tells whether a source is an output that these lines tell of."""
-    names = {output["path"] for line in lines for output in line["outputs"]}
-    known = {_identity(places.join(out, name)) for name in names}
-    return lambda source: _identity(source) in known
+def is_output_of(lines: Sequence[Line], claims: set[str], out: str) -> Callable[[str], bool]:
+    """A function that tells whether a source is an output that these lines tell of, or that a run had begun to make."""
+    known = {_identity(places.join(out, output["path"])) for line in lines for output in line["outputs"]}
+    begun = {_identity(places.join(out, name)) for name in claims}
+
+    def is_output(source: str) -> bool:
+        place = _identity(source)
+        name, _, ending = place.rpartition(".")
+        return place in known or (
+            ending.lower() == "png" and not begun.isdisjoint({name, re.sub(r"_\d{5}$", "", name)})
+        )
+
+    return is_output

@@ -23,7 +23,7 @@ from ..terminal import complain, one_line, show
 from . import places
 from .console import Console, measured, summary, tell_notes
 from .inputs import Found, find
-from .manifest import NAME, Line, Manifest, read_lines
+from .manifest import NAME, Line, Manifest, read_claims, read_lines
 from .models import sums_of_models
 from .options import OF_THE_RUN
 from .pairs import pair
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
             places.check_folder(out)
         path = _manifest_path(args, out)
         check_writable(path.parent)
-        jobs, found = _jobs(args, out, read_lines(path))
+        jobs, found = _jobs(args, out, read_lines(path), read_claims(path))
         for note in found.notes:
             complain(note)
         check_no_input_is_an_output(jobs, out)
@@ -109,7 +109,7 @@ def _manifest_path(args: argparse.Namespace, out: str) -> Path:
     return Path(out, NAME)
 
 
-def _jobs(args: argparse.Namespace, out: str, lines: list[Line]) -> tuple[list[Job], Found]:
+def _jobs(args: argparse.Namespace, out: str, lines: list[Line], claims: set[str]) -> tuple[list[Job], Found]:
     """What the arguments ask for, whether it was done before or not."""
     by_key = {(line["command"], line["picture"]): line for line in lines}
     if args.command == "measure":
@@ -125,7 +125,7 @@ def _jobs(args: argparse.Namespace, out: str, lines: list[Line]) -> tuple[list[J
         ]
         return jobs, found
     arguments = [args.picture, *getattr(args, "more", [])]
-    found = find(arguments, is_output=is_output_of(lines, out))
+    found = find(arguments, is_output=is_output_of(lines, claims, out))
     others: list[tuple[str, ...]] = [()] * len(found.pictures)
     for argument in getattr(args, "protected", []):
         made = find([argument])

@@ -39,6 +39,7 @@ def test_a_folder_is_protected_and_can_be_verified(comfyui, folder, tmp_path, ca
     if LOADER not in comfyui.json("/object_info"):
         assert comfyui.version == "0.3.64"
         prompt["1"]["class_type"] = OLD_LOADER
+        prompt["1"]["inputs"]["resize_method"] = "None"  # which its interface fills in, and its server does not
     run_on_server(comfyui.url, prompt, tmp_path)
     saved, originals = comfyui.base / "output" / folder, comfyui.base / "input" / folder
     assert len(list(saved.glob("*.png"))) == 3

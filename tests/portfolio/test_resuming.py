@@ -290,6 +290,16 @@ def test_outputs_of_a_killed_run_may_be_replaced_by_other_settings(photos, antip
     assert not list(out.glob(".*claims*"))
 
 
+def test_outputs_of_a_killed_run_among_its_inputs_are_none_of_them(photos, protect, tmp_path, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(run, "_line", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert protect(photos, "--out", photos)[0] == 130
+    assert (photos / "a_protected.png").exists()
+    assert protect(photos, "--out", photos)[0] == 0
+    assert len(lines_of(photos)) == 4
+    assert len(list(photos.rglob("*_protected.png"))) == 4
+
+
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="there is no kill -9 here")
 def test_kill_9_leaves_whole_files_and_the_same_command_ends_the_work(photos, protect, tmp_path):
     for i in range(30):

@@ -1,4 +1,5 @@
-"""Every shipped workflow in a real browser: opened from the template browser, run, its help read.
+"""Every shipped workflow in a real browser: opened from the template browser, run, its help read; and what a new user
+meets: titled cards, an error's first line, a saved picture dragged back, their language.
 
 Needs Playwright (`pip install .[ui]`) and a Chromium: the one CHROMIUM names, the system's, or Playwright's own.
 """
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from antipure.cli.graph import set_inputs
+from antipure.nodes import NODE_CLASS_MAPPINGS
 
 playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright to test in a browser")
 
@@ -231,3 +233,86 @@ def test_workflow_from_the_template_browser(page, server, name, tmp_path, tool):
     page.screenshot(path=tmp_path / f"{name}_help.png")
     assert page.errors[page.startup :] == []
     assert not [error for error in page.errors if "antipure" in error.lower()]
+
+
+# What a new user meets ------------------------------------------------------------------------------------------
+
+WORDS = {
+    "nightshade": "AntiPureProtect",
+    "poison": "AntiPureProtect",
+    "style protection": "AntiPureProtect",
+    "anti ai": "AntiPureProtect",
+    "before after": "AntiPureInspect",
+    "denoise attack": "AntiPureDiffusionPurify",
+}
+
+
+@pytest.mark.parametrize(("word", "node_id"), WORDS.items())
+def test_words_that_users_search_for(word, node_id):
+    having = [name for name, node in NODE_CLASS_MAPPINGS.items() if word in node.SEARCH_ALIASES]
+    assert node_id in having
+    assert set(having) <= {node_id, "AntiPureSave"}
+
+
+def test_cards_are_numbered_and_titled(page):
+    browse_templates(page)
+    shown = {heading.inner_text() for heading in page.get_by_role("heading").all()}
+    assert {path.stem for path in UI_FILES.values()} <= shown
+
+
+def set_widget(page, node_id: int, name: str, value) -> None:
+    page.evaluate(
+        "([id, name, value]) => { app.graph.getNodeById(id).widgets.find(w => w.name === name).value = value }",
+        [node_id, name, value],
+    )
+
+
+def test_an_error_begins_with_its_sentence(page, server):
+    """A pixel denoiser has no VAE to go through."""
+    open_template(page, "purify")
+    first = read_ui("purify")["extra"]["antipure"]["first_id"]
+    set_widget(page, first + 3, "method", "vae")
+    before = set(server.json("/history"))
+    page.get_by_role("button", name="Run", exact=False).first.click()
+    while not (new := set(server.json("/history")) - before):
+        page.wait_for_timeout(300)
+    events = dict(server.json("/history")[new.pop()]["status"]["messages"])
+    error = events["execution_error"]
+    assert error["exception_type"] == "AntiPureError"
+    sentence = error["exception_message"].strip().splitlines()[0]
+    details = page.get_by_role("button", name="View details")
+    if details.count():  # since 1.4x an overlay first
+        details.first.click()
+    page.get_by_text(sentence[:40]).first.wait_for()
+    text = page.locator("body").inner_text()
+    assert sentence in text
+    assert "antipure.methods" not in text.split(sentence)[0], "no path of a module before it"
+
+
+def test_a_saved_picture_dragged_back_opens_its_workflow(page, server):
+    open_template(page, "protect_my_picture")
+    first = read_ui("protect_my_picture")["extra"]["antipure"]["first_id"]
+    set_widget(page, first + 3, "steps", 2)
+    set_widget(page, first + 5, "width", 64)
+    press_run(page, server)
+    (saved,) = (server.base / "output" / "antipure").glob("example_protected_*.png")
+    drop = (
+        "async bytes => { app.graph.clear(); const file = new File([new Uint8Array(bytes)], 'a.png',"
+        " {type: 'image/png'}); await app.handleFile(file); return app.graph._nodes.map(n => n.type) }"
+    )
+    types = page.evaluate(drop, list(saved.read_bytes()))
+    assert sorted(types) == sorted(node["type"] for node in read_ui("protect_my_picture")["nodes"])
+    steps = page.evaluate("id => app.graph.getNodeById(id).widgets.find(w => w.name === 'steps').value", first + 3)
+    assert steps == 2, "the recipe of that very picture"
+    assert page.errors[page.startup :] == []
+
+
+@pytest.mark.parametrize("language", ["de", "ja"])
+def test_titles_in_the_users_language(page, language):
+    page.evaluate("language => app.extensionManager.setting.set('Comfy.Locale', language)", language)
+    page.reload(wait_until="domcontentloaded")
+    page.wait_for_function("() => window.app?.graph && LiteGraph.registered_node_types.AntiPureProtect")
+    texts = json.loads((ROOT / "locales" / language / "nodeDefs.json").read_text(encoding="utf-8"))["AntiPureProtect"]
+    page.wait_for_function(
+        "title => LiteGraph.registered_node_types.AntiPureProtect.title === title", arg=texts["display_name"]
+    )

@@ -87,7 +87,7 @@ def test_a_file_older_than_an_input_gets_its_default(twins):
     assert inputs(twins, [node(1, "AntiPureProtect", ["paper"])])["1"] == {
         "preset": "paper",
         "levels": 8.0,
-        "steps": 100,
+        "steps": 40,
         "seed": 0,
         "visibility": "full",
         "reproducible": False,

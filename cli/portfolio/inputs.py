@@ -121,7 +121,7 @@ def _sources(argument: str, problems: list[str]) -> Iterator[tuple[str, str, boo
     """Of one argument: sources, the folder each was found below, and whether its name has to be a picture's."""
     argument = places.plain(argument)
     if places.is_url(argument):
-        address = argument.rstrip("/")
+        address = places.canonical(argument)
         listed = places.walk(address)
         if not listed or listed == [address]:
             yield address, address.rpartition("/")[0], False

@@ -110,7 +110,7 @@ def _first_frame(place: str) -> np.ndarray:
 def _chosen(command: str, settings: dict[str, Any]) -> str:
     """What was chosen, on one line."""
     names = {
-        "protect": ("preset", "levels", "steps", "seed", "denoiser", "vaes"),
+        "protect": ("preset", "levels", "visibility", "steps", "seed", "denoiser", "vaes"),
         "purify": ("method", "timestep", "iterations", "seed", "denoiser"),
         "measure": ("view", "vae"),
         "report": ("presets", "levels", "steps", "seeds", "denoiser"),

@@ -110,6 +110,12 @@ def check_folder(place: str) -> None:
         raise AntiPureError(f"{one_line(place)} cannot be tidied ({one_line(reason(error))}).") from error
 
 
+def canonical(url: str) -> str:
+    """An address in the form in which `walk` gives what lies below it."""
+    system, path = open_url(url)
+    return str(system.unstrip_protocol(path)).rstrip("/")
+
+
 def walk(url: str) -> list[str]:
     """Addresses of all files below a folder's address, sorted; of the address alone where it is a file."""
     system, path = open_url(url)

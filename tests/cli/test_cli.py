@@ -28,6 +28,7 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[2]
 FAST = {
     "protect": ["3.steps=2"],
+    "protect_my_picture": ["3.steps=2"],
     "purify": ["3.iterations=1", "3.timestep=2"],
     "measure": [],
     "protect_and_purify": ["3.steps=2", "5.iterations=1", "6.iterations=1", "5.timestep=2", "6.timestep=2"],
@@ -74,7 +75,7 @@ def test_every_shipped_workflow_runs(name, photo, tmp_path):
     given = [f"{node_id}.{files[kind]}" for node_id, kind in kinds.items() if kind in files]
     prompt = set_inputs(read_workflow(name), [*FAST[name], *given])
     result = Executor(tmp_path / "out").run(prompt)
-    savers = {i for i, n in prompt.items() if n["class_type"] == "SaveImage"}
+    savers = {i for i, n in prompt.items() if n["class_type"] in ("SaveImage", "AntiPureSave")}
     assert {i for i, files in result.files.items() if files} == savers
     assert all(Image.open(f).size[0] >= 64 for files in result.files.values() for f in files)
 

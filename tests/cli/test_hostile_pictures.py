@@ -95,7 +95,8 @@ def test_the_pixels_of_all_frames_count(tmp_path, capsys, monkeypatch):
 
 def test_what_is_no_file_is_refused(tmp_path, capsys):
     (tmp_path / "folder.png").mkdir()
-    assert "is a folder, not a picture" in refusal(str(tmp_path / "folder.png"), capsys, tmp_path)
+    # A folder stands for the pictures in it, and this one has none.
+    assert "There is no picture among what was given" in refusal(str(tmp_path / "folder.png"), capsys, tmp_path)
     if hasattr(os, "mkfifo"):
         os.mkfifo(tmp_path / "pipe.png")  # reading it would wait for ever
         assert "is a device or a pipe, not a picture" in refusal(str(tmp_path / "pipe.png"), capsys, tmp_path)

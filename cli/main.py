@@ -65,9 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
     protect.add_argument("--visibility", default="full", metavar="NAME",
                          help="full (default), balanced, or gentle: less budget where eyes see it")  # fmt: skip
 
-    purify = commands.add_parser(
-        "purify", parents=[common, model], help="purify pictures, to measure a protection"
-    )
+    purify = commands.add_parser("purify", parents=[common, model], help="purify pictures, to measure a protection")
     purify.add_argument("picture", help="a picture, folder, glob, @list.txt, or - for a list on standard input")
     purify.add_argument("more", nargs="*", help="more of them")
     add_options(purify, pictures=True)
@@ -88,9 +86,7 @@ def build_parser() -> argparse.ArgumentParser:
     measure.add_argument("--json", action="store_true", help="print JSON")
     measure.add_argument("--server", metavar="URL", help="run on this ComfyUI")
 
-    report = commands.add_parser(
-        "report", parents=[common, model], help="what protections of a picture are worth"
-    )
+    report = commands.add_parser("report", parents=[common, model], help="what protections of a picture are worth")
     report.add_argument("picture", help="the original, or a folder, glob or @list.txt of originals")
     report.add_argument("protected", nargs="*", help="protected versions of it, or folders of them; none: it is "
                         "protected here")  # fmt: skip

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial, reduce
+
 from ..methods.attacks.ensemble import combine
 from ..methods.diffusion.checkpoints import DTYPES, load_denoiser
 from ..methods.gradients.compilation import MODES, OFF
@@ -57,7 +59,7 @@ class LoadDenoiser:
     def load(self, denoiser: str, precision: str, compile: str = OFF) -> tuple:
         paths = model_folders.find_denoisers(denoiser)
         loaded = [host.manage(load_denoiser(path, precision=precision, compile=compile)) for path in paths]
-        return (combine(*loaded, "mean") if len(loaded) > 1 else loaded[0],)
+        return (reduce(partial(combine, mode="mean"), loaded),)
 
 
 def _names() -> list[str]:

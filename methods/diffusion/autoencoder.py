@@ -71,7 +71,7 @@ class Autoencoder(Sessions, ABC):
 
     def tile_for(self, height: int, width: int) -> int:
         """Side of the square tiles a height×width picture is cut into: `TILE`, or one for all of a smaller one."""
-        return tile_side(self.multiple, height, width)
+        return tile_side(self.multiple, height, width, TILE)
 
     def check_pixels(self, pixels: Tensor) -> None:
         """Raise `AntiPureError` for what is no batch of pixels with sides of the right length."""
@@ -139,7 +139,7 @@ class NetworkAutoencoder(Autoencoder):
         return network.decode(latent.to(self.device, torch.float32))
 
 
-def tile_side(multiple: int, height: int, width: int, tile: int = TILE) -> int:
+def tile_side(multiple: int, height: int, width: int, tile: int) -> int:
     """Side of the tiles, `tile` at most, for a height×width picture under a VAE that shrinks by `multiple`."""
     return min(round_up(tile, multiple), round_up(max(height, width), multiple))
 

@@ -244,8 +244,8 @@ def test_the_workflow_is_the_one_the_command_knows():
 @pytest.mark.parametrize(
     ("protected", "settings", "names", "held_out"),
     [
-        ([], {}, "strong, paper", True),
-        ([], {"held_out": "none"}, "strong, paper", False),
+        ([], {}, "robust, paper", True),
+        ([], {"held_out": "none"}, "robust, paper", False),
         ([], {"presets": ["random"], "purifiers": "gridpure1"}, "random", False),
         (["a/x.png", "b/x.png", "c, d.png", "e.png"], {}, "x, x (2), c d, e", True),
     ],

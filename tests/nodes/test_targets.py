@@ -136,7 +136,7 @@ def test_what_asks_a_diffusion_model_says_so_before_anything_is_loaded(preset, v
 
 def test_the_latent_of_a_vae_is_not_to_be_had_of_a_pixel_denoiser(tiny, monkeypatch):
     monkeypatch.setattr(host, "ready", lambda _: pytest.fail("a model was loaded"))
-    for settings in ({"objective": LATENT}, {"preset": "photoguard"}, {"preset": "pid"}):
+    for settings in ({"preset": "photoguard"}, {"preset": "pid"}):
         with pytest.raises(AntiPureError, match="latent of a VAE.*; wire VAE Targets or Denoiser from Model"):
             protect(tiny, **settings)
 

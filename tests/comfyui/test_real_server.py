@@ -192,7 +192,7 @@ def test_result_equals_the_one_without_a_server(comfyui, tmp_path):
     image = torch.from_numpy(original(comfyui).astype(np.float32) / 255)[None]
     values = {key: value for key, value in prompt["3"]["inputs"].items() if not isinstance(value, list)}
     with torch.inference_mode():
-        (denoiser,) = NODE_CLASS_MAPPINGS["AntiPureLoadDenoiser"]().load("bundled", "fp32")
+        (denoiser,) = NODE_CLASS_MAPPINGS["AntiPureLoadDenoiser"]().load(prompt["2"]["inputs"]["denoiser"], "fp32")
         protected = NODE_CLASS_MAPPINGS["AntiPureProtect"]().protect(image=image, denoiser=denoiser, **values)[0]
     here, there = (protected[0].numpy() * 255).round().astype(int), pixels(file)
     assert np.abs(there - original(comfyui)).max() <= 8
@@ -232,7 +232,7 @@ def test_progress_and_previews_arrive(comfyui):
         assert pixels(message[8:]).shape == (512, 512, 3)  # ComfyUI enlarges what is smaller
     starting, *progress, report = run.texts()
     assert starting == "starting"
-    assert "strong, 8 levels, 3 steps, seed 11" in report
+    assert "robust, 8 levels, 3 steps, seed 11" in report
     assert all(re.fullmatch(r"step \d of 3\n(loss .+\n)?.+ left", text) for text in progress)
 
 
@@ -244,7 +244,7 @@ def test_texts_reach_the_client_that_asked_and_no_other(comfyui):
     try:
         run = Run(comfyui, workflow("protect", "3.seed=21"))
         list(run.messages())
-        assert run.texts()[-1].startswith("strong, 8 levels")
+        assert run.texts()[-1].startswith("robust, 8 levels")
         prompt = workflow("protect", "3.seed=22")
         nobodys = str(uuid.uuid4())
         comfyui.post("/prompt", {"prompt": prompt, "prompt_id": nobodys})  # a run without a client

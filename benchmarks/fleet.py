@@ -54,6 +54,7 @@ def make_pictures(folder: Path, count: int, side: int) -> list[Job]:
 
 def setup_of(preset: str, steps: int) -> Setup:
     settings = {"preset": preset, "steps": steps, "levels": LEVELS, "denoiser": "bundled", "precision": "fp32"}
+    settings["visibility"] = "full"
     return Setup("protect", settings | {"seed": 0, "vaes": []}, threads=1)
 
 

@@ -54,8 +54,7 @@ def make_pictures(folder: Path, count: int, side: int) -> list[Job]:
 
 def setup_of(preset: str, steps: int) -> Setup:
     settings = {"preset": preset, "steps": steps, "levels": LEVELS, "denoiser": "bundled", "precision": "fp32"}
-    settings["visibility"] = "full"
-    return Setup("protect", settings | {"seed": 0, "vaes": []}, threads=1)
+    return Setup("protect", settings | {"seed": 0, "vaes": [], "visibility": "full"}, threads=1)
 
 
 def workers(args: argparse.Namespace) -> Iterator[str]:

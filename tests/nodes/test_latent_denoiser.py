@@ -149,7 +149,7 @@ def sized_plan(memory: float, cost: SavedBytes) -> dict[str, CheckpointPolicy]:
 
 
 def test_pictures_are_one_tile_up_to_512():
-    assert [tile_side(8, *s) for s in ((1, 1), (35, 33), (512, 100), (513, 100))] == [8, 40, 512, 512]
+    assert [tile_side(8, *s, tile=512) for s in ((1, 1), (35, 33), (512, 100), (513, 100))] == [8, 40, 512, 512]
 
 
 def test_denoisers_without_borrowed_weights_prepare_nothing(tiny):

@@ -16,6 +16,7 @@ from .models import ApplyTrainedLora, CombineDenoisers, DenoiserFromModel, SeedT
 from .protect import ObjectiveSettings, Protect
 from .purify import DiffusionPurify
 from .quality import QualityMetrics
+from .report import ShowReport
 from .robustness import RobustnessReport
 from .save import SavePicture
 from .set_metrics import SetMetrics
@@ -53,6 +54,7 @@ NODE_CLASS_MAPPINGS: dict[str, Any] = {
     "AntiPureVaeMetrics": VaeMetrics,
     "AntiPureVaeTargets": VaeTargetsNode,
     "AntiPureSave": SavePicture,
+    "AntiPureShowReport": ShowReport,
 }
 
 NODE_DISPLAY_NAME_MAPPINGS = {
@@ -85,6 +87,7 @@ NODE_DISPLAY_NAME_MAPPINGS = {
     "AntiPureVaeMetrics": "VAE Metrics",
     "AntiPureVaeTargets": "VAE Targets",
     "AntiPureSave": "Save Protected Picture",
+    "AntiPureShowReport": "Show Report",
 }
 
 model_folders.register_model_folders()

@@ -14,6 +14,7 @@ from ..methods.generators.procedural_faces import HELD_OUT
 from ..methods.lora_patching.defence_report import defence_report
 from ..methods.lora_patching.diffusion_training import ModelTrainingConfig, train_model_patch
 from ..methods.lora_patching.disrupting import LEVELS
+from ..methods.lora_patching.low_rank import INITIALISATIONS
 from ..methods.lora_patching.mmfa import MMFA
 from ..methods.lora_patching.patch import patched_copy
 from ..methods.lora_patching.save_and_load import load_patch, patch_bytes, standard_lora
@@ -105,20 +106,36 @@ class TrainLoraPatch:
                 "state": inputs.text(
                     "", "A name: the training is saved under it now and then, and goes on from there next time."
                 ),
+                "initialisation": inputs.choice(
+                    INITIALISATIONS,
+                    INITIALISATIONS[0],
+                    "identity: the patched network starts as the original (B = 0). kaiming: both factors at random, as "
+                    "in the paper's code.",
+                ),
             },
-            advanced=("rank", "epochs", "gate", "batch", "learning_rate", "precision", "state"),
+            advanced=(
+                "rank",
+                "epochs",
+                "gate",
+                "batch",
+                "learning_rate",
+                "precision",
+                "state",
+                "initialisation",
+            ),  # fmt: skip
             node_id=True,
         )
 
     def train(
         self, generator, faces, mode, edits, warning_text, rank, epochs, gate, batch, learning_rate, precision, seed,
-        warning_picture=None, visual_encoder=None, language_encoder=None, state="", node_id=None,
+        warning_picture=None, visual_encoder=None, language_encoder=None, state="",
+        initialisation=INITIALISATIONS[0], node_id=None,
     ) -> tuple:  # fmt: skip
         pictures, _ = from_image(faces, "training set")
         names = chosen_edits(generator, edits)
         config = TrainingConfig(
             mode=mode, rank=rank or None, epochs=epochs or None, gate=gate, batch=batch, learning_rate=learning_rate,
-            precision=precision, seed=seed,
+            precision=precision, seed=seed, initialisation=initialisation,
         )  # fmt: skip
         size = generator.size
         warning = _warning(warning_text, warning_picture, size, size) if mode == "defensive" else None
@@ -339,13 +356,18 @@ class DefenceReport:
             optional={
                 "patch": inputs.wire("LORA_PATCH", "The patch; none: only the defence is measured."),
                 "warning_picture": inputs.image("The one the patch was trained with, instead of text."),
+                "strong_defender": inputs.boolean(
+                    True,
+                    "Rows of a defender who knows the patch and does all that makes an attack stronger: 50 steps with "
+                    "momentum, twice the levels, JPEG reckoned with, both networks at once. Takes most of the time.",
+                ),
             },
             node_id=True,
         )
 
     def measure(
         self, generator, faces, edits, warning_text, levels, quality, seed, patch=None, warning_picture=None,
-        node_id=None,
+        strong_defender=True, node_id=None,
     ) -> dict:  # fmt: skip
         picture, _ = from_image(faces, "faces")
         if min(picture.shape[-2:]) != generator.size:
@@ -360,7 +382,7 @@ class DefenceReport:
         with torch.inference_mode(False), Progress("measuring", node_id) as progress:
             found = defence_report(
                 generator, patch, picture, edits=names, warning=warning, levels=levels, quality=quality, seed=seed,
-                progress=progress,
+                strong=strong_defender, progress=progress,
             )  # fmt: skip
         report = found.markdown()
         host.show_text(report, node_id)

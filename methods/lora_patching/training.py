@@ -35,7 +35,7 @@ from ..pictures import check_picture, random_stream, to_picture, to_pixels
 from ..precision import autocast
 from ..progress import Progress, silent
 from .disrupting import LEVELS, STEP_LEVELS, STEPS, disruption_loss
-from .low_rank import PatchConfig
+from .low_rank import INITIALISATIONS, PatchConfig
 from .mmfa import MMFA
 from .patch import AppliedPatch, LoraPatch, new_patch
 from .training_state import Snapshot, digest, load_state, save_state, snapshot
@@ -56,6 +56,7 @@ class TrainingConfig:
     learning_rate, betas: Adam's. batch: faces per step. precision: "fp32", or "bf16" for autocast in the networks
     (losses stay in fp32). seed: of the patch, the order of the faces and the attacks.
     preview_every: steps between preview pictures, 0 for none. save_every: steps between saved states.
+    initialisation: of the factors, as for `patch.new_patch`.
     """
 
     mode: str = "defensive"
@@ -73,12 +74,17 @@ class TrainingConfig:
     seed: int = 0
     preview_every: int = 10
     save_every: int = 200
+    initialisation: str = "identity"
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise AntiPureError(f"There is no mode '{self.mode}'; train a {' or '.join(MODES)} patch.")
         if self.precision not in PRECISIONS:
             raise AntiPureError(f"The precision '{self.precision}' is unknown; choose {' or '.join(PRECISIONS)}.")
+        if self.initialisation not in INITIALISATIONS:
+            raise AntiPureError(
+                f"There is no initialisation '{self.initialisation}'; choose {' or '.join(INITIALISATIONS)}."
+            )
         for name in ("inner_steps", "batch", "save_every", "total_epochs"):
             if getattr(self, name) < 1:
                 raise AntiPureError(f"{name.removeprefix('total_')} is {getattr(self, name)}; at least 1 is needed.")
@@ -149,7 +155,7 @@ def train_patch(
         torch.enable_grad(),
         enough_memory("a training step", "use a smaller batch, bf16, or close other programs"),
     ):
-        applied = new_patch(generator, config.patch, config.seed)
+        applied = new_patch(generator, config.patch, config.seed, initialisation=config.initialisation)
         try:
             applied.evaluate()
             run = _Run(generator, applied, faces.clone(), edits, config, warning, mmfa, architecture, state_file)
@@ -306,6 +312,8 @@ class _Run:
         settings = asdict(self.config)
         for name in ("epochs", "preview_every", "save_every"):
             settings.pop(name)
+        if self.config.initialisation == INITIALISATIONS[0]:  # states from before there was a choice go on
+            settings.pop("initialisation")
         return {
             **settings,
             "rank": self.config.patch.rank,
@@ -341,6 +349,7 @@ class _Run:
             },
             "precision": config.precision,
             "seed": config.seed,
+            "initialisation": config.initialisation,
             "mmfa": "off" if self.mmfa is None else self.mmfa.describe(),
         }
         patch = LoraPatch(config.patch, self.applied.tensors(), self.architecture, metadata)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
+from ..errors import AntiPureError
 from ..figures.text_table import text_table
 from .defence_metrics import wilson
 
@@ -41,6 +43,7 @@ class Row:
     at least 0.5 with it, less the original's edit of the plain picture), that still do after the edit is saved as
     JPEG, and after the input's pixels are pasted over the warning's usual place; NaN for a patch without a warning.
     cases: how many edits each share was counted in, by the field's name; edits that change nothing are not among them.
+    mean_l2: the means of the masked L2 behind `original`, `patched` and `against_original`.
     """
 
     input: str
@@ -51,6 +54,7 @@ class Row:
     against_original: float = math.nan
     visible_painted: float = math.nan
     cases: Mapping[str, int] = field(default_factory=dict)
+    mean_l2: Mapping[str, float] = field(default_factory=dict)
 
     def interval(self, column: str) -> tuple[float, float]:
         """Wilson's 95 % interval of a share, by the field's name."""
@@ -100,12 +104,14 @@ class DefenceReport:
         """The report without its pictures, as plain values: for JSON. What cannot be said is None."""
         rows = []
         for row in self.rows:
-            values: dict[str, object] = {"input": row.input}
+            values: dict[str, Any] = {"input": row.input}
             for column in (*DISRUPTED, *SEEN):
                 share, (low, high) = getattr(row, column), row.interval(column)
                 if not math.isnan(share):
                     cases = row.cases.get(column, 0)
                     values[column] = {"share": share, "cases": cases, "interval": [low, high]}
+                    if column in row.mean_l2:
+                        values[column] |= {"mean_l2": row.mean_l2[column]}
                 else:
                     values[column] = None
             rows.append(values)
@@ -115,6 +121,36 @@ class DefenceReport:
     def row(self, name: str) -> Row:
         """The row of an input."""
         return next(row for row in self.rows if row.input == name)
+
+
+def pooled(reports: Sequence[Mapping[str, Any]]) -> DefenceReport:
+    """One report of several, each as `DefenceReport.data` gives it, about other faces under the same settings.
+
+    Shares and cases add up exactly; there are no examples. Raises `AntiPureError` for settings that differ.
+    """
+    first = reports[0]
+    same = ("edits", "quality")
+    inputs = [row["input"] for row in first["rows"]]
+    if any(
+        [r[k] for k in same] != [first[k] for k in same] or [x["input"] for x in r["rows"]] != inputs for r in reports
+    ):
+        raise AntiPureError("These reports have other edits, rows or a JPEG quality of their own; measure them alike.")
+    rows = []
+    for i, name in enumerate(inputs):
+        values: dict[str, float] = {}
+        cases: dict[str, int] = {}
+        l2: dict[str, float] = {}
+        for column in (*DISRUPTED, *SEEN):
+            parts = [part for r in reports if (part := r["rows"][i][column]) is not None]
+            cases[column] = sum(part["cases"] for part in parts)
+            hits = sum(round(part["share"] * part["cases"]) for part in parts)
+            values[column] = hits / cases[column] if cases[column] else math.nan
+            if cases[column] and column in DISRUPTED:
+                l2[column] = sum(part["mean_l2"] * part["cases"] for part in parts) / cases[column]
+        rows.append(Row(name, cases=cases, mean_l2=l2, **values))
+    faces = sum(r["faces"] for r in reports)
+    means = [sum(r[name] * r["faces"] for r in reports) / faces for name in ("psnr", "ssim")]
+    return DefenceReport(rows, means[0], means[1], faces, tuple(first["edits"]), first["quality"], {})
 
 
 def _percent(share: float) -> str:

@@ -248,6 +248,26 @@ def apply_lora(model, lora: dict[str, Tensor], strength: float):
     return comfy.sd.load_lora_for_models(model, None, lora, strength, 0)[0]
 
 
+def lora_names(model) -> dict[str, str]:
+    """Kohya's names of a MODEL's layers where they are not the layers' own: Stable Diffusion's are diffusers' names.
+
+    From ComfyUI's own key map; empty outside of it. The embeddings keep their own names, which kohya's scripts use for
+    SDXL and all loaders know.
+    """
+    if "comfy.lora" not in sys.modules:  # whoever made a MODEL has imported it
+        return {}
+    import comfy.lora
+
+    found = {}
+    for name, key in comfy.lora.model_lora_keys_unet(model.model, {}).items():
+        if name.startswith("lora_unet_") and isinstance(key, str):
+            layer = key.removeprefix("diffusion_model.").removesuffix(".weight")
+            own = "lora_unet_" + layer.replace(".", "_")
+            if name != own and not layer.startswith(("time_embed.", "label_emb.")):
+                found[layer] = name
+    return found
+
+
 # What latent_denoiser.py needs of ComfyUI ----------------------------------------------------------------------------
 
 

@@ -17,7 +17,8 @@ from ..methods.lora_patching.disrupting import LEVELS
 from ..methods.lora_patching.low_rank import INITIALISATIONS
 from ..methods.lora_patching.mmfa import MMFA
 from ..methods.lora_patching.patch import patched_copy
-from ..methods.lora_patching.save_and_load import load_patch, patch_bytes, standard_lora
+from ..methods.lora_patching.save_and_load import load_patch, patch_bytes
+from ..methods.lora_patching.standard_lora import kohya_name, standard_lora
 from ..methods.lora_patching.training import MODES, PRECISIONS, TrainingConfig, train_patch
 from ..methods.lora_patching.warning import DEFAULT_TEXT, picture_warning, text_warning
 from . import host, inputs, model_folders, outputs
@@ -296,7 +297,9 @@ class SaveLoraPatch:
             raise AntiPureError("A standard LoRA needs to know its model; wire the MODEL the patch was made for.")
         else:
             network = model.model.diffusion_model
-            content = safetensors_bytes(standard_lora(network, patch, prefix="diffusion_model."), {"format": "pt"})
+            known = host.lora_names(model)
+            lora = standard_lora(network, patch, name=lambda layer: kohya_name(layer, known))
+            content = safetensors_bytes(lora, {"format": "pt"})
         path = outputs.save_new(filename_prefix, ".safetensors", content)
         host.show_text(path.name, node_id)
         return {"ui": {"text": [str(path)]}, "result": (str(path),)}

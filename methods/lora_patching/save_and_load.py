@@ -1,4 +1,4 @@
-"""Patches on disk: safetensors in peft's adapter layout, and the export to standard LoRA keys.
+"""Patches on disk: safetensors in peft's adapter layout (for other programs: `standard_lora`).
 
 A patch is one safetensors file whose keys are those of a peft adapter (`base_model.model.{layer}.lora_A.weight`, ...)
 and whose metadata holds what peft has no place for: gate, architecture, how it was made. As a folder it is
@@ -12,13 +12,11 @@ import json
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from ..architecture import network_of
 from ..errors import AntiPureError
 from ..files import read_safetensors, safetensors_bytes, write_file
-from .low_rank import PatchConfig, check_mergeable
-from .patch import LoraPatch, check_patch, patchable_layers
+from .low_rank import PatchConfig
+from .patch import LoraPatch
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 PREFIX = "base_model.model."  # what peft's own files start every key with
@@ -122,32 +120,3 @@ def _check_tensors(patch: LoraPatch, path: Path) -> None:
     for key, value in patch.tensors.items():
         if not value.is_floating_point() or not bool(torch.isfinite(value).all()):
             raise AntiPureError(f"{path} holds values that are not finite numbers in {key}; train or load another.")
-
-
-def standard_lora(target: object, patch: LoraPatch, strength: float = 1.0, prefix: str = "") -> dict[str, Tensor]:
-    """A patch as the LoRA keys other programs read: `{prefix}{layer}.lora_up.weight`, `.lora_down.weight`, `.alpha`.
-
-    Their loaders add up @ down * alpha / rank; here alpha = rank, and up holds strength * g * s * B. A grouped layer's
-    up is block-diagonal, of rank r per group. target: what the patch was made for, for its layers' groups; untouched.
-    Raises `AntiPureError` for gates that look at the picture, and for transposed convolutions, which the format lacks.
-    """
-    check_patch(target, patch)
-    check_mergeable(patch.config)
-    exported = {}
-    for name, layer in patchable_layers(network_of(target)).items():
-        if isinstance(layer, torch.nn.ConvTranspose2d):
-            raise AntiPureError(
-                f"{name} is a transposed convolution, which standard LoRA files cannot hold; merge the patch into "
-                "the weights instead."
-            )
-        with torch.inference_mode(False):
-            a, b = (patch.tensors[f"{name}.lora_{factor}.weight"].float() for factor in "AB")
-            logit = patch.tensors.get(f"{name}.lora_gate.logit")
-            up = strength * patch.config.scale * (1.0 if logit is None else torch.sigmoid(logit.float())) * b
-            groups = getattr(layer, "groups", 1)
-            if groups > 1:
-                up = torch.block_diag(*up.flatten(1).chunk(groups))[..., None, None]
-            exported[f"{prefix}{name}.lora_up.weight"] = up.clone()
-            exported[f"{prefix}{name}.lora_down.weight"] = a.clone()
-            exported[f"{prefix}{name}.alpha"] = torch.tensor(float(a.shape[0]))
-    return exported

@@ -312,7 +312,7 @@ def test_combined_denoisers_have_no_network_to_patch(tiny, make_tiny, mode):
 
 def test_standard_lora_files_hold_the_dense_update(generator, tmp_path):
     from antipure.methods.files import write_safetensors
-    from antipure.methods.lora_patching.save_and_load import standard_lora
+    from antipure.methods.lora_patching.standard_lora import standard_lora
 
     torch.manual_seed(0)
     network = torch.nn.ModuleDict(

@@ -42,10 +42,18 @@ class _Block(nn.Module):
         return self.layers(x)
 
 
+def _norm(kind: str, channels: int) -> nn.Module | None:
+    """What the authors' code offers: batch normalisation, instance normalisation (never with running means), none."""
+    if kind == "none":
+        return None
+    return nn.BatchNorm2d(channels) if kind == "batch" else nn.InstanceNorm2d(channels, affine=True)
+
+
 class AttGANNetwork(nn.Module):
     """G(x, a): pixels B×3×H×W in [-1, 1] and attributes B×n_attributes in [-1, 1] to pixels B×3×H×W in [-1, 1].
 
     encoder: output channels of the encoder's layers. decoder: those of the decoder's, the last (3) left out.
+    norms: of the encoder and of the decoder, each "batch", "instance" or "none"; a layer without has a bias instead.
     shortcuts, injections: how many decoder layers hand on an encoder code, and the attributes. H, W: multiples of
     2 ** len(encoder).
     """
@@ -57,18 +65,20 @@ class AttGANNetwork(nn.Module):
         n_attributes: int = 13,
         shortcuts: int = 1,
         injections: int = 0,
+        norms: tuple[str, str] = ("batch", "batch"),
     ):
         super().__init__()
+        down_norm, up_norm = norms
         self.n_attributes, self.shortcuts, self.injections = n_attributes, shortcuts, injections
         down = [
-            _Block(nn.Conv2d(c, out, 4, 2, 1, bias=False), nn.BatchNorm2d(out), nn.LeakyReLU())
+            _Block(nn.Conv2d(c, out, 4, 2, 1, bias=down_norm == "none"), _norm(down_norm, out), nn.LeakyReLU())
             for c, out in zip((3, *encoder), encoder, strict=False)
         ]
         self.enc_layers = nn.ModuleList(down)
         up, channels = [], encoder[-1] + n_attributes
         for i, out in enumerate(decoder):
-            layer = nn.ConvTranspose2d(channels, out, 4, 2, 1, bias=False)
-            up.append(_Block(layer, nn.BatchNorm2d(out), nn.ReLU()))
+            layer = nn.ConvTranspose2d(channels, out, 4, 2, 1, bias=up_norm == "none")
+            up.append(_Block(layer, _norm(up_norm, out), nn.ReLU()))
             channels = out + (encoder[-2 - i] if i < shortcuts else 0) + (n_attributes if i < injections else 0)
         up.append(_Block(nn.ConvTranspose2d(channels, 3, 4, 2, 1), None, nn.Tanh()))
         self.dec_layers = nn.ModuleList(up)

@@ -306,7 +306,10 @@ class SaveLoraPatch:
 
 
 class LoadLoraPatch:
-    DESCRIPTION = "Loads a patch from models/antipure_patches or output/antipure_patches. Only safetensors is read."
+    DESCRIPTION = (
+        "Loads a patch from models/antipure_patches or output/antipure_patches: what Save LoRA Patch wrote, or a "
+        "checkpoint of the paper's own code. Only weights are read; files that carry code are refused."
+    )
     CATEGORY = CATEGORY
     FUNCTION = "load"
     RETURN_TYPES = ("LORA_PATCH", "STRING")
@@ -318,7 +321,11 @@ class LoadLoraPatch:
     def INPUT_TYPES(cls) -> dict:
         names = model_folders.list_models("patches")
         return inputs.declare(
-            patch=inputs.file(names, "A patch that Save LoRA Patch wrote.", absent=model_folders.ABSENT["patches"])
+            patch=inputs.file(
+                names,
+                "A patch that Save LoRA Patch or the paper's own code wrote.",
+                absent=model_folders.ABSENT["patches"],
+            )
         )
 
     @classmethod

@@ -9,12 +9,15 @@ peft alone can list and load such a folder, but knows no gates: load it with `lo
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from ..errors import AntiPureError
-from ..files import read_safetensors, safetensors_bytes, write_file
+from ..files import read_safetensors, read_weights, safetensors_bytes, unwrap, write_file
+from .authors_files import authors_patch, is_authors_file
 from .low_rank import PatchConfig
 from .patch import LoraPatch
 
@@ -73,18 +76,24 @@ def _target_pattern(patch: LoraPatch) -> str:
 
 
 def load_patch(path: str | Path) -> LoraPatch:
-    """Read a patch from a file or folder that `save_patch` wrote.
+    """Read a patch from a file or folder that `save_patch` wrote, or from a file of the paper's code.
 
-    Raises `AntiPureError` naming the path for what is missing, a pickle, truncated, foreign, or contradicts itself.
+    The latter may be a torch checkpoint, which is read with `weights_only` (`authors_files`).
+    Raises `AntiPureError` naming the path for what is missing, any other pickle, truncated, foreign, or contradicts
+    itself.
     """
     path = Path(path)
     weights = path / WEIGHTS if path.is_dir() else path
+    if path.suffix.lower() in PICKLES and path.is_file() and (theirs := _authors_checkpoint(path)) is not None:
+        return theirs
     if path.suffix.lower() in PICKLES or (path.is_dir() and not weights.exists() and any(path.glob("*.bin"))):
         raise AntiPureError(f"{path} is a pickle, which could run code, so it was not read; patches are safetensors.")
     if not weights.is_file():
         raise AntiPureError(f"There is no patch at {weights}; give a .safetensors file or a folder with {WEIGHTS}.")
     with torch.inference_mode(False):
         raw, metadata = read_safetensors(weights)
+    if METADATA_KEY not in metadata and (state := unwrap(raw)) and is_authors_file(state):
+        return _authors(state, weights)
     if METADATA_KEY not in metadata:
         raise AntiPureError(f"{weights} is no LoRA patch of this pack; it says nothing about gates or architecture.")
     try:
@@ -102,6 +111,23 @@ def load_patch(path: str | Path) -> LoraPatch:
         raise AntiPureError(f"{weights} cannot be used. {error}") from error
     patch = LoraPatch(config, {k.removeprefix(PREFIX): v for k, v in raw.items()}, architecture, notes)
     _check_tensors(patch, weights)
+    return patch
+
+
+def _authors_checkpoint(path: Path) -> LoraPatch | None:
+    """The patch in a torch checkpoint of the paper's code, None where it is something else, safe to read or not."""
+    try:
+        with torch.inference_mode(False):
+            state, _ = read_weights(path, "a patch")
+    except AntiPureError:
+        return None  # said by whoever goes on
+    return _authors(state, path) if is_authors_file(state) else None
+
+
+def _authors(state: Mapping[str, Tensor], path: Path) -> LoraPatch:
+    with torch.inference_mode(False):
+        patch = authors_patch(state, path)
+    _check_tensors(patch, path)
     return patch
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -230,6 +231,24 @@ def total_memory(device: torch.device) -> int:
     import comfy.model_management
 
     return comfy.model_management.get_total_memory(device)
+
+
+def is_file_name(text: str, suffixes: tuple[str, ...]) -> bool:
+    """Whether a text is the name of a file with one of these endings, rather than a text."""
+    return len(text.strip().splitlines()) == 1 and text.strip().lower().endswith(suffixes)
+
+
+def input_file(name: str) -> Path:
+    """A file in ComfyUI's input folder, and nowhere else; outside of ComfyUI any path."""
+    if not inside_comfyui():
+        return Path(name)
+    import folder_paths
+
+    folder = Path(folder_paths.get_input_directory()).resolve()
+    path = (folder / name).resolve()
+    if folder not in path.parents:
+        raise AntiPureError(f"{name} is not in the input folder; put the file there and give its name alone.")
+    return path
 
 
 def seed_clones(model, seed: int):

@@ -30,6 +30,8 @@ ATTRIBUTES = (
 )
 BASE = frozenset({"No_Beard", "Young"})  # what a picture without labels is taken to have, CelebA's majority
 OPPOSITES = {"No_Beard": "Beard", "Young": "Old"}  # names of the edits that take a base attribute away
+# Of each group a face has one at most.
+EXCLUSIVE = (("Bald", "Bangs"), ("Black_Hair", "Blond_Hair", "Brown_Hair"), ("Mustache", "No_Beard"))
 KEPT, EDITED = 0.5, 1.0  # the strengths the authors' test script gives labels: ±0.5, the edited one ±1
 
 
@@ -107,7 +109,8 @@ class AttGAN(Generator):
     AttGAN takes the whole description. `labels` maps each edit to n_attributes numbers, as the authors' test script
     makes them: ±0.5 for what a picture has or lacks, ±1 for the edited attribute. A picture comes without labels here
     and is taken to have what most of CelebA has (`BASE`); every edit flips one attribute of that, so the names are
-    those of `ATTRIBUTES` with "Beard" for No_Beard and "Old" for Young. Give other `labels` for a picture you know.
+    those of `ATTRIBUTES` with "Beard" for No_Beard and "Old" for Young. `labelled` is for pictures that are known: each
+    edit then flips what they have. Or give other `labels`.
     """
 
     name = "AttGAN"
@@ -120,10 +123,30 @@ class AttGAN(Generator):
         if wrong is not None:
             raise AntiPureError(f"The edit '{wrong}' needs {network.n_attributes} labels.")
         super().__init__(network, edits=tuple(self.labels), size=size or 256, multiple=2 ** len(network.enc_layers))
+        if network.n_attributes == len(ATTRIBUTES) and self.labels == default_labels(network.n_attributes):
+            self.attributes = ATTRIBUTES
 
     def _call(self, pixels: Tensor, edit: str) -> Tensor:
+        if self.own is not None:
+            return self.network(pixels, flipped(self._own_of(pixels), self.edits.index(edit)))
         labels = torch.tensor(self.labels[edit], device=pixels.device, dtype=pixels.dtype)
         return self.network(pixels, labels.expand(len(pixels), -1))
+
+
+def flipped(own: Tensor, attribute: int) -> Tensor:
+    """The label vectors for pictures that have `own` (B×13 in {0, 1}), as the authors' test script makes them.
+
+    The attribute becomes its opposite, what cannot be together with it is taken away, and all are strengths then.
+    """
+    target = own.clone()
+    target[:, attribute] = 1 - target[:, attribute]
+    for group in EXCLUSIVE:
+        if ATTRIBUTES[attribute] in group:
+            others = [ATTRIBUTES.index(name) for name in group if name != ATTRIBUTES[attribute]]
+            target[:, others] = target[:, others] * (1 - target[:, attribute : attribute + 1])
+    strengths = (2 * target - 1) * KEPT
+    strengths[:, attribute] *= EDITED / KEPT
+    return strengths
 
 
 def default_labels(n_attributes: int) -> dict[str, tuple[float, ...]]:

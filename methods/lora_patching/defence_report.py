@@ -49,6 +49,7 @@ def defence_report(
     batch: int = 10,
     strong: bool = True,
     precision: str = "fp32",
+    labels: Tensor | None = None,
     progress: Progress = silent,
 ) -> DefenceReport:
     """Every input of `INPUTS` through the original and the patched network.
@@ -58,17 +59,20 @@ def defence_report(
     [-1, 1], the one the patch was trained with; None leaves its columns empty. levels: of noise and Disrupting; the
     strong defender has twice as many. batch: pictures at a time. strong: False leaves the rows of the strong defender
     out, which take most of the time. precision: "fp32", or "bf16" for the attacks' gradients; outputs are judged in
-    fp32 either way. Raises `AntiPureError` for bad faces, edits, or a patch that does not fit.
+    fp32 either way. labels: what each face has, N×attributes, as for `Generator.labelled`; every edit then flips its
+    attribute, as in the paper's protocol. Raises `AntiPureError` for bad faces, edits, labels, or a patch that does not
+    fit.
     """
     check_picture(faces)
     edits = tuple(generator.edits if edits is None else edits)
     if not edits:
         raise AntiPureError(f"No edit was given; choose some of {', '.join(generator.edits)}.")
+    if labels is not None and len(labels) != len(faces):
+        raise AntiPureError(f"There are labels for {len(labels)} pictures, not for {len(faces)}; give one each.")
     faces = round_8bit(faces.to(generator.device))
     names = INPUTS + (STRONG if strong else ())
     found = {name: _Collected() for name in names}
     both = [generator] if patch is None else [generator, cast(Generator, patched_copy(generator, patch, strength))]
-    attackers = [_in_precision(network, precision) for network in both]
     fidelity: list[tuple[Tensor, Tensor]] = []
     examples: dict[str, Tensor] = {}
     parts = [slice(i, min(i + batch, len(faces))) for i in range(0, len(faces), batch)]
@@ -76,13 +80,15 @@ def defence_report(
     for edit in edits:
         for part in parts:
             plain = faces[part]
+            known_to = both if labels is None else [network.labelled(labels[part]) for network in both]
+            known, attackers = known_to[0], [_in_precision(network, precision) for network in known_to]
             inputs = _inputs(attackers[0], patch, strength, plain, edit, levels, quality, seed + part.start)
             if strong:
                 attacked = strong_disrupt(attackers, plain, edit, levels=min(2 * levels, 255), seed=seed + part.start)
                 inputs |= dict(zip(STRONG, (attacked, jpeg(attacked, quality)), strict=True))
-            outputs = {name: _edit(generator, picture, edit) for name, picture in inputs.items()}
+            outputs = {name: _edit(known, picture, edit) for name, picture in inputs.items()}
             with patched(generator, patch, strength):
-                patched_outputs = {name: _edit(generator, picture, edit) for name, picture in inputs.items()}
+                patched_outputs = {name: _edit(known, picture, edit) for name, picture in inputs.items()}
             original, benign = outputs[INPUTS[0]], patched_outputs[INPUTS[0]]
             for name, collected in found.items():
                 collected.disruption(plain, (outputs[name], original), (patched_outputs[name], benign))

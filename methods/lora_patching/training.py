@@ -123,6 +123,7 @@ def train_patch(
     warning: Tensor | None = None,
     mmfa: MMFA | None = None,
     edits: tuple[str, ...] | None = None,
+    labels: Tensor | None = None,
     progress: Progress = silent,
     state_file: str | Path | None = None,
 ) -> TrainingResult:
@@ -132,7 +133,8 @@ def train_patch(
         the generator's size are cropped to the middle and resized.
     warning: 1×3×size×size in [-1, 1] (`warning.text_warning`); None writes FAKE. Only for the defensive mode.
     mmfa: the alignment terms; None trains without, and the patch's metadata says so.
-    edits: those to train on, all by default. progress: its picture, now and then, is 1×3×H×3W: a face, its edit by the
+    edits: those to train on, all by default. labels: what each face has, N×attributes, as for `Generator.labelled`.
+    progress: its picture, now and then, is 1×3×H×3W: a face, its edit by the
         patched generator, and the same after the attack.
     state_file: if given, the state is saved there regularly and on cancel, and training goes on from it.
     Raises `AntiPureError` for faces, edits, a warning or a state that cannot be used, and when memory runs out.
@@ -148,6 +150,10 @@ def train_patch(
             raise AntiPureError(f"The warning has shape {sizes(warning.shape)}; for these faces it must be {wanted}.")
     elif warning is not None:
         raise AntiPureError("An evaluation patch carries no warning; train a defensive one, or give no warning.")
+    if labels is not None and len(labels) != len(faces):
+        raise AntiPureError(f"There are labels for {len(labels)} pictures, not for {len(faces)}; give one each.")
+    if labels is not None:
+        generator.labelled(labels)  # whether it takes any
     architecture = fingerprint(generator)
     # ComfyUI runs prompts in inference mode; clones made outside it are ordinary tensors.
     with (
@@ -158,7 +164,9 @@ def train_patch(
         applied = new_patch(generator, config.patch, config.seed, initialisation=config.initialisation)
         try:
             applied.evaluate()
-            run = _Run(generator, applied, faces.clone(), edits, config, warning, mmfa, architecture, state_file)
+            run = _Run(
+                generator, applied, faces.clone(), edits, config, warning, mmfa, architecture, state_file, labels
+            )
             run.train(progress)
             return run.result()
         finally:
@@ -206,7 +214,9 @@ class _Run:
         mmfa: MMFA | None,
         architecture: str,
         state_file: str | Path | None,
+        labels: Tensor | None,
     ):
+        self.labels, self.known = labels, generator  # `known`: the generator as it knows the faces of a batch
         self.generator, self.applied, self.faces, self.edits, self.config = generator, applied, faces, edits, config
         self.device = torch.device(generator.device)
         self.warning = None if warning is None else warning.clone().float().to(self.device)
@@ -252,11 +262,13 @@ class _Run:
         """Batch number `index` of an epoch, as pixels: every epoch has its own order."""
         order = torch.randperm(len(self.faces), generator=random_stream(self.config.seed, 1, epoch))
         chosen = order[index * self.config.batch : (index + 1) * self.config.batch]
+        if self.labels is not None:
+            self.known = self.generator.labelled(self.labels[chosen])
         return to_pixels(self.faces[chosen].to(self.device))
 
     def _edit(self, pixels: Tensor, edit: str) -> Tensor:
         with autocast(self.device, torch.bfloat16 if self.config.precision == "bf16" else torch.float32):
-            output = self.generator.edit(pixels, edit)
+            output = self.known.edit(pixels, edit)
         return output.float()
 
     def _step(self, step: int, x: Tensor, edit: str) -> tuple[dict[str, float], list[Tensor]]:
@@ -314,6 +326,8 @@ class _Run:
             settings.pop(name)
         if self.config.initialisation == INITIALISATIONS[0]:  # states from before there was a choice go on
             settings.pop("initialisation")
+        if self.labels is not None:
+            settings["labels"] = digest(self.labels)
         return {
             **settings,
             "rank": self.config.patch.rank,
@@ -350,6 +364,7 @@ class _Run:
             "precision": config.precision,
             "seed": config.seed,
             "initialisation": config.initialisation,
+            **({} if self.labels is None else {"labels": "of each picture"}),
             "mmfa": "off" if self.mmfa is None else self.mmfa.describe(),
         }
         patch = LoraPatch(config.patch, self.applied.tensors(), self.architecture, metadata)

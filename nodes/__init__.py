@@ -5,11 +5,13 @@ from typing import Any
 
 from ..methods import requirements
 from . import host, model_folders
+from .defence_report import DefenceReport
 from .denoisers import LoadDenoiser
 from .encoders import LoadVisualEncoder
+from .face_labels import FaceLabelsNode
 from .face_metrics import FaceMetrics
 from .generators import DisruptProtect, EditFace, LoadGenerator, ProceduralFaces
-from .lora_patch import DefenceReport, LoadLoraPatch, LoraPatchApply, SaveLoraPatch, TrainLoraPatch, TrainModelPatch
+from .lora_patch import LoadLoraPatch, LoraPatchApply, SaveLoraPatch, TrainLoraPatch, TrainModelPatch
 from .metrics import Inspect, Metrics
 from .missing import naming_requirements
 from .models import ApplyTrainedLora, CombineDenoisers, DenoiserFromModel, SeedTraining
@@ -50,6 +52,7 @@ NODE_CLASS_MAPPINGS: dict[str, Any] = {
     "AntiPureSaveLoraPatch": SaveLoraPatch,
     "AntiPureLoadLoraPatch": LoadLoraPatch,
     "AntiPureDefenceReport": DefenceReport,
+    "AntiPureFaceLabels": FaceLabelsNode,
     "AntiPureLoadVisualEncoder": LoadVisualEncoder,
     "AntiPureVaeMetrics": VaeMetrics,
     "AntiPureVaeTargets": VaeTargetsNode,
@@ -83,6 +86,7 @@ NODE_DISPLAY_NAME_MAPPINGS = {
     "AntiPureSaveLoraPatch": "Save LoRA Patch",
     "AntiPureLoadLoraPatch": "Load LoRA Patch",
     "AntiPureDefenceReport": "Defence Report",
+    "AntiPureFaceLabels": "Face Labels",
     "AntiPureLoadVisualEncoder": "Load Visual Encoder",
     "AntiPureVaeMetrics": "VAE Metrics",
     "AntiPureVaeTargets": "VAE Targets",

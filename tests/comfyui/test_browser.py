@@ -267,6 +267,42 @@ def set_widget(page, node_id: int, name: str, value) -> None:
     )
 
 
+OVERLAPS = """() => {
+  const scale = app.canvas.ds.scale;
+  const boxes = app.graph._nodes.map(node => {
+    const shown = document.querySelector(`[data-node-id="${node.id}"]`)?.getBoundingClientRect();
+    const [width, height] = shown ? [shown.width / scale, shown.height / scale] : [node.size[0], node.size[1] + 30];
+    return [node.title, node.pos[0], node.pos[1] - 30, width, height, Boolean(shown)];
+  });
+  const found = [];
+  boxes.forEach(([a, ax, ay, aw, ah], i) => boxes.slice(i + 1).forEach(([b, bx, by, bw, bh]) => {
+    if (ax < bx + bw - 2 && bx < ax + aw - 2 && ay < by + bh - 2 && by < ay + ah - 2) found.push(`${a} / ${b}`);
+  }));
+  return [found, boxes.filter(box => box[5]).length];
+}"""
+
+
+@pytest.mark.parametrize("new_nodes", [False, True], ids=["canvas", "nodes 2.0"])
+def test_nodes_do_not_lie_on_each_other(page, server, new_nodes):
+    """As large as the frontend draws them, with the example picture in them, on the canvas and in Nodes 2.0."""
+    setting = "Comfy.VueNodes.Enabled"
+    if new_nodes:
+        if not page.evaluate("name => Boolean(app.ui.settings.settingsLookup?.[name])", setting):
+            pytest.skip("this frontend has no Nodes 2.0")
+        page.evaluate("name => app.extensionManager.setting.set(name, true)", setting)
+    try:
+        for name in sorted(UI_FILES):
+            page.evaluate("graph => app.loadGraphData(graph)", read_ui(name))
+            page.evaluate("() => { app.canvas.ds.scale = 0.5; app.canvas.setDirty(true, true) }")
+            page.wait_for_timeout(2000)
+            overlaps, shown = page.evaluate(OVERLAPS)
+            assert overlaps == [], name
+            assert bool(shown) == new_nodes
+    finally:
+        if new_nodes:
+            page.evaluate("name => app.extensionManager.setting.set(name, false)", setting)
+
+
 def test_a_reports_tables_are_drawn(page, server, tmp_path):
     open_template(page, "robustness_report")
     first = read_ui("robustness_report")["extra"]["antipure"]["first_id"]

@@ -24,6 +24,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
+from antipure.methods.attacks.settings import AttackSettings
 from antipure.methods.diffusion.checkpoints import load_denoiser
 from antipure.methods.figures.inspection_sheet import labelled_sheet
 from antipure.methods.figures.text_table import text_table
@@ -32,8 +33,10 @@ from antipure.methods.generators.hisd import HiSDNetwork
 from antipure.methods.generators.loading import load_generator
 from antipure.methods.generators.procedural_faces import HELD_OUT, draw_edited, draw_faces
 from antipure.methods.generators.stargan import StarGANNetwork
+from antipure.methods.lora_patching.cmua import universal_watermark
 from antipure.methods.lora_patching.defence_report import defence_report
 from antipure.methods.lora_patching.defence_table import INPUTS, DefenceReport
+from antipure.methods.lora_patching.disrupting import LEVELS, STEPS
 from antipure.methods.lora_patching.low_rank import GATES, INITIALISATIONS, PatchConfig
 from antipure.methods.lora_patching.mmfa import MMFA
 from antipure.methods.lora_patching.patch import LoraPatch, apply_patch, merge_patch, parameter_overhead, patched
@@ -137,6 +140,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5, help="of --only initialisation: patches per kind")
     parser.add_argument("--size", type=int, default=32, help="of --only initialisation: side of the faces")
     parser.add_argument("--steps", type=int, default=60, help="of --only initialisation: training steps")
+    parser.add_argument(
+        "--watermark-faces", type=int, default=64, help="training faces that CMUA-Watermark is made from; 0: without"
+    )
     parser.add_argument("--out", type=Path, help="write the reports' figures as JSON")
     args = parser.parse_args()
     args.precision = precision_for_cpu(args.precision)
@@ -164,8 +170,13 @@ def main() -> None:
         return TrainingConfig(**common, **settings)
 
     def measured(name: str, patch: LoraPatch, warning: Tensor | None = None) -> DefenceReport:
-        folder = args.patches / f"{name} {digest(args.held_out, args.seed, args.precision)}" if args.patches else None
+        shape = digest(args.held_out, args.seed, args.precision, args.watermark_faces)
+        folder = args.patches / f"{name} {shape}" if args.patches else None
         settings = {"quality": QUALITY, "seed": args.seed, "warning": warning, "precision": args.precision}
+        if args.watermark_faces:
+            made_from = round_8bit(train_faces[: args.watermark_faces])
+            attack = AttackSettings(levels=LEVELS, steps=STEPS, seeds=args.seed, progress=Bar("CMUA-Watermark"))
+            settings["watermark"] = universal_watermark([generator], made_from, settings=attack)
         report = in_parts(generator, patch, faces, folder, **settings)
         figures[name] = report.data()
         return report

@@ -11,7 +11,7 @@ from ..methods.generators.procedural_faces import HELD_OUT
 from ..methods.lora_patching.cmua import universal_watermark
 from ..methods.lora_patching.defence_report import defence_report
 from ..methods.lora_patching.disrupting import LEVELS, STEPS
-from ..methods.lora_patching.warning import DEFAULT_TEXT
+from ..methods.lora_patching.warning import DEFAULT_TEXT, PLACEMENTS
 from . import host, inputs
 from .convert import from_image, to_image
 from .face_labels import labels_input, own_labels
@@ -73,7 +73,12 @@ class DefenceReport:
             )
         names = chosen_edits(generator, edits)
         defensive = patch is not None and patch.metadata.get("mode") == "defensive"
-        warning = drawn_warning(warning_text, warning_picture, *picture.shape[-2:]) if defensive else None
+        warning = usual = None
+        if defensive:
+            height, width = picture.shape[-2:]
+            usual = drawn_warning(warning_text, warning_picture, height, width)
+            placement, its_seed = patch.metadata.get("placement", PLACEMENTS[0]), patch.metadata.get("seed", 0)
+            warning = drawn_warning(warning_text, warning_picture, height, width, str(placement), int(its_seed))
         made_from = None if watermark_faces is None else from_image(watermark_faces, "watermark's faces")[0]
         own = own_labels(generator, labels, len(picture))
         host.ready_network(generator)
@@ -84,7 +89,7 @@ class DefenceReport:
                 watermark = universal_watermark([generator], made_from.to(generator.device), names, settings)
             found = defence_report(
                 generator, patch, picture, edits=names, warning=warning, levels=levels, quality=quality, seed=seed,
-                strong=strong_defender, labels=own, watermark=watermark,
+                strong=strong_defender, labels=own, watermark=watermark, usual=usual,
                 progress=progress,
             )  # fmt: skip
         report = found.markdown()

@@ -52,6 +52,7 @@ def defence_report(
     precision: str = "fp32",
     labels: Tensor | None = None,
     watermark: Tensor | None = None,
+    usual: Tensor | None = None,
     progress: Progress = silent,
 ) -> DefenceReport:
     """Every input of `INPUTS` through the original and the patched network.
@@ -63,7 +64,8 @@ def defence_report(
     out, which take most of the time. precision: "fp32", or "bf16" for the attacks' gradients; outputs are judged in
     fp32 either way. labels: what each face has, N×attributes, as for `Generator.labelled`; every edit then flips its
     attribute, as in the paper's protocol. watermark: of `cmua.universal_watermark`, made from other faces; adds its
-    rows. Raises `AntiPureError` for bad faces, edits, labels, a watermark or a patch that does not fit.
+    rows. usual: 1×3×H×W, the warning where an attacker expects it and paints (None: where it is). Raises
+    `AntiPureError` for bad faces, edits, labels, a watermark or a patch that does not fit.
     """
     check_picture(faces)
     edits = tuple(generator.edits if edits is None else edits)
@@ -98,7 +100,8 @@ def defence_report(
             for name, collected in found.items():
                 collected.disruption(plain, (outputs[name], original), (patched_outputs[name], benign))
                 if warning is not None:
-                    collected.warning(inputs[name], patched_outputs[name], original, warning, quality)
+                    pasted = warning if usual is None else usual
+                    collected.warning(inputs[name], patched_outputs[name], original, warning, pasted, quality)
             fidelity.append((psnr(original, benign).clamp(max=100), ssim(original, benign)))
             if not examples:
                 examples = _examples(inputs, outputs, patched_outputs)
@@ -137,11 +140,13 @@ class _Collected:
         for name, (output, undisturbed) in pairs.items():
             self.l2[name].append(masked_l2(to_pixels(output), to_pixels(undisturbed), to_pixels(plain)))
 
-    def warning(self, picture: Tensor, output: Tensor, original: Tensor, warning: Tensor, quality: int) -> None:
+    def warning(
+        self, picture: Tensor, output: Tensor, original: Tensor, warning: Tensor, pasted: Tensor, quality: int
+    ) -> None:
         # Less the edit as it should be. What the original makes of a protected picture is broken, is not in the
         # patched output, and would be all that is seen in the difference.
         warning = warning.to(output)
-        shown = (output, jpeg(output, quality), round_8bit(painted_over(output, picture, warning)))
+        shown = (output, jpeg(output, quality), round_8bit(painted_over(output, picture, pasted.to(output))))
         for collected, each in zip(self.seen.values(), shown, strict=True):
             collected.append(visibility(to_pixels(each), to_pixels(original), warning))
 

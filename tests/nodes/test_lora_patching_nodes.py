@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 
 import pytest
@@ -292,6 +293,27 @@ def test_one_watermark_for_all_pictures_and_two_networks(generator, faces):
         generator, faces, "dark", "FAKE", 6.0, 75, 0, strong_defender=False, watermark_faces=others
     )
     assert "| CMUA-Watermark + JPEG 75 " in found["result"][0]
+
+
+def test_a_tiled_warning_is_trained_and_looked_for_where_it_is(generator, faces, monkeypatch):
+    """The report draws the tiles of the patch's own seed, and paints over the middle."""
+    from antipure.methods.lora_patching.warning import text_warning, tiled_warning
+    from antipure.nodes import defence_report as report_node
+    from antipure.nodes import lora_patch as train_node
+
+    given, measured = [], []
+    real, report = train_node.train_patch, report_node.defence_report
+    monkeypatch.setattr(train_node, "train_patch", lambda *a, **k: given.append(k["warning"]) or real(*a, **k))
+    monkeypatch.setattr(report_node, "defence_report", lambda *a, **k: measured.append(k) or report(*a, **k))
+    patch, _, _ = train(generator, faces, epochs=1, seed=5, placement="tiled", warning_text="A")
+    draw = functools.partial(text_warning, text="A")
+    assert torch.equal(given[0], tiled_warning(draw, 32, 32, 5))
+    assert patch.metadata["placement"] == "tiled"
+    node("DefenceReport").measure(generator, faces, "dark", "A", 6, 75, 0, patch=patch, strong_defender=False)
+    assert torch.equal(measured[0]["warning"], given[0])
+    assert torch.equal(measured[0]["usual"], text_warning(32, 32, "A"))
+    train(generator, faces, epochs=1, warning_text="A")
+    assert torch.equal(given[1], text_warning(32, 32, "A"))
 
 
 def test_the_report_sees_a_warning_where_there_is_one(generator, faces):

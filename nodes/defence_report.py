@@ -77,8 +77,11 @@ class DefenceReport:
         if defensive:
             height, width = picture.shape[-2:]
             usual = drawn_warning(warning_text, warning_picture, height, width)
-            placement, its_seed = patch.metadata.get("placement", PLACEMENTS[0]), patch.metadata.get("seed", 0)
-            warning = drawn_warning(warning_text, warning_picture, height, width, str(placement), int(its_seed))
+            # A file can say anything of itself.
+            placement = PLACEMENTS[patch.metadata.get("placement") == PLACEMENTS[1]]
+            its_seed = patch.metadata.get("seed")
+            its_seed = its_seed if isinstance(its_seed, int) else 0
+            warning = drawn_warning(warning_text, warning_picture, height, width, placement, its_seed)
         made_from = None if watermark_faces is None else from_image(watermark_faces, "watermark's faces")[0]
         own = own_labels(generator, labels, len(picture))
         host.ready_network(generator)

@@ -37,7 +37,7 @@ from antipure.methods.lora_patching.cmua import universal_watermark
 from antipure.methods.lora_patching.defence_report import defence_report
 from antipure.methods.lora_patching.defence_table import INPUTS, DefenceReport
 from antipure.methods.lora_patching.disrupting import LEVELS, STEPS
-from antipure.methods.lora_patching.low_rank import GATES, INITIALISATIONS, PatchConfig
+from antipure.methods.lora_patching.low_rank import GATES, INITIALISATIONS, STRONGER, PatchConfig
 from antipure.methods.lora_patching.mmfa import MMFA
 from antipure.methods.lora_patching.patch import LoraPatch, apply_patch, merge_patch, parameter_overhead, patched
 from antipure.methods.lora_patching.save_and_load import load_patch, save_patch
@@ -137,7 +137,7 @@ def main() -> None:
     parser.add_argument("--patches", type=Path, help="folder to keep trained patches in, and to take them from")
     parser.add_argument("--sheet", type=Path, help="write a picture of the defensive patch's examples")
     parser.add_argument("--only", choices=["evaluation", "defensive", "initialisation"])
-    parser.add_argument("--initialisation", default=INITIALISATIONS[0], choices=INITIALISATIONS)
+    parser.add_argument("--initialisation", default=STRONGER, choices=INITIALISATIONS)
     parser.add_argument("--placement", default=PLACEMENTS[0], choices=PLACEMENTS, help="of the defensive warning")
     parser.add_argument("--edits", help="names separated by commas, to train and measure; default: all")
     parser.add_argument("--seed", type=int, default=0, help="of training and measuring")

@@ -11,7 +11,7 @@ from ..methods.errors import AntiPureError
 from ..methods.figures.loss_curve import loss_curve
 from ..methods.files import check_writable, safetensors_bytes
 from ..methods.lora_patching.diffusion_training import ModelTrainingConfig, train_model_patch
-from ..methods.lora_patching.low_rank import INITIALISATIONS
+from ..methods.lora_patching.low_rank import INITIALISATIONS, STRONGER
 from ..methods.lora_patching.mmfa import MMFA
 from ..methods.lora_patching.patch import patched_copy
 from ..methods.lora_patching.save_and_load import load_patch, patch_bytes
@@ -116,9 +116,9 @@ class TrainLoraPatch:
                 ),
                 "initialisation": inputs.choice(
                     INITIALISATIONS,
-                    INITIALISATIONS[0],
-                    "identity: the patched network starts as the original (B = 0). kaiming: both factors at random, as "
-                    "in the paper's code.",
+                    STRONGER,
+                    "kaiming: both factors at random, as in the paper's code; stronger. identity: the patched network "
+                    "starts as the original (B = 0).",
                 ),
                 "labels": labels_input(),
                 "placement": inputs.choice(
@@ -144,7 +144,7 @@ class TrainLoraPatch:
     def train(
         self, generator, faces, mode, edits, warning_text, rank, epochs, gate, batch, learning_rate, precision, seed,
         warning_picture=None, visual_encoder=None, language_encoder=None, state="",
-        initialisation=INITIALISATIONS[0], labels=None,
+        initialisation=STRONGER, labels=None,
         placement=PLACEMENTS[0], node_id=None,
     ) -> tuple:  # fmt: skip
         pictures, _ = from_image(faces, "training set")

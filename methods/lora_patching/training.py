@@ -35,7 +35,7 @@ from ..pictures import check_picture, random_stream, to_picture, to_pixels
 from ..precision import autocast
 from ..progress import Progress, silent
 from .disrupting import LEVELS, STEP_LEVELS, STEPS, disruption_loss
-from .low_rank import INITIALISATIONS, PatchConfig
+from .low_rank import INITIALISATIONS, STRONGER, PatchConfig
 from .mmfa import MMFA
 from .patch import AppliedPatch, LoraPatch, new_patch
 from .training_state import Snapshot, digest, load_state, save_state, snapshot
@@ -74,7 +74,7 @@ class TrainingConfig:
     seed: int = 0
     preview_every: int = 10
     save_every: int = 200
-    initialisation: str = "identity"
+    initialisation: str = STRONGER
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:

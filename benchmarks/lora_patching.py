@@ -24,6 +24,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
+from antipure.methods.attacks.settings import AttackSettings
 from antipure.methods.diffusion.checkpoints import load_denoiser
 from antipure.methods.figures.inspection_sheet import labelled_sheet
 from antipure.methods.figures.text_table import text_table
@@ -32,14 +33,16 @@ from antipure.methods.generators.hisd import HiSDNetwork
 from antipure.methods.generators.loading import load_generator
 from antipure.methods.generators.procedural_faces import HELD_OUT, draw_edited, draw_faces
 from antipure.methods.generators.stargan import StarGANNetwork
+from antipure.methods.lora_patching.cmua import universal_watermark
 from antipure.methods.lora_patching.defence_report import defence_report
 from antipure.methods.lora_patching.defence_table import INPUTS, DefenceReport
-from antipure.methods.lora_patching.low_rank import GATES, INITIALISATIONS, PatchConfig
+from antipure.methods.lora_patching.disrupting import LEVELS, STEPS
+from antipure.methods.lora_patching.low_rank import GATES, INITIALISATIONS, STRONGER, PatchConfig
 from antipure.methods.lora_patching.mmfa import MMFA
 from antipure.methods.lora_patching.patch import LoraPatch, apply_patch, merge_patch, parameter_overhead, patched
 from antipure.methods.lora_patching.save_and_load import load_patch, save_patch
 from antipure.methods.lora_patching.training import TrainingConfig, train_patch
-from antipure.methods.lora_patching.warning import text_warning
+from antipure.methods.lora_patching.warning import PLACEMENTS, text_warning, tiled_warning
 from antipure.methods.metrics.distribution import DenoiserFeatures
 from antipure.methods.metrics.image import psnr, ssim
 from antipure.methods.pictures import round_8bit, to_picture, to_pixels, to_uint8
@@ -67,14 +70,16 @@ def against_truth(generator, patch: LoraPatch | None, seeds: range) -> tuple[flo
     return tuple(float(v) for v in torch.cat(values, 1).mean(1))
 
 
-def trained(path: Path | None, generator, faces: Tensor, config: TrainingConfig, mmfa: MMFA | None = None) -> LoraPatch:
+def trained(
+    path: Path | None, generator, faces: Tensor, config: TrainingConfig, mmfa: MMFA | None = None, **given
+) -> LoraPatch:
     """The patch in a file, or a new one that is saved there."""
     if path is not None and path.is_file():
         return load_patch(path)
     began = time.time()
     state = None if path is None else path.with_suffix(".state")
     title = path.stem if path is not None else config.mode
-    result = train_patch(generator, faces, config, mmfa=mmfa, progress=Bar(title), state_file=state)
+    result = train_patch(generator, faces, config, mmfa=mmfa, progress=Bar(title), state_file=state, **given)
     print(f"{title}: {len(result.history)} steps in {(time.time() - began) / 60:.1f} min", flush=True)
     if path is not None:
         save_patch(result.patch, path)
@@ -132,11 +137,16 @@ def main() -> None:
     parser.add_argument("--patches", type=Path, help="folder to keep trained patches in, and to take them from")
     parser.add_argument("--sheet", type=Path, help="write a picture of the defensive patch's examples")
     parser.add_argument("--only", choices=["evaluation", "defensive", "initialisation"])
-    parser.add_argument("--initialisation", default=INITIALISATIONS[0], choices=INITIALISATIONS)
+    parser.add_argument("--initialisation", default=STRONGER, choices=INITIALISATIONS)
+    parser.add_argument("--placement", default=PLACEMENTS[0], choices=PLACEMENTS, help="of the defensive warning")
+    parser.add_argument("--edits", help="names separated by commas, to train and measure; default: all")
     parser.add_argument("--seed", type=int, default=0, help="of training and measuring")
     parser.add_argument("--seeds", type=int, default=5, help="of --only initialisation: patches per kind")
     parser.add_argument("--size", type=int, default=32, help="of --only initialisation: side of the faces")
     parser.add_argument("--steps", type=int, default=60, help="of --only initialisation: training steps")
+    parser.add_argument(
+        "--watermark-faces", type=int, default=64, help="training faces that CMUA-Watermark is made from; 0: without"
+    )
     parser.add_argument("--out", type=Path, help="write the reports' figures as JSON")
     args = parser.parse_args()
     args.precision = precision_for_cpu(args.precision)
@@ -147,13 +157,14 @@ def main() -> None:
         return
 
     generator = load_generator()
+    edits = tuple(name.strip() for name in args.edits.split(",")) if args.edits else generator.edits
     figures: dict[str, object] = {}
     train_faces = draw_faces(range(args.faces))
     seeds = range(HELD_OUT, HELD_OUT + args.held_out)
     faces = round_8bit(draw_faces(seeds))
     print(
         f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}; "
-        f"{args.faces} training and {args.held_out} held-out faces, {len(generator.edits)} edits, {args.precision}"
+        f"{args.faces} training and {args.held_out} held-out faces, {len(edits)} edits, {args.precision}"
     )
 
     def path(name: str) -> Path | None:
@@ -163,15 +174,22 @@ def main() -> None:
         common = {"precision": args.precision, "seed": args.seed, "initialisation": args.initialisation}
         return TrainingConfig(**common, **settings)
 
-    def measured(name: str, patch: LoraPatch, warning: Tensor | None = None) -> DefenceReport:
-        folder = args.patches / f"{name} {digest(args.held_out, args.seed, args.precision)}" if args.patches else None
-        settings = {"quality": QUALITY, "seed": args.seed, "warning": warning, "precision": args.precision}
+    def measured(name: str, patch: LoraPatch, **given: Tensor) -> DefenceReport:
+        shape = digest(args.held_out, args.seed, args.precision, args.watermark_faces, edits, args.placement)
+        folder = args.patches / f"{name} {shape}" if args.patches else None
+        settings = {"quality": QUALITY, "seed": args.seed, "edits": edits, "precision": args.precision, **given}
+        if args.watermark_faces:
+            made_from = round_8bit(train_faces[: args.watermark_faces])
+            attack = AttackSettings(levels=LEVELS, steps=STEPS, seeds=args.seed, progress=Bar("CMUA-Watermark"))
+            settings["watermark"] = universal_watermark([generator], made_from, edits, attack)
         report = in_parts(generator, patch, faces, folder, **settings)
         figures[name] = report.data()
         return report
 
-    def train(name: str, faces: Tensor = train_faces, mmfa: MMFA | None = None, **settings) -> LoraPatch:
-        return trained(path(name), generator, faces, config(**settings), mmfa)
+    def train(
+        name: str, faces: Tensor = train_faces, mmfa: MMFA | None = None, warning: Tensor | None = None, **settings
+    ) -> LoraPatch:
+        return trained(path(name), generator, faces, config(**settings), mmfa, edits=edits, warning=warning)
 
     if args.only != "defensive":
         evaluation = train("evaluation", mode="evaluation")
@@ -186,9 +204,12 @@ def main() -> None:
         if args.ablation_faces:
             ablation(generator, train, train_faces[: args.ablation_faces], faces, seeds)
     if args.only != "evaluation":
-        defensive = train("defensive", mode="defensive", epochs=args.epochs, learning_rate=args.learning_rate)
-        warning = text_warning(*faces.shape[-2:])
-        table(measured("defensive", defensive, warning), "Defensive")
+        usual = warning = text_warning(*faces.shape[-2:])
+        if args.placement == "tiled":
+            warning = tiled_warning(text_warning, *faces.shape[-2:], args.seed)
+        settings = {"mode": "defensive", "epochs": args.epochs, "learning_rate": args.learning_rate}
+        defensive = train("defensive", warning=warning, **settings)
+        table(measured("defensive", defensive, warning=warning, usual=usual), "Defensive")
         if args.sheet:
             report = defence_report(generator, defensive, faces[:1], warning=warning, quality=QUALITY, strong=False)
             Image.fromarray(to_uint8(labelled_sheet(report.examples))[0]).save(args.sheet)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import torch
 
+from ..methods.attacks.settings import AttackSettings
 from ..methods.errors import AntiPureError
 from ..methods.figures.inspection_sheet import labelled_sheet
 from ..methods.generators.procedural_faces import HELD_OUT
+from ..methods.lora_patching.cmua import universal_watermark
 from ..methods.lora_patching.defence_report import defence_report
-from ..methods.lora_patching.disrupting import LEVELS
-from ..methods.lora_patching.warning import DEFAULT_TEXT
+from ..methods.lora_patching.disrupting import LEVELS, STEPS
+from ..methods.lora_patching.warning import DEFAULT_TEXT, PLACEMENTS
 from . import host, inputs
 from .convert import from_image, to_image
 from .face_labels import labels_input, own_labels
@@ -51,13 +53,17 @@ class DefenceReport:
                     "momentum, twice the levels, JPEG reckoned with, both networks at once. Takes most of the time.",
                 ),
                 "labels": labels_input(),
+                "watermark_faces": inputs.image(
+                    "Other faces, to make a CMUA-Watermark from: adds the rows of that defence."
+                ),
             },
             node_id=True,
         )
 
     def measure(
         self, generator, faces, edits, warning_text, levels, quality, seed, patch=None, warning_picture=None,
-        strong_defender=True, labels=None, node_id=None,
+        strong_defender=True, labels=None,
+        watermark_faces=None, node_id=None,
     ) -> dict:  # fmt: skip
         picture, _ = from_image(faces, "faces")
         if min(picture.shape[-2:]) != generator.size:
@@ -67,13 +73,27 @@ class DefenceReport:
             )
         names = chosen_edits(generator, edits)
         defensive = patch is not None and patch.metadata.get("mode") == "defensive"
-        warning = drawn_warning(warning_text, warning_picture, *picture.shape[-2:]) if defensive else None
+        warning = usual = None
+        if defensive:
+            height, width = picture.shape[-2:]
+            usual = drawn_warning(warning_text, warning_picture, height, width)
+            # A file can say anything of itself.
+            placement = PLACEMENTS[patch.metadata.get("placement") == PLACEMENTS[1]]
+            its_seed = patch.metadata.get("seed")
+            its_seed = its_seed if isinstance(its_seed, int) else 0
+            warning = drawn_warning(warning_text, warning_picture, height, width, placement, its_seed)
+        made_from = None if watermark_faces is None else from_image(watermark_faces, "watermark's faces")[0]
         own = own_labels(generator, labels, len(picture))
         host.ready_network(generator)
         with torch.inference_mode(False), Progress("measuring", node_id) as progress:
+            watermark = None
+            if made_from is not None:
+                settings = AttackSettings(levels, STEPS, seeds=seed)
+                watermark = universal_watermark([generator], made_from.to(generator.device), names, settings)
             found = defence_report(
                 generator, patch, picture, edits=names, warning=warning, levels=levels, quality=quality, seed=seed,
-                strong=strong_defender, labels=own, progress=progress,
+                strong=strong_defender, labels=own, watermark=watermark, usual=usual,
+                progress=progress,
             )  # fmt: skip
         report = found.markdown()
         host.show_text(report, node_id)

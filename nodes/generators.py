@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from ..methods.attacks.settings import AttackSettings
 from ..methods.errors import AntiPureError
 from ..methods.generators.loading import LARGEST_SIZE, load_generator
 from ..methods.generators.procedural_faces import HELD_OUT, SIDE, draw_faces
+from ..methods.lora_patching.cmua import BATCH, universal_watermark, with_watermark
 from ..methods.lora_patching.disrupting import LEVELS, STEP_LEVELS, STEPS, disrupt
 from ..methods.metrics import image as metrics
 from . import host, inputs, model_folders
@@ -15,6 +18,7 @@ from .convert import NOTHING_CHANGED, all_forbidden, difference_view, from_image
 from .face_labels import labels_input, own_labels
 from .progress import Progress
 
+DEFENCES = ["Disrupting", "CMUA-Watermark"]
 ALL_EDITS = "all"
 EDITS_TOOLTIP = (
     "Names of edits, separated by commas, or 'all'. The bundled toy: black hair, blond hair, brown hair, glasses, "
@@ -138,28 +142,61 @@ class DisruptProtect:
             optional={
                 "mask": inputs.wire("MASK", "1 where the picture may change; none: everywhere."),
                 "labels": labels_input(),
+                "defence": inputs.choice(
+                    DEFENCES,
+                    DEFENCES[0],
+                    "Disrupting: a perturbation for each picture. CMUA-Watermark: one for all pictures, made from "
+                    "faces and, if wired, against a second generator, too.",
+                ),
+                "watermark_faces": inputs.image(
+                    "Faces that CMUA-Watermark is made from; none: the pictures themselves."
+                ),
+                "second_generator": inputs.wire(
+                    "GENERATOR", "Another network of the same size that CMUA-Watermark is made against, too."
+                ),
             },
             node_id=True,
         )
 
     def protect(
-        self, image, generator, edits, levels, steps, step_levels, seed, mask=None, labels=None, node_id=None
-    ) -> tuple:
+        self, image, generator, edits, levels, steps, step_levels, seed, mask=None, labels=None, defence=DEFENCES[0],
+        watermark_faces=None, second_generator=None, node_id=None,
+    ) -> tuple:  # fmt: skip
         picture, alpha = from_image(image)
         mask = from_mask(mask, picture)
         names = chosen_edits(generator, edits)
+        universal = defence == DEFENCES[1]
+        faces = None if watermark_faces is None else from_image(watermark_faces, "watermark's faces")[0]
+        if not universal and (faces is not None or second_generator is not None):
+            raise AntiPureError("Only CMUA-Watermark is made from faces or against two networks; choose it as defence.")
+        if labels is not None and faces is not None:
+            raise AntiPureError("The labels are the pictures', not the watermark's faces'; wire only one of the two.")
         generator = generator.labelled(own_labels(generator, labels, len(picture)))
-        host.ready_network(generator)
+        networks = [generator]
+        if second_generator is not None:
+            known = labels if second_generator.attributes else None
+            networks.append(second_generator.labelled(own_labels(second_generator, known, len(picture))))
+        for network in networks:
+            host.ready_network(network)
         device = generator.device
         with Progress("disrupting", node_id) as progress:
-            protected = disrupt(
-                generator,
-                picture.to(device),
-                names,
-                AttackSettings(levels, steps, None if mask is None else mask.to(device), seed, progress),
-                step_levels=step_levels,
-            ).cpu()
-        lines = [f"Disrupting against {generator.name}: {', '.join(names)}; {levels:g} levels, {steps} steps"]
+            attack = AttackSettings(levels, steps, None if mask is None else mask.to(device), seed, progress)
+            if universal:
+                made_from = (picture if faces is None else faces).to(device)
+                # A mask says where the pictures may change, not where the watermark is made.
+                protected = with_watermark(
+                    picture.to(device),
+                    universal_watermark(
+                        networks, made_from, names, replace(attack, mask=None), step_levels=step_levels,
+                        batch=len(made_from) if labels is not None else BATCH,
+                    ),
+                    levels,
+                    attack.mask,
+                ).cpu()  # fmt: skip
+            else:
+                protected = disrupt(generator, picture.to(device), names, attack, step_levels=step_levels).cpu()
+        against = " and ".join(network.name for network in networks)
+        lines = [f"{defence} against {against}: {', '.join(names)}; {levels:g} levels, {steps} steps"]
         values = zip(metrics.linf_levels(picture, protected), metrics.psnr(picture, protected), strict=True)
         for i, (largest, psnr) in enumerate(values):
             lines.append(f"picture {i + 1}: largest change {largest:.0f} levels, PSNR {psnr:.2f} dB")

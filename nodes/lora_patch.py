@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from functools import partial
 
 import torch
 
@@ -10,13 +11,19 @@ from ..methods.errors import AntiPureError
 from ..methods.figures.loss_curve import loss_curve
 from ..methods.files import check_writable, safetensors_bytes
 from ..methods.lora_patching.diffusion_training import ModelTrainingConfig, train_model_patch
-from ..methods.lora_patching.low_rank import INITIALISATIONS
+from ..methods.lora_patching.low_rank import INITIALISATIONS, STRONGER
 from ..methods.lora_patching.mmfa import MMFA
 from ..methods.lora_patching.patch import patched_copy
 from ..methods.lora_patching.save_and_load import load_patch, patch_bytes
 from ..methods.lora_patching.standard_lora import kohya_name, standard_lora
 from ..methods.lora_patching.training import MODES, PRECISIONS, TrainingConfig, train_patch
-from ..methods.lora_patching.warning import DEFAULT_TEXT, picture_warning, text_warning
+from ..methods.lora_patching.warning import (
+    DEFAULT_TEXT,
+    PLACEMENTS,
+    picture_warning,
+    text_warning,
+    tiled_warning,
+)
 from . import host, inputs, model_folders, outputs
 from .convert import from_image, to_image
 from .encoders import borrowed_encoder
@@ -43,13 +50,16 @@ def seed_input() -> inputs.Input:
     return inputs.seed("Of the patch, the order and the noise.")
 
 
-def drawn_warning(text: str, picture, height: int, width: int):
+def drawn_warning(text: str, picture, height: int, width: int, placement: str = PLACEMENTS[0], seed: int = 0):
+    """The warning of a patch, from text or an IMAGE. seed: the patch's, which a tiled one's place is drawn from."""
     if picture is None:
-        return text_warning(height, width, text.replace("\\n", "\n"))
-    rgb, alpha = from_image(picture, "warning picture")
-    if alpha is not None:
-        rgb = torch.cat([rgb, alpha.permute(0, 3, 1, 2).float()], 1)
-    return picture_warning(rgb[:1], height, width)
+        draw = partial(text_warning, text=text.replace("\\n", "\n"))
+    else:
+        rgb, alpha = from_image(picture, "warning picture")
+        if alpha is not None:
+            rgb = torch.cat([rgb, alpha.permute(0, 3, 1, 2).float()], 1)
+        draw = partial(picture_warning, rgb[:1])
+    return draw(height, width) if placement == PLACEMENTS[0] else tiled_warning(draw, height, width, seed)
 
 
 def _last_losses(history: list[dict[str, float]]) -> str:
@@ -106,11 +116,17 @@ class TrainLoraPatch:
                 ),
                 "initialisation": inputs.choice(
                     INITIALISATIONS,
-                    INITIALISATIONS[0],
-                    "identity: the patched network starts as the original (B = 0). kaiming: both factors at random, as "
-                    "in the paper's code.",
+                    STRONGER,
+                    "kaiming: both factors at random, as in the paper's code; stronger. identity: the patched network "
+                    "starts as the original (B = 0).",
                 ),
                 "labels": labels_input(),
+                "placement": inputs.choice(
+                    PLACEMENTS,
+                    PLACEMENTS[0],
+                    "middle: the warning once, as large as fits. tiled: small and all over the picture, its place "
+                    "drawn from the seed; harder to paint over.",
+                ),
             },
             advanced=(
                 "rank",
@@ -128,7 +144,8 @@ class TrainLoraPatch:
     def train(
         self, generator, faces, mode, edits, warning_text, rank, epochs, gate, batch, learning_rate, precision, seed,
         warning_picture=None, visual_encoder=None, language_encoder=None, state="",
-        initialisation=INITIALISATIONS[0], labels=None, node_id=None,
+        initialisation=STRONGER, labels=None,
+        placement=PLACEMENTS[0], node_id=None,
     ) -> tuple:  # fmt: skip
         pictures, _ = from_image(faces, "training set")
         names = chosen_edits(generator, edits)
@@ -138,7 +155,8 @@ class TrainLoraPatch:
             precision=precision, seed=seed, initialisation=initialisation,
         )  # fmt: skip
         size = generator.size
-        warning = drawn_warning(warning_text, warning_picture, size, size) if mode == "defensive" else None
+        defensive = mode == "defensive"
+        warning = drawn_warning(warning_text, warning_picture, size, size, placement, seed) if defensive else None
         state_file = outputs.saved_path(state, ".state") if state else None
         if state_file is not None:
             check_writable(state_file.parent)
@@ -152,6 +170,7 @@ class TrainLoraPatch:
                 result = train_patch(
                     generator, pictures, config, warning=warning, mmfa=MMFA(*encoders) if any(encoders) else None,
                     edits=tuple(names), labels=own, progress=progress, state_file=state_file,
+                    notes={"placement": placement} if defensive else None,
                 )  # fmt: skip
         aligned = "with feature alignment" if any(encoders) else "without feature alignment (no encoder wired)"
         report = (

@@ -26,8 +26,9 @@ from ..pictures import check_picture, round_8bit, to_picture, to_pixels
 from ..precision import autocast
 from ..progress import Progress, silent
 from ..purification.transforms import jpeg
+from .cmua import with_watermark
 from .defence_metrics import SUCCESS_THRESHOLD, masked_l2, success_rate, valid_cases
-from .defence_table import INPUTS, STRONG, DefenceReport, Row
+from .defence_table import INPUTS, STRONG, UNIVERSAL, DefenceReport, Row
 from .disrupting import LEVELS, STEPS, disrupt
 from .patch import LoraPatch, patched, patched_copy
 from .strong_defender import strong_disrupt
@@ -50,6 +51,8 @@ def defence_report(
     strong: bool = True,
     precision: str = "fp32",
     labels: Tensor | None = None,
+    watermark: Tensor | None = None,
+    usual: Tensor | None = None,
     progress: Progress = silent,
 ) -> DefenceReport:
     """Every input of `INPUTS` through the original and the patched network.
@@ -60,8 +63,9 @@ def defence_report(
     strong defender has twice as many. batch: pictures at a time. strong: False leaves the rows of the strong defender
     out, which take most of the time. precision: "fp32", or "bf16" for the attacks' gradients; outputs are judged in
     fp32 either way. labels: what each face has, N×attributes, as for `Generator.labelled`; every edit then flips its
-    attribute, as in the paper's protocol. Raises `AntiPureError` for bad faces, edits, labels, or a patch that does not
-    fit.
+    attribute, as in the paper's protocol. watermark: of `cmua.universal_watermark`, made from other faces; adds its
+    rows. usual: 1×3×H×W, the warning where an attacker expects it and paints (None: where it is). Raises
+    `AntiPureError` for bad faces, edits, labels, a watermark or a patch that does not fit.
     """
     check_picture(faces)
     edits = tuple(generator.edits if edits is None else edits)
@@ -70,7 +74,7 @@ def defence_report(
     if labels is not None and len(labels) != len(faces):
         raise AntiPureError(f"There are labels for {len(labels)} pictures, not for {len(faces)}; give one each.")
     faces = round_8bit(faces.to(generator.device))
-    names = INPUTS + (STRONG if strong else ())
+    names = INPUTS + (STRONG if strong else ()) + (() if watermark is None else UNIVERSAL)
     found = {name: _Collected() for name in names}
     both = [generator] if patch is None else [generator, cast(Generator, patched_copy(generator, patch, strength))]
     fidelity: list[tuple[Tensor, Tensor]] = []
@@ -86,6 +90,9 @@ def defence_report(
             if strong:
                 attacked = strong_disrupt(attackers, plain, edit, levels=min(2 * levels, 255), seed=seed + part.start)
                 inputs |= dict(zip(STRONG, (attacked, jpeg(attacked, quality)), strict=True))
+            if watermark is not None:
+                marked = with_watermark(plain, watermark, levels)
+                inputs |= dict(zip(UNIVERSAL, (marked, jpeg(marked, quality)), strict=True))
             outputs = {name: _edit(known, picture, edit) for name, picture in inputs.items()}
             with patched(generator, patch, strength):
                 patched_outputs = {name: _edit(known, picture, edit) for name, picture in inputs.items()}
@@ -93,7 +100,8 @@ def defence_report(
             for name, collected in found.items():
                 collected.disruption(plain, (outputs[name], original), (patched_outputs[name], benign))
                 if warning is not None:
-                    collected.warning(inputs[name], patched_outputs[name], original, warning, quality)
+                    pasted = warning if usual is None else usual
+                    collected.warning(inputs[name], patched_outputs[name], original, warning, pasted, quality)
             fidelity.append((psnr(original, benign).clamp(max=100), ssim(original, benign)))
             if not examples:
                 examples = _examples(inputs, outputs, patched_outputs)
@@ -110,12 +118,12 @@ def _in_precision(generator: Generator, precision: str) -> Generator:
         return generator
     twin: Any = copy.copy(generator)
 
-    def edit(pixels: Tensor, name: str) -> Tensor:
+    def run(pixels: Tensor, edit: str) -> Tensor:
         with autocast(generator.device, torch.bfloat16):
-            output = generator.edit(pixels, name)
+            output = generator.edit(pixels, edit)
         return output.float()
 
-    twin.edit = edit
+    twin.edit = run
     return twin
 
 
@@ -132,11 +140,13 @@ class _Collected:
         for name, (output, undisturbed) in pairs.items():
             self.l2[name].append(masked_l2(to_pixels(output), to_pixels(undisturbed), to_pixels(plain)))
 
-    def warning(self, picture: Tensor, output: Tensor, original: Tensor, warning: Tensor, quality: int) -> None:
+    def warning(
+        self, picture: Tensor, output: Tensor, original: Tensor, warning: Tensor, pasted: Tensor, quality: int
+    ) -> None:
         # Less the edit as it should be. What the original makes of a protected picture is broken, is not in the
         # patched output, and would be all that is seen in the difference.
         warning = warning.to(output)
-        shown = (output, jpeg(output, quality), round_8bit(painted_over(output, picture, warning)))
+        shown = (output, jpeg(output, quality), round_8bit(painted_over(output, picture, pasted.to(output))))
         for collected, each in zip(self.seen.values(), shown, strict=True):
             collected.append(visibility(to_pixels(each), to_pixels(original), warning))
 

@@ -23,6 +23,7 @@ INPUTS = (
     "Disrupting, leaked patch + JPEG",
 )
 STRONG = ("strong defender", "strong defender + JPEG")
+UNIVERSAL = ("CMUA-Watermark", "CMUA-Watermark + JPEG")
 # The columns about disruption, and about the warning: field of `Row` -> heading.
 DISRUPTED = {
     "original": "disrupted, original",

@@ -20,6 +20,7 @@ from ..errors import AntiPureError
 PATCHABLE = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
 Patchable: TypeAlias = nn.Linear | nn.Conv2d | nn.ConvTranspose2d
 INITIALISATIONS = ("identity", "kaiming")
+STRONGER = "kaiming"  # for patches of face editors: benchmarks/results/2026-11-26-lora-patching.md
 GATES = ("none", "scalar", "input", "channel")
 MERGEABLE_GATES = ("none", "scalar")
 FIRST_LOGIT = -1.0  # where the paper's p starts: every gate opens at sigmoid(-1) = 0.27

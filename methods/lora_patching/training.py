@@ -15,9 +15,9 @@ was interrupted goes on to the very patch it would have reached.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -35,7 +35,7 @@ from ..pictures import check_picture, random_stream, to_picture, to_pixels
 from ..precision import autocast
 from ..progress import Progress, silent
 from .disrupting import LEVELS, STEP_LEVELS, STEPS, disruption_loss
-from .low_rank import INITIALISATIONS, PatchConfig
+from .low_rank import INITIALISATIONS, STRONGER, PatchConfig
 from .mmfa import MMFA
 from .patch import AppliedPatch, LoraPatch, new_patch
 from .training_state import Snapshot, digest, load_state, save_state, snapshot
@@ -74,7 +74,7 @@ class TrainingConfig:
     seed: int = 0
     preview_every: int = 10
     save_every: int = 200
-    initialisation: str = "identity"
+    initialisation: str = STRONGER
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -124,6 +124,7 @@ def train_patch(
     mmfa: MMFA | None = None,
     edits: tuple[str, ...] | None = None,
     labels: Tensor | None = None,
+    notes: Mapping[str, object] | None = None,
     progress: Progress = silent,
     state_file: str | Path | None = None,
 ) -> TrainingResult:
@@ -134,8 +135,8 @@ def train_patch(
     warning: 1×3×size×size in [-1, 1] (`warning.text_warning`); None writes FAKE. Only for the defensive mode.
     mmfa: the alignment terms; None trains without, and the patch's metadata says so.
     edits: those to train on, all by default. labels: what each face has, N×attributes, as for `Generator.labelled`.
-    progress: its picture, now and then, is 1×3×H×3W: a face, its edit by the
-        patched generator, and the same after the attack.
+    notes: plain values to be written into the patch's metadata, too. progress: its picture, now and then, is
+        1×3×H×3W: a face, its edit by the patched generator, and the same after the attack.
     state_file: if given, the state is saved there regularly and on cancel, and training goes on from it.
     Raises `AntiPureError` for faces, edits, a warning or a state that cannot be used, and when memory runs out.
     """
@@ -168,7 +169,9 @@ def train_patch(
                 generator, applied, faces.clone(), edits, config, warning, mmfa, architecture, state_file, labels
             )
             run.train(progress)
-            return run.result()
+            result = run.result()
+            patch = replace(result.patch, metadata={**result.patch.metadata, **(notes or {})})
+            return replace(result, patch=patch)
         finally:
             applied.remove()
 

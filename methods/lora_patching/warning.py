@@ -11,6 +11,7 @@ read on light and dark pixels, and the background keeps the edit as it was.
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -18,9 +19,12 @@ from torch import Tensor
 
 from ..errors import AntiPureError, sizes
 from ..figures.fonts import SANS, font_file, lacking
+from ..pictures import random_stream
 
 DEFAULT_TEXT = "FAKE"
 LARGEST_WIDTH, LARGEST_HEIGHT = 0.9, 0.5  # of the picture's sides
+PLACEMENTS = ("middle", "tiled")
+TILE = (0.4, 0.6)  # of the picture's side, in which a tile's warning is drawn
 SMALLEST_SIDE = 16
 SMALLEST_LETTER = 3.0  # px from line to line, about: capitals of 2 px
 LETTER = 160  # px, the size letters are drawn in before they are scaled
@@ -63,6 +67,28 @@ def picture_warning(picture: Tensor, height: int, width: int) -> Tensor:
     if not bool((ink > 0.5).any()):
         raise AntiPureError("The warning picture is blank; draw dark ink on white, or opaque ink on transparent.")
     return _fitted(ink, height, width, 1.0, 1.0)
+
+
+def tiled_warning(draw: Callable[[int, int], Tensor], height: int, width: int, seed: int) -> Tensor:
+    """A small warning repeated all over the picture: 1×3×height×width in [-1, 1].
+
+    draw: makes a warning for a height and a width, such as `text_warning`. Size, offset and the shift between rows are
+    drawn from the seed, so that the place of one patch's warning is not another's. All pictures of a patch share them:
+    a network's target must be a function of what it sees, and one drawn anew for each picture is learned as its mean.
+    """
+    stream = random_stream(seed, 4)
+    share, down, right, shift = (float(value) for value in torch.rand(4, generator=stream))
+    scale = TILE[0] + (TILE[1] - TILE[0]) * share
+    tile = draw(*(min(side, max(SMALLEST_SIDE, round(scale * side))) for side in (height, width)))
+    ink = (tile != 0).any(1)[0]
+    rows, columns = ink.any(1).nonzero().flatten(), ink.any(0).nonzero().flatten()
+    gap = max(1, round(min(height, width) / 32))
+    tile = F.pad(tile[..., rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1], (0, gap, 0, gap))
+    h, w = tile.shape[-2:]
+    line = tile.repeat(1, 1, 1, width // w + 2)
+    lines = [line.roll(int(i * shift * w), 3) for i in range(height // h + 2)]
+    top, left = int(down * h), int(right * w)
+    return torch.cat(lines, 2)[..., top : top + height, left : left + width].contiguous()
 
 
 def _fitted(ink: Tensor, height: int, width: int, widest: float, highest: float) -> Tensor:
@@ -150,8 +176,8 @@ def warned(output: Tensor, warning: Tensor) -> Tensor:
 def painted_over(output: Tensor, picture: Tensor, warning: Tensor) -> Tensor:
     """The attack that costs least: the unedited picture's pixels pasted where the warning usually stands.
 
-    output, picture: B×3×H×W in 0..1. warning: 1×3×H×W in [-1, 1], at its usual place; the pixel around every stroke is
-    pasted, too, where the network blurs it.
+    output, picture: B×3×H×W in 0..1. warning: 1×3×H×W in [-1, 1], at the place that one looks for it; the pixel
+    around every stroke is pasted, too, where the network blurs it.
     """
     ink = F.max_pool2d((warning != 0).any(1, keepdim=True).float(), 3, 1, 1)
     return torch.where(ink.bool(), picture.to(output), output)

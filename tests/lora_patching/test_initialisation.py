@@ -86,6 +86,7 @@ def test_states_from_before_there_was_a_choice_go_on(generator, tmp_path, monkey
 
     faces = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
     settings = {"mode": "evaluation", "batch": 2, "inner_steps": 1, "rank": 2}
+    began = {**settings, "initialisation": "identity"}
     seen = []
 
     def noted(path, identity, *rest):
@@ -94,8 +95,8 @@ def test_states_from_before_there_was_a_choice_go_on(generator, tmp_path, monkey
 
     monkeypatch.setattr(training, "load_state", noted)
     file = tmp_path / "a.state"
-    train_patch(generator, faces, TrainingConfig(**settings), edits=("Male",), state_file=file)
-    train_patch(generator, faces, TrainingConfig(**settings, epochs=2), edits=("Male",), state_file=file)
+    train_patch(generator, faces, TrainingConfig(**began), edits=("Male",), state_file=file)
+    train_patch(generator, faces, TrainingConfig(**began, epochs=2), edits=("Male",), state_file=file)
     assert "initialisation" not in seen[0]
     with pytest.raises(AntiPureError, match="another training .different: initialisation"):
         train_patch(

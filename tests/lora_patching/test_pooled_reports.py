@@ -41,8 +41,7 @@ def test_half_precision_attacks_and_full_precision_judgement(generator):
     """The picture as it is says the same; the attacks end elsewhere, and break as much."""
     faces = round_8bit(torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(4)))
     full, half = (
-        defence_report(generator, None, faces, edits=["Male"], strong=False, precision=precision)
-        for precision in ("fp32", "bf16")
+        defence_report(generator, None, faces, edits=["Male"], precision=precision) for precision in ("fp32", "bf16")
     )
     assert full.rows[:3] == half.rows[:3]
     a, b = (report.row("Disrupting").mean_l2["original"] for report in (full, half))

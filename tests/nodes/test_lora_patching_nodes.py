@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import math
 
 import pytest
@@ -258,6 +260,60 @@ def test_the_report_has_every_row_for_original_and_patched(generator, faces):
     assert sheet.shape[0] == 1
     with pytest.raises(AntiPureError, match="resize them to 32×32"):
         node("DefenceReport").measure(generator, torch.rand(1, 40, 40, 3), "dark", "FAKE", 6, 75, 0)
+
+
+def test_one_watermark_for_all_pictures_and_two_networks(generator, faces):
+    """Made from other faces: the same on every picture that leaves room for it, and another with a second network."""
+    protect = node("DisruptProtect").protect
+    others = 0.25 + 0.5 * torch.rand(2, 32, 32, 3, generator=torch.Generator().manual_seed(3))
+    pictures = (0.2 + 0.6 * faces).mul(255).round() / 255
+    protected, view, report = protect(
+        pictures, generator, "dark", 6.0, 2, 1.0, 0, defence="CMUA-Watermark", watermark_faces=others
+    )
+    changes = ((protected - pictures) * 255).round()
+    assert all(torch.equal(change, changes[0]) for change in changes)
+    assert 0 < changes.abs().max() <= 6
+    assert report.startswith("CMUA-Watermark against StarGAN: dark; 6 levels, 2 steps")
+    second = copy.copy(generator)
+    second.network = copy.deepcopy(generator.network)
+    with torch.no_grad():
+        for parameter in second.network.parameters():
+            parameter.mul_(-1)
+    both = protect(
+        pictures, generator, "dark", 6.0, 2, 1.0, 0, defence="CMUA-Watermark", watermark_faces=others,
+        second_generator=second,
+    )  # fmt: skip
+    assert not torch.equal(both[0], protected)
+    assert "StarGAN and StarGAN" in both[2]
+    plain = protect(pictures, generator, "dark", 6.0, 2, 1.0, 0)
+    assert torch.equal(plain[0], protect(pictures, generator, "dark", 6.0, 2, 1.0, 0, defence="Disrupting")[0])
+    with pytest.raises(AntiPureError, match="choose it as defence"):
+        protect(pictures, generator, "dark", 6.0, 2, 1.0, 0, watermark_faces=others)
+    found = node("DefenceReport").measure(
+        generator, faces, "dark", "FAKE", 6.0, 75, 0, strong_defender=False, watermark_faces=others
+    )
+    assert "| CMUA-Watermark + JPEG 75 " in found["result"][0]
+
+
+def test_a_tiled_warning_is_trained_and_looked_for_where_it_is(generator, faces, monkeypatch):
+    """The report draws the tiles of the patch's own seed, and paints over the middle."""
+    from antipure.methods.lora_patching.warning import text_warning, tiled_warning
+    from antipure.nodes import defence_report as report_node
+    from antipure.nodes import lora_patch as train_node
+
+    given, measured = [], []
+    real, report = train_node.train_patch, report_node.defence_report
+    monkeypatch.setattr(train_node, "train_patch", lambda *a, **k: given.append(k["warning"]) or real(*a, **k))
+    monkeypatch.setattr(report_node, "defence_report", lambda *a, **k: measured.append(k) or report(*a, **k))
+    patch, _, _ = train(generator, faces, epochs=1, seed=5, placement="tiled", warning_text="A")
+    draw = functools.partial(text_warning, text="A")
+    assert torch.equal(given[0], tiled_warning(draw, 32, 32, 5))
+    assert patch.metadata["placement"] == "tiled"
+    node("DefenceReport").measure(generator, faces, "dark", "A", 6, 75, 0, patch=patch, strong_defender=False)
+    assert torch.equal(measured[0]["warning"], given[0])
+    assert torch.equal(measured[0]["usual"], text_warning(32, 32, "A"))
+    train(generator, faces, epochs=1, warning_text="A")
+    assert torch.equal(given[1], text_warning(32, 32, "A"))
 
 
 def test_the_report_sees_a_warning_where_there_is_one(generator, faces):

@@ -5,6 +5,7 @@ from typing import Any
 
 from ..methods import requirements
 from . import host, model_folders
+from .demo_model import LoadDemoModel
 from .denoisers import LoadDenoiser
 from .encoders import LoadVisualEncoder
 from .face_metrics import FaceMetrics
@@ -52,6 +53,7 @@ NODE_CLASS_MAPPINGS: dict[str, Any] = {
     "AntiPureLoadVisualEncoder": LoadVisualEncoder,
     "AntiPureVaeMetrics": VaeMetrics,
     "AntiPureVaeTargets": VaeTargetsNode,
+    "AntiPureLoadDemoModel": LoadDemoModel,
     "AntiPureSave": SavePicture,
 }
 
@@ -84,6 +86,7 @@ NODE_DISPLAY_NAME_MAPPINGS = {
     "AntiPureLoadVisualEncoder": "Load Visual Encoder",
     "AntiPureVaeMetrics": "VAE Metrics",
     "AntiPureVaeTargets": "VAE Targets",
+    "AntiPureLoadDemoModel": "Load Demo Model",
     "AntiPureSave": "Save Protected Picture",
 }
 

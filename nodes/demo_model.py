@@ -18,7 +18,6 @@ _MEANINGS = {
     "skin": "The colour of the skin.",
     "expression": "The look on the face.",
 }
-_FIRST = ("person", "style")
 
 
 class LoadDemoModel:
@@ -45,7 +44,8 @@ class LoadDemoModel:
     @classmethod
     def INPUT_TYPES(cls) -> dict:
         choices = {slot: inputs.choice(values, "any", _MEANINGS[slot]) for slot, values in demo_model.CLASSES.items()}
-        return inputs.declare(**{slot: choices.pop(slot) for slot in _FIRST}, optional=choices, advanced=tuple(choices))
+        person, style = choices.pop("person"), choices.pop("style")
+        return inputs.declare(person=person, style=style, optional=choices, advanced=tuple(choices))
 
     def load(self, person: str, style: str, **details: str) -> tuple:
         if not host.inside_comfyui():

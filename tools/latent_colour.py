@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from tools.latent_networks import CHANNELS, Autoencoder, Conditions, MMDiT, Residual
 from tools.latent_pool import SIZES, read_pool
-from tools.latent_training import read_networks
+from tools.latent_training import read_autoencoder, read_model
 from tools.train_latent_model import write_files
 
 # Rows: red - green and (red + green) / 2 - blue; BACK gives what both add to a grey of the same mean.
@@ -143,7 +143,9 @@ def main() -> None:
     torch.manual_seed(0)
     both = nn.ModuleDict({"model": MMDiT(), "conditions": Conditions(SIZES)})
     network = Autoencoder().eval()
-    read_networks(args.start, network, both["model"], both["conditions"])
+    read_autoencoder(args.start, network)
+    if not read_model(args.start, both["model"], both["conditions"]):
+        raise SystemExit(f"{args.start} holds no model-*.safetensors: give a folder of tools.train_latent_model.")
     pictures = read_pool(args.drawn)[0][::6][:32].float() / 255
 
     def quality() -> float:

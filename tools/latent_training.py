@@ -89,15 +89,20 @@ def autocast(device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=bf16_is_fast(device))
 
 
-def read_networks(folder: Path, autoencoder: nn.Module, model: nn.Module, conditions: nn.Module) -> None:
-    """Weights of the files that a training left (`write_files`) into the three networks."""
+def read_autoencoder(folder: Path, autoencoder: nn.Module) -> None:
+    """Weights of the autoencoder.safetensors that a training left into the network."""
     state = {k: v.float() for k, v in load_file(folder / "autoencoder.safetensors").items() if k.startswith("taesd")}
     autoencoder.load_state_dict(state, strict=False)
+
+
+def read_model(folder: Path, model: nn.Module, conditions: nn.Module) -> bool:
+    """Weights of the other files of a training (`train_latent_model.write_files`); False where there are none."""
     shards = [load_file(path) for path in sorted(folder.glob("model-*.safetensors"))]
     if shards:
         model.load_state_dict({k: v.float() for shard in shards for k, v in shard.items()})
         tables = load_file(folder / "conditions.safetensors")
         conditions.load_state_dict({k: v.float() for k, v in tables.items()})
+    return bool(shards)
 
 
 def random_crops(pictures: Tensor, side: int) -> Tensor:

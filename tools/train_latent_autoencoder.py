@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from tools.latent_networks import Autoencoder, Conditions, MMDiT
-from tools.latent_pool import SIZES, Pool
+from tools.latent_networks import Autoencoder
+from tools.latent_pool import Pool
 from tools.latent_training import (
     Average,
     Clock,
@@ -20,7 +20,7 @@ from tools.latent_training import (
     colour_loss,
     pyramid_loss,
     random_crops,
-    read_networks,
+    read_autoencoder,
     save_atomically,
 )
 
@@ -32,7 +32,7 @@ def train_autoencoder(args: argparse.Namespace, pool: Pool, device: torch.device
     average, clock = Average(network, 0.995), Clock(args.ae_minutes)
     before = None  # whom the latents are to stay near, so that what the transformer knows carries over
     if args.start is not None:
-        read_networks(args.start, network, MMDiT(), Conditions(SIZES))
+        read_autoencoder(args.start, network)
         before = copy.deepcopy(network).eval().requires_grad_(False)
         average = Average(network, 0.995)
         if args.decoder_only:  # latents stay what they are, and so what a transformer knows of them

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from tools.latent_networks import CHANNELS, FACTOR, Autoencoder, Conditions, MMDiT
 from tools.latent_pool import KNOWN, PAINTED, SIZES, STRANGERS, Pool, hidden
-from tools.latent_training import Average, Clock, autocast, read_networks, save_atomically
+from tools.latent_training import Average, Clock, autocast, read_model, save_atomically
 from tools.portraits import SIDE, SLOTS
 from tools.train_latent_autoencoder import train_autoencoder
 
@@ -43,7 +43,7 @@ def train_model(args: argparse.Namespace, pool: Pool, network: Autoencoder, devi
     optimizer = torch.optim.AdamW(both.parameters(), 1e-3, betas=(0.9, 0.98), weight_decay=0.01, **fused)
     average, clock = Average(both, 0.9995 if device.type == "cuda" else 0.999), Clock(args.dit_minutes)
     if args.start is not None:
-        read_networks(args.start, Autoencoder(), both["model"], both["conditions"])
+        read_model(args.start, both["model"], both["conditions"])
         average = Average(both, average.decay)
     if state_file.exists():
         state = torch.load(state_file, map_location=device, weights_only=True)

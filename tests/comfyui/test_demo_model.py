@@ -75,7 +75,9 @@ def test_the_whole_loop_without_a_download(comfyui, tmp_path):
     (sheet,) = (pixels(path) for path in result.files["54"])
     assert sheet.shape == (128, 4 * 128 + 3 * 4, 3)
     clean, purified, protected, both = (sheet[:, i * 132 : i * 132 + 128] for i in range(4))
-    assert (clean != purified).any() and (clean != protected).any() and (purified != both).any()
+    assert (clean != purified).any()
+    assert (clean != protected).any()
+    assert (purified != both).any()
     assert result.ui["57"]["metrics"][0]["structural_distortion"] > 0
 
     # Nothing but the pictures differs between the branches: without a protection they are two and two.

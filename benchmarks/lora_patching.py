@@ -6,10 +6,13 @@ names a folder that has them already, and prints:
 * how often Disrupting (made against the original network, or against the patched one), noise and JPEG disrupt edits;
 * how near patched edits come to the truth (the same face drawn with the other attributes) and to the original's;
 * how often the defensive patch's warning is visible, and after JPEG;
+* both references, valid cases and Wilson's intervals, and a strong defender against original and patched network;
 * the ablation of gates and of feature alignment, parameter overheads, and what merging costs and changes.
 
 Without pretrained encoders at hand the alignment's backbone is the bundled denoiser's middle block. Hours on a CPU for
-all of it; --faces, --epochs, --ablation-faces and --held-out make it smaller, and the figures then say so.
+all of it; --faces, --epochs, --ablation-faces and --held-out make it smaller, and the figures then say so. With
+--patches whatever is finished is kept there, ten faces at a time, and the same command goes on. --out writes the
+reports as JSON. `--only initialisation --size 32 --steps 60 --seeds 5` compares how patches start.
 """
 
 from __future__ import annotations
@@ -29,8 +32,9 @@ from antipure.methods.generators.hisd import HiSDNetwork
 from antipure.methods.generators.loading import load_generator
 from antipure.methods.generators.procedural_faces import HELD_OUT, draw_edited, draw_faces
 from antipure.methods.generators.stargan import StarGANNetwork
-from antipure.methods.lora_patching.defence_report import INPUTS, DefenceReport, defence_report
-from antipure.methods.lora_patching.low_rank import GATES, PatchConfig
+from antipure.methods.lora_patching.defence_report import defence_report
+from antipure.methods.lora_patching.defence_table import INPUTS, DefenceReport
+from antipure.methods.lora_patching.low_rank import GATES, INITIALISATIONS, PatchConfig
 from antipure.methods.lora_patching.mmfa import MMFA
 from antipure.methods.lora_patching.patch import LoraPatch, apply_patch, merge_patch, parameter_overhead, patched
 from antipure.methods.lora_patching.save_and_load import load_patch, save_patch
@@ -41,22 +45,12 @@ from antipure.methods.metrics.image import psnr, ssim
 from antipure.methods.pictures import round_8bit, to_picture, to_pixels, to_uint8
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
+from .lora_patching_runs import Bar, compare_initialisations, in_parts
 from .precision import AUTO, CHOICES, precision_for_cpu
+from .work import digest, write
 
 QUALITY = 75
-
-
-class Bar:
-    """A `Progress` with a bar."""
-
-    def __init__(self, title: str):
-        self.bar, self.title = None, title
-
-    def __call__(self, done: int, total: int, picture: object = None, loss: object = None) -> None:
-        self.bar = self.bar or tqdm(total=total, desc=self.title, mininterval=20)
-        self.bar.update(done - self.bar.n)
 
 
 @torch.no_grad()
@@ -137,11 +131,23 @@ def main() -> None:
     parser.add_argument("--precision", default=AUTO, choices=CHOICES)
     parser.add_argument("--patches", type=Path, help="folder to keep trained patches in, and to take them from")
     parser.add_argument("--sheet", type=Path, help="write a picture of the defensive patch's examples")
-    parser.add_argument("--only", choices=["evaluation", "defensive"])
+    parser.add_argument("--only", choices=["evaluation", "defensive", "initialisation"])
+    parser.add_argument("--initialisation", default=INITIALISATIONS[0], choices=INITIALISATIONS)
+    parser.add_argument("--seed", type=int, default=0, help="of training and measuring")
+    parser.add_argument("--seeds", type=int, default=5, help="of --only initialisation: patches per kind")
+    parser.add_argument("--size", type=int, default=32, help="of --only initialisation: side of the faces")
+    parser.add_argument("--steps", type=int, default=60, help="of --only initialisation: training steps")
+    parser.add_argument("--out", type=Path, help="write the reports' figures as JSON")
     args = parser.parse_args()
     args.precision = precision_for_cpu(args.precision)
+    if args.only == "initialisation":
+        found = compare_initialisations(args.size, args.steps, args.seeds, args.held_out, args.precision, args.patches)
+        if args.out:
+            write(args.out, found)
+        return
 
     generator = load_generator()
+    figures: dict[str, object] = {}
     train_faces = draw_faces(range(args.faces))
     seeds = range(HELD_OUT, HELD_OUT + args.held_out)
     faces = round_8bit(draw_faces(seeds))
@@ -153,12 +159,23 @@ def main() -> None:
     def path(name: str) -> Path | None:
         return args.patches / f"{name}.safetensors" if args.patches else None
 
+    def config(**settings) -> TrainingConfig:
+        common = {"precision": args.precision, "seed": args.seed, "initialisation": args.initialisation}
+        return TrainingConfig(**common, **settings)
+
+    def measured(name: str, patch: LoraPatch, warning: Tensor | None = None) -> DefenceReport:
+        folder = args.patches / f"{name} {digest(args.held_out, args.seed, args.precision)}" if args.patches else None
+        settings = {"quality": QUALITY, "seed": args.seed, "warning": warning, "precision": args.precision}
+        report = in_parts(generator, patch, faces, folder, **settings)
+        figures[name] = report.data()
+        return report
+
     def train(name: str, faces: Tensor = train_faces, mmfa: MMFA | None = None, **settings) -> LoraPatch:
-        return trained(path(name), generator, faces, TrainingConfig(precision=args.precision, **settings), mmfa)
+        return trained(path(name), generator, faces, config(**settings), mmfa)
 
     if args.only != "defensive":
         evaluation = train("evaluation", mode="evaluation")
-        table(defence_report(generator, evaluation, faces, quality=QUALITY, progress=Bar("measuring")), "Evaluation")
+        table(measured("evaluation", evaluation), "Evaluation")
         rows = []
         for name, patch in (("original", None), ("patched", evaluation)):
             psnr, ssim = against_truth(generator, patch, seeds)
@@ -171,12 +188,12 @@ def main() -> None:
     if args.only != "evaluation":
         defensive = train("defensive", mode="defensive", epochs=args.epochs, learning_rate=args.learning_rate)
         warning = text_warning(*faces.shape[-2:])
-        report = defence_report(
-            generator, defensive, faces, warning=warning, quality=QUALITY, progress=Bar("measuring")
-        )
-        table(report, "Defensive")
+        table(measured("defensive", defensive, warning), "Defensive")
         if args.sheet:
+            report = defence_report(generator, defensive, faces[:1], warning=warning, quality=QUALITY, strong=False)
             Image.fromarray(to_uint8(labelled_sheet(report.examples))[0]).save(args.sheet)
+    if args.out:
+        write(args.out, {"settings": {k: str(v) for k, v in vars(args).items()}, **figures})
 
 
 def ablation(generator, train, train_faces: Tensor, faces: Tensor, seeds: range) -> None:
@@ -189,7 +206,7 @@ def ablation(generator, train, train_faces: Tensor, faces: Tensor, seeds: range)
     for gate, mmfa in cases:
         name = f"ablation_{gate}{'_mmfa' if mmfa else ''}"
         patch = train(name, train_faces, mmfa, mode="evaluation", gate=gate)
-        report = defence_report(generator, patch, faces, quality=QUALITY)
+        report = defence_report(generator, patch, faces, quality=QUALITY, strong=False)
         disrupted, leaked = (100 * report.row(INPUTS[i]).patched for i in (3, 5))
         truth, _ = against_truth(generator, patch, seeds)
         aligned = "denoiser's middle block" if mmfa else "none"

@@ -31,13 +31,11 @@ from pathlib import Path
 import torch
 from antipure.methods.antipure.objective import PRESETS
 from antipure.methods.errors import AntiPureError
-from antipure.methods.metrics.encoders import file_encoder
-from antipure.methods.metrics.lpips import AlexNet, Lpips
 
 from . import sets, strangers
 from .protection_report import markdown, summary
 from .protection_run import MATCHED, OVER_VAES, SMOOTH_EQUAL, SMOOTH_RANDOM, Run, usable
-from .work import machine
+from .work import machine, read_lpips
 
 # gridpure10/2: of each iteration's ten timesteps the network runs at two. A fifth of the time, nearly the same figures.
 COLUMNS = (
@@ -111,10 +109,7 @@ def picture_names(args: argparse.Namespace) -> tuple[list[str], list[str]]:
 @torch.no_grad()
 def add_lpips(rows: list[dict], run: Run, path: Path) -> None:
     """LPIPS of every protected picture to its original; the pictures are there already."""
-    encoder = file_encoder(path)
-    if not isinstance(encoder.module, AlexNet):
-        raise AntiPureError(f"{path} does not hold torchvision's AlexNet.")
-    distance = Lpips(encoder.module)
+    distance = read_lpips(path)
     for row in rows:
         picture = run.protected(row["picture"], row["arm"], row["levels"], row["seed"])
         row["looks"]["lpips"] = float(distance(run.clean(row["picture"]), picture))

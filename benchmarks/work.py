@@ -17,7 +17,10 @@ import numpy as np
 import torch
 from antipure.methods.diffusion.checkpoints import BUNDLED, BUNDLED_HELD_OUT, BUNDLED_JUDGE, load_denoiser
 from antipure.methods.diffusion.pixel import PixelDenoiser
+from antipure.methods.errors import AntiPureError
 from antipure.methods.files import replacing
+from antipure.methods.metrics.encoders import file_encoder
+from antipure.methods.metrics.lpips import AlexNet, Lpips
 from antipure.methods.pictures import from_uint8, to_uint8
 from PIL import Image
 from scipy.stats import t as student
@@ -105,3 +108,11 @@ def half_width(values: list[float], confidence: float = 0.95) -> float:
     if len(values) < 2:
         return float("nan")
     return float(student.ppf((1 + confidence) / 2, len(values) - 1)) * stdev(values) / len(values) ** 0.5
+
+
+def read_lpips(path: Path) -> Lpips:
+    """LPIPS over torchvision's AlexNet in this file. Raises `AntiPureError` for a file of anything else."""
+    encoder = file_encoder(path)
+    if not isinstance(encoder.module, AlexNet):
+        raise AntiPureError(f"{path} does not hold torchvision's AlexNet.")
+    return Lpips(encoder.module)

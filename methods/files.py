@@ -28,8 +28,8 @@ HEADER_LIMIT = JSON_LIMIT = 16 * 2**20  # bytes: the largest models' are a tenth
 SAFE_TORCH = (2, 6)
 # Where trainers put the state dict: averaged weights before raw ones (HiSD's are gen_test), generators by their names.
 NESTS = (
-    *("gen_test", "gen", "G", "generator", "ema", "model_ema", "ema_state_dict", "params_ema", "state_dict"),
-    *("model_state_dict", "model", "params", "shadow"),
+    *("gen_test", "gen", "nets_ema", "G_ema", "G", "netG", "generator", "ema", "model_ema", "ema_state_dict"),
+    *("params_ema", "state_dict", "model_state_dict", "model", "nets", "params", "shadow"),
 )
 WRAPPERS = ("module.", "_orig_mod.", "model.")  # DataParallel, torch.compile, Lightning
 FORMATS = (".safetensors", ".bin")

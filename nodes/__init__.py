@@ -5,18 +5,21 @@ from typing import Any
 
 from ..methods import requirements
 from . import host, model_folders
+from .defence_report import DefenceReport
 from .demo_model import LoadDemoModel
 from .denoisers import LoadDenoiser
 from .encoders import LoadVisualEncoder
+from .face_labels import FaceLabelsNode
 from .face_metrics import FaceMetrics
 from .generators import DisruptProtect, EditFace, LoadGenerator, ProceduralFaces
-from .lora_patch import DefenceReport, LoadLoraPatch, LoraPatchApply, SaveLoraPatch, TrainLoraPatch, TrainModelPatch
+from .lora_patch import LoadLoraPatch, LoraPatchApply, SaveLoraPatch, TrainLoraPatch, TrainModelPatch
 from .metrics import Inspect, Metrics
 from .missing import naming_requirements
 from .models import ApplyTrainedLora, CombineDenoisers, DenoiserFromModel, SeedTraining
 from .protect import ObjectiveSettings, Protect
 from .purify import DiffusionPurify
 from .quality import QualityMetrics
+from .report import ShowReport
 from .robustness import RobustnessReport
 from .save import SavePicture
 from .set_metrics import SetMetrics
@@ -50,11 +53,13 @@ NODE_CLASS_MAPPINGS: dict[str, Any] = {
     "AntiPureSaveLoraPatch": SaveLoraPatch,
     "AntiPureLoadLoraPatch": LoadLoraPatch,
     "AntiPureDefenceReport": DefenceReport,
+    "AntiPureFaceLabels": FaceLabelsNode,
     "AntiPureLoadVisualEncoder": LoadVisualEncoder,
     "AntiPureVaeMetrics": VaeMetrics,
     "AntiPureVaeTargets": VaeTargetsNode,
     "AntiPureLoadDemoModel": LoadDemoModel,
     "AntiPureSave": SavePicture,
+    "AntiPureShowReport": ShowReport,
 }
 
 NODE_DISPLAY_NAME_MAPPINGS = {
@@ -83,11 +88,13 @@ NODE_DISPLAY_NAME_MAPPINGS = {
     "AntiPureSaveLoraPatch": "Save LoRA Patch",
     "AntiPureLoadLoraPatch": "Load LoRA Patch",
     "AntiPureDefenceReport": "Defence Report",
+    "AntiPureFaceLabels": "Face Labels",
     "AntiPureLoadVisualEncoder": "Load Visual Encoder",
     "AntiPureVaeMetrics": "VAE Metrics",
     "AntiPureVaeTargets": "VAE Targets",
     "AntiPureLoadDemoModel": "Load Demo Model",
     "AntiPureSave": "Save Protected Picture",
+    "AntiPureShowReport": "Show Report",
 }
 
 model_folders.register_model_folders()

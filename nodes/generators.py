@@ -12,6 +12,7 @@ from ..methods.lora_patching.disrupting import LEVELS, STEP_LEVELS, STEPS, disru
 from ..methods.metrics import image as metrics
 from . import host, inputs, model_folders
 from .convert import NOTHING_CHANGED, all_forbidden, difference_view, from_image, from_mask, to_image
+from .face_labels import labels_input, own_labels
 from .progress import Progress
 
 ALL_EDITS = "all"
@@ -86,11 +87,13 @@ class EditFace:
             generator=inputs.wire("GENERATOR", "The network; a patched one comes from LoRA Patch Apply."),
             image=inputs.image("Faces, any size: they are edited at the size the network knows."),
             edits=inputs.text(ALL_EDITS, EDITS_TOOLTIP),
+            optional={"labels": labels_input()},
         )
 
-    def edit(self, generator, image, edits) -> tuple:
+    def edit(self, generator, image, edits, labels=None) -> tuple:
         picture, alpha = from_image(image)
         names = chosen_edits(generator, edits)
+        generator = generator.labelled(own_labels(generator, labels, len(picture)))
         host.ready_network(generator)
         results = []
         with torch.inference_mode(False), torch.no_grad(), Progress("editing") as progress:
@@ -132,14 +135,20 @@ class DisruptProtect:
             steps=inputs.integer(STEPS, 1, 1000, "Iterations of PGD."),
             step_levels=inputs.number(STEP_LEVELS, 0.005, 64.0, 0.005, step),
             seed=inputs.seed("Of the random start."),
-            optional={"mask": inputs.wire("MASK", "1 where the picture may change; none: everywhere.")},
+            optional={
+                "mask": inputs.wire("MASK", "1 where the picture may change; none: everywhere."),
+                "labels": labels_input(),
+            },
             node_id=True,
         )
 
-    def protect(self, image, generator, edits, levels, steps, step_levels, seed, mask=None, node_id=None) -> tuple:
+    def protect(
+        self, image, generator, edits, levels, steps, step_levels, seed, mask=None, labels=None, node_id=None
+    ) -> tuple:
         picture, alpha = from_image(image)
         mask = from_mask(mask, picture)
         names = chosen_edits(generator, edits)
+        generator = generator.labelled(own_labels(generator, labels, len(picture)))
         host.ready_network(generator)
         device = generator.device
         with Progress("disrupting", node_id) as progress:

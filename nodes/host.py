@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -261,6 +262,24 @@ def vae(read: Callable[[], dict[str, Tensor]]):
     return patched(comfy.sd.VAE(sd=read()))
 
 
+def is_file_name(text: str, suffixes: tuple[str, ...]) -> bool:
+    """Whether a text is the name of a file with one of these endings, rather than a text."""
+    return len(text.strip().splitlines()) == 1 and text.strip().lower().endswith(suffixes)
+
+
+def input_file(name: str) -> Path:
+    """A file in ComfyUI's input folder, and nowhere else; outside of ComfyUI any path."""
+    if not inside_comfyui():
+        return Path(name)
+    import folder_paths
+
+    folder = Path(folder_paths.get_input_directory()).resolve()
+    path = (folder / name).resolve()
+    if folder not in path.parents:
+        raise AntiPureError(f"{name} is not in the input folder; put the file there and give its name alone.")
+    return path
+
+
 def seed_clones(model, seed: int):
     """A clone of ComfyUI's MODEL that seeds torch's global random numbers whenever it is cloned itself."""
     from comfy.patcher_extension import CallbacksMP
@@ -275,6 +294,26 @@ def apply_lora(model, lora: dict[str, Tensor], strength: float):
     import comfy.sd
 
     return comfy.sd.load_lora_for_models(model, None, lora, strength, 0)[0]
+
+
+def lora_names(model) -> dict[str, str]:
+    """Kohya's names of a MODEL's layers where they are not the layers' own: Stable Diffusion's are diffusers' names.
+
+    From ComfyUI's own key map; empty outside of it. The embeddings keep their own names, which kohya's scripts use for
+    SDXL and all loaders know.
+    """
+    if "comfy.lora" not in sys.modules:  # whoever made a MODEL has imported it
+        return {}
+    import comfy.lora
+
+    found = {}
+    for name, key in comfy.lora.model_lora_keys_unet(model.model, {}).items():
+        if name.startswith("lora_unet_") and isinstance(key, str):
+            layer = key.removeprefix("diffusion_model.").removesuffix(".weight")
+            own = "lora_unet_" + layer.replace(".", "_")
+            if name != own and not layer.startswith(("time_embed.", "label_emb.")):
+                found[layer] = name
+    return found
 
 
 # What latent_denoiser.py needs of ComfyUI ----------------------------------------------------------------------------

@@ -83,5 +83,10 @@ def text(default: str, tooltip: str, *, multiline: bool = False) -> Input:
     return "STRING", {"default": default, **_given(multiline=multiline or None), "tooltip": tooltip}
 
 
+def wired_text(tooltip: str) -> Input:
+    """A text that takes another node's output and cannot be typed."""
+    return "STRING", {"forceInput": True, "tooltip": tooltip}
+
+
 def _given(**options: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}

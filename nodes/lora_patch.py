@@ -1,4 +1,4 @@
-"""Train, apply, save, load and judge LoRA patches."""
+"""Train, apply, save and load LoRA patches."""
 
 from __future__ import annotations
 
@@ -7,21 +7,20 @@ from contextlib import ExitStack
 import torch
 
 from ..methods.errors import AntiPureError
-from ..methods.figures.inspection_sheet import labelled_sheet
 from ..methods.figures.loss_curve import loss_curve
 from ..methods.files import check_writable, safetensors_bytes
-from ..methods.generators.procedural_faces import HELD_OUT
-from ..methods.lora_patching.defence_report import defence_report
 from ..methods.lora_patching.diffusion_training import ModelTrainingConfig, train_model_patch
-from ..methods.lora_patching.disrupting import LEVELS
+from ..methods.lora_patching.low_rank import INITIALISATIONS
 from ..methods.lora_patching.mmfa import MMFA
 from ..methods.lora_patching.patch import patched_copy
-from ..methods.lora_patching.save_and_load import load_patch, patch_bytes, standard_lora
+from ..methods.lora_patching.save_and_load import load_patch, patch_bytes
+from ..methods.lora_patching.standard_lora import kohya_name, standard_lora
 from ..methods.lora_patching.training import MODES, PRECISIONS, TrainingConfig, train_patch
 from ..methods.lora_patching.warning import DEFAULT_TEXT, picture_warning, text_warning
 from . import host, inputs, model_folders, outputs
 from .convert import from_image, to_image
 from .encoders import borrowed_encoder
+from .face_labels import labels_input, own_labels
 from .generators import ALL_EDITS, EDITS_TOOLTIP, chosen_edits
 from .model_patch import patch_model
 from .progress import Progress
@@ -40,11 +39,11 @@ def _rate() -> inputs.Input:
     return inputs.number(1e-3, 1e-6, 1.0, 1e-5, "Adam's step size.", round=1e-6)
 
 
-def _seed() -> inputs.Input:
+def seed_input() -> inputs.Input:
     return inputs.seed("Of the patch, the order and the noise.")
 
 
-def _warning(text: str, picture, height: int, width: int):
+def drawn_warning(text: str, picture, height: int, width: int):
     if picture is None:
         return text_warning(height, width, text.replace("\\n", "\n"))
     rgb, alpha = from_image(picture, "warning picture")
@@ -91,7 +90,7 @@ class TrainLoraPatch:
             batch=inputs.integer(4, 1, 256, "Faces per step."),
             learning_rate=_rate(),
             precision=inputs.choice(PRECISIONS, "fp32", "bf16: faster on most GPUs; losses stay in fp32."),
-            seed=_seed(),
+            seed=seed_input(),
             optional={
                 "warning_picture": inputs.image("Dark ink on white, or ink on transparent, instead of text."),
                 "visual_encoder": inputs.wire(
@@ -105,23 +104,41 @@ class TrainLoraPatch:
                 "state": inputs.text(
                     "", "A name: the training is saved under it now and then, and goes on from there next time."
                 ),
+                "initialisation": inputs.choice(
+                    INITIALISATIONS,
+                    INITIALISATIONS[0],
+                    "identity: the patched network starts as the original (B = 0). kaiming: both factors at random, as "
+                    "in the paper's code.",
+                ),
+                "labels": labels_input(),
             },
-            advanced=("rank", "epochs", "gate", "batch", "learning_rate", "precision", "state"),
+            advanced=(
+                "rank",
+                "epochs",
+                "gate",
+                "batch",
+                "learning_rate",
+                "precision",
+                "state",
+                "initialisation",
+            ),  # fmt: skip
             node_id=True,
         )
 
     def train(
         self, generator, faces, mode, edits, warning_text, rank, epochs, gate, batch, learning_rate, precision, seed,
-        warning_picture=None, visual_encoder=None, language_encoder=None, state="", node_id=None,
+        warning_picture=None, visual_encoder=None, language_encoder=None, state="",
+        initialisation=INITIALISATIONS[0], labels=None, node_id=None,
     ) -> tuple:  # fmt: skip
         pictures, _ = from_image(faces, "training set")
         names = chosen_edits(generator, edits)
+        own = own_labels(generator, labels, len(pictures))
         config = TrainingConfig(
             mode=mode, rank=rank or None, epochs=epochs or None, gate=gate, batch=batch, learning_rate=learning_rate,
-            precision=precision, seed=seed,
+            precision=precision, seed=seed, initialisation=initialisation,
         )  # fmt: skip
         size = generator.size
-        warning = _warning(warning_text, warning_picture, size, size) if mode == "defensive" else None
+        warning = drawn_warning(warning_text, warning_picture, size, size) if mode == "defensive" else None
         state_file = outputs.saved_path(state, ".state") if state else None
         if state_file is not None:
             check_writable(state_file.parent)
@@ -134,7 +151,7 @@ class TrainLoraPatch:
             with Progress("training a patch", node_id) as progress:
                 result = train_patch(
                     generator, pictures, config, warning=warning, mmfa=MMFA(*encoders) if any(encoders) else None,
-                    edits=tuple(names), progress=progress, state_file=state_file,
+                    edits=tuple(names), labels=own, progress=progress, state_file=state_file,
                 )  # fmt: skip
         aligned = "with feature alignment" if any(encoders) else "without feature alignment (no encoder wired)"
         report = (
@@ -170,7 +187,7 @@ class TrainModelPatch:
             rank=inputs.integer(16, 1, 256, "Rank of the patch."),
             gate=inputs.choice(GATES, "scalar", GATE_TOOLTIP),
             learning_rate=_rate(),
-            seed=_seed(),
+            seed=seed_input(),
             optional={"warning_picture": inputs.image("Dark ink on white, or ink on transparent, instead of text.")},
             advanced=("batch", "rank", "gate", "learning_rate"),
             node_id=True,
@@ -182,7 +199,7 @@ class TrainModelPatch:
     ) -> tuple:  # fmt: skip
         picture, _ = from_image(pictures, "training set")
         check_single(denoiser, "have no single network to patch; wire one of them here")
-        warning = _warning(warning_text, warning_picture, *picture.shape[-2:])
+        warning = drawn_warning(warning_text, warning_picture, *picture.shape[-2:])
         config = ModelTrainingConfig(
             rank=rank, steps=steps, batch=batch, gate=gate, learning_rate=learning_rate, seed=seed
         )
@@ -279,14 +296,19 @@ class SaveLoraPatch:
             raise AntiPureError("A standard LoRA needs to know its model; wire the MODEL the patch was made for.")
         else:
             network = model.model.diffusion_model
-            content = safetensors_bytes(standard_lora(network, patch, prefix="diffusion_model."), {"format": "pt"})
+            known = host.lora_names(model)
+            lora = standard_lora(network, patch, name=lambda layer: kohya_name(layer, known))
+            content = safetensors_bytes(lora, {"format": "pt"})
         path = outputs.save_new(filename_prefix, ".safetensors", content)
         host.show_text(path.name, node_id)
         return {"ui": {"text": [str(path)]}, "result": (str(path),)}
 
 
 class LoadLoraPatch:
-    DESCRIPTION = "Loads a patch from models/antipure_patches or output/antipure_patches. Only safetensors is read."
+    DESCRIPTION = (
+        "Loads a patch from models/antipure_patches or output/antipure_patches: what Save LoRA Patch wrote, or a "
+        "checkpoint of the paper's own code. Only weights are read; files that carry code are refused."
+    )
     CATEGORY = CATEGORY
     FUNCTION = "load"
     RETURN_TYPES = ("LORA_PATCH", "STRING")
@@ -298,7 +320,11 @@ class LoadLoraPatch:
     def INPUT_TYPES(cls) -> dict:
         names = model_folders.list_models("patches")
         return inputs.declare(
-            patch=inputs.file(names, "A patch that Save LoRA Patch wrote.", absent=model_folders.ABSENT["patches"])
+            patch=inputs.file(
+                names,
+                "A patch that Save LoRA Patch or the paper's own code wrote.",
+                absent=model_folders.ABSENT["patches"],
+            )
         )
 
     @classmethod
@@ -310,59 +336,3 @@ class LoadLoraPatch:
         notes = ", ".join(f"{key} {value}" for key, value in loaded.metadata.items() if not isinstance(value, dict))
         config = loaded.config
         return loaded, f"rank {config.rank}, {config.gate} gates, {len(loaded.layers)} layers\n{notes}"
-
-
-class DefenceReport:
-    DESCRIPTION = (
-        "How a proactive defence (Disrupting) and a patch fare against each other: share of edits disrupted for plain "
-        "pictures, noise, JPEG, the defence, and the defence made with knowledge of the patch; and how often a "
-        "defensive patch's warning can be seen."
-    )
-    CATEGORY = CATEGORY
-    FUNCTION = "measure"
-    OUTPUT_NODE = True
-    RETURN_TYPES = ("STRING", "IMAGE")
-    RETURN_NAMES = ("report", "sheet")
-    OUTPUT_TOOLTIPS = ("The table, as Markdown.", "The first face through everything.")
-    SEARCH_ALIASES = ["disrupting", "success rate", "leakage"]
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict:
-        return inputs.declare(
-            generator=inputs.wire("GENERATOR", "The network, not patched."),
-            faces=inputs.image(f"Faces it never saw: Procedural Faces from {HELD_OUT:,} on."),
-            edits=inputs.text(ALL_EDITS, EDITS_TOOLTIP),
-            warning_text=inputs.text(DEFAULT_TEXT, "The one the patch was trained with."),
-            levels=inputs.number(LEVELS, 0.125, 64.0, 0.125, "Budget of noise and defence in 8-bit levels."),
-            quality=inputs.integer(75, 1, 95, "Of the JPEG rows."),
-            seed=_seed(),
-            optional={
-                "patch": inputs.wire("LORA_PATCH", "The patch; none: only the defence is measured."),
-                "warning_picture": inputs.image("The one the patch was trained with, instead of text."),
-            },
-            node_id=True,
-        )
-
-    def measure(
-        self, generator, faces, edits, warning_text, levels, quality, seed, patch=None, warning_picture=None,
-        node_id=None,
-    ) -> dict:  # fmt: skip
-        picture, _ = from_image(faces, "faces")
-        if min(picture.shape[-2:]) != generator.size:
-            raise AntiPureError(
-                f"The faces are {picture.shape[-1]}×{picture.shape[-2]}; the report compares outputs at the size the "
-                f"generator knows, so resize them to {generator.size}×{generator.size}."
-            )
-        names = chosen_edits(generator, edits)
-        defensive = patch is not None and patch.metadata.get("mode") == "defensive"
-        warning = _warning(warning_text, warning_picture, *picture.shape[-2:]) if defensive else None
-        host.ready_network(generator)
-        with torch.inference_mode(False), Progress("measuring", node_id) as progress:
-            found = defence_report(
-                generator, patch, picture, edits=names, warning=warning, levels=levels, quality=quality, seed=seed,
-                progress=progress,
-            )  # fmt: skip
-        report = found.markdown()
-        host.show_text(report, node_id)
-        sheet = labelled_sheet({name: value.cpu() for name, value in found.examples.items()})
-        return {"ui": {"text": [report]}, "result": (report, to_image(sheet))}

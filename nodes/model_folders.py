@@ -38,7 +38,7 @@ _BUNDLED_DENOISERS = {
 KINDS = {
     "denoisers": Kind("antipure", (".safetensors", ".pt", ".pth"), ("unet", "config.json"), _BUNDLED_DENOISERS),
     "generators": Kind("antipure_generators", (".safetensors", ".ckpt", ".pth", ".pt"), (), {BUNDLED: loading.BUNDLED}),
-    "patches": Kind("antipure_patches", (".safetensors",), ("adapter_config.json",)),
+    "patches": Kind("antipure_patches", (".safetensors", ".pth", ".pt", ".ckpt"), ("adapter_config.json",)),
     "encoders": Kind("antipure_encoders", (".safetensors", ".pth"), ("config.json",)),
     "faces": Kind("insightface", (), ("det_*.onnx", "scrfd_*.onnx")),  # packs lie in models/insightface/models
 }

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..methods.errors import AntiPureError
 from ..methods.lora_patching.low_rank import Patchable, make_factors, make_gate
 from ..methods.lora_patching.patch import LoraPatch, check_patch, patchable_layers
-from ..methods.lora_patching.save_and_load import standard_lora
+from ..methods.lora_patching.standard_lora import standard_lora
 from . import host
 
 PREFIX = "diffusion_model."

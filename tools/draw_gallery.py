@@ -1,20 +1,25 @@
-"""docs/gallery.jpg: four kinds of pictures, each before, after, the change ×8, and both versions purified.
+"""docs/gallery.jpg: four kinds of pictures, each before, after, after at the gentlest, the change ×8, both purified.
 
-    python -m tools.draw_gallery --preset strong --steps 40
+    python -m tools.draw_gallery --preset robust --steps 40
 
-The pictures have 128×128 pixels and are drawn at twice their size.
+The pictures have 128×128 pixels and are drawn at twice their size. Presets are made against what ships with the pack:
+the pair of denoisers, and the pack's own VAE encoder where the preset has a term for VAEs.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from antipure.methods.antipure.objective import PRESETS
+from antipure.methods.attacks.ensemble import Target, bundled_vae_targets, combine
 from antipure.methods.attacks.settings import AttackSettings
-from antipure.methods.diffusion.checkpoints import load_denoiser
+from antipure.methods.attacks.visibility import FULL, SETTINGS
+from antipure.methods.diffusion.checkpoints import BUNDLED_HELD_OUT, load_denoiser
 from antipure.methods.figures.canvas import BACKGROUND, INK
 from antipure.methods.figures.fonts import font_file
 from antipure.methods.pictures import to_uint8
@@ -32,7 +37,8 @@ PICTURES = {
     "photograph": "benchmarks/pictures/raccoon.png",
 }
 FONT = ImageFont.truetype(font_file(), 17)
-COLUMNS = ("before", "after", "the change ×8", "before, purified", "after, purified")
+COLUMNS = ("before", "after", "after, gentle", "the change ×8", "before, purified", "after, purified")
+GENTLEST = tuple(SETTINGS)[-1]
 
 
 def read(file: str) -> Tensor:
@@ -44,12 +50,21 @@ def read(file: str) -> Tensor:
 
 def row(clean: Tensor, preset: str, levels: float, steps: int, iterations: int) -> Iterator[Tensor]:
     """The pictures of one row, in the order of `COLUMNS`."""
-    denoiser = load_denoiser(None)
+    denoiser, target = load_denoiser(None), target_of(preset)
+    settings = AttackSettings(levels, steps)
+    protected, gentle = (
+        apply_protection(preset, clean, target, replace(settings, visibility=name)) for name in (FULL, GENTLEST)
+    )
+    yield from (clean, protected, gentle, (0.5 + 8 * (protected - clean)).clamp(0, 1))
     with denoiser.session():
-        protected = apply_protection(preset, clean, denoiser, AttackSettings(levels, steps))
-        yield from (clean, protected, (0.5 + 8 * (protected - clean)).clamp(0, 1))
         for version in (clean, protected):
             yield gridpure(version, denoiser, iterations=iterations)
+
+
+def target_of(preset: str) -> Target:
+    """The bundled pair; with the pack's own VAE encoder for presets that have a term for VAEs."""
+    pair = combine(load_denoiser(None), load_denoiser(BUNDLED_HELD_OUT), "mean")
+    return combine(pair, bundled_vae_targets(), "mean") if preset in PRESETS and PRESETS[preset].latent else pair
 
 
 def sheet(rows: list[list[Tensor]], kinds: list[str]) -> Image.Image:
@@ -73,7 +88,7 @@ def sheet(rows: list[list[Tensor]], kinds: list[str]) -> Image.Image:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", choices=NAMES, default="strong")
+    parser.add_argument("--preset", choices=NAMES, default="robust")
     parser.add_argument("--levels", type=float, default=8)
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--iterations", type=int, default=5, help="of GrIDPure")

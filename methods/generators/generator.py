@@ -6,6 +6,7 @@ a style) is the business of its class.
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 
 import torch
@@ -23,9 +24,13 @@ class Generator(ABC):
     name: of the architecture. network: everything a patch may touch lies in it. edits: names `edit` accepts.
     size: side it was trained at. multiple: sides are padded to multiples of this many pixels.
     fingerprint: of the architecture, taken before anything is patched (`lora_patching.fingerprint`).
+    attributes: that the network is told of as a whole, where pictures may bring their own (`labelled`); none: (). own:
+    what the pictures have of them, B×attributes in {0, 1}; None: the same is assumed of all.
     """
 
     name: str
+    attributes: tuple[str, ...] = ()
+    own: Tensor | None = None
 
     def __init__(self, network: nn.Module, *, edits: tuple[str, ...], size: int, multiple: int):
         self.network = network.eval().requires_grad_(False)
@@ -47,6 +52,30 @@ class Generator(ABC):
         """Move the weights to a device, in place."""
         self.network.to(device)
         return self
+
+    def labelled(self, own: Tensor | None) -> Generator:
+        """The same generator, network and all, for pictures that are known: every edit flips one of *their* attributes.
+
+        own: B×attributes in {0, 1}, for B pictures or whole multiples of B, in their order; None: nothing is known.
+        Raises `AntiPureError` for a network that is told of no attributes.
+        """
+        if own is None:
+            return self
+        if not self.attributes:
+            raise AntiPureError(
+                f"{self.name} with the edits {', '.join(self.edits)} takes no labels of pictures; leave them out."
+            )
+        other = copy.copy(self)
+        other.own = own
+        return other
+
+    def _own_of(self, pixels: Tensor) -> Tensor:
+        """What each of B pictures has, B×attributes."""
+        assert self.own is not None
+        times, rest = divmod(len(pixels), len(self.own))
+        if rest:
+            raise AntiPureError(f"There are labels for {len(self.own)} pictures, not for {len(pixels)}; give one each.")
+        return self.own.to(pixels).repeat(times, 1)
 
     @abstractmethod
     def _call(self, pixels: Tensor, edit: str) -> Tensor:

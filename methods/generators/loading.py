@@ -28,6 +28,8 @@ SMALLEST_SIZE, LARGEST_SIZE = 8, 1024
 WANTED = "a StarGAN, AttGAN or HiSD generator checkpoint"
 # Bookkeeping of normalisation layers; batch normalisation needs its means and variances, StarGAN's must not use them.
 STATISTICS = ("running_mean", "running_var", *COUNTERS)
+# Where one file holds several networks side by side: the generator's names begin so. Averaged weights first.
+PREFIXES = ("gen_test.", "nets_ema.generator.", "G_ema.", "generator_ema.", "gen.", "G.", "netG.", "generator.")
 Network = TypeVar("Network", bound=nn.Module)
 
 
@@ -74,13 +76,23 @@ def _load(path: Path, size: int | None) -> Generator:
 def generator_from_state(checkpoint: object, *, size: int | None = None) -> Generator:
     """The generator a checkpoint's names describe, with the default edits of its architecture.
 
-    checkpoint: a state dict, or a dictionary that holds one under a name in `files.NESTS`.
+    checkpoint: a state dict, or a dictionary that holds one under a name in `files.NESTS`, or one of several networks
+        whose generator's names begin with one of `PREFIXES`; the others are left out.
     Raises `AntiPureError` for other networks, and naming the first key that is missing, misshapen, or has no place.
     """
     state = unwrap(checkpoint)
     if state is None:
         raise AntiPureError(f"It holds no generator's weights; give {WANTED}.")
     size = size or 256
+    for prefix in ("", *PREFIXES):
+        part = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
+        if generator := _recognised(part, size):
+            return generator
+    raise AntiPureError(f"Its weights are those of another network; give {WANTED}.")
+
+
+def _recognised(state: dict[str, Tensor], size: int) -> Generator | None:
+    """The generator whose names these are, None where they are another network's."""
     if "main.0.weight" in state and "main.3.weight" in state and state["main.0.weight"].ndim == 4:
         network = _stargan(state)
         return StarGAN(network, default_labels(network.n_labels), size=size)
@@ -88,7 +100,7 @@ def generator_from_state(checkpoint: object, *, size: int | None = None) -> Gene
         return AttGAN(_attgan(state), size=size)
     if "encoder.0.weight" in state and "mappers.0.pre_model.0.weight" in state:
         return HiSD(_hisd(state), size=size)
-    raise AntiPureError(f"Its weights are those of another network; give {WANTED}.")
+    return None
 
 
 def _stargan(state: dict[str, Tensor]) -> StarGANNetwork:
@@ -110,9 +122,25 @@ def _attgan(state: dict[str, Tensor]) -> AttGANNetwork:
         injections += extra in (attributes, code + attributes) and attributes > 0
     with torch.device("meta"):
         network = AttGANNetwork(
-            tuple(encoder), tuple(shape[1] for shape in shapes[:-1]), attributes, shortcuts, injections
+            tuple(encoder),
+            tuple(shape[1] for shape in shapes[:-1]),
+            attributes,
+            shortcuts,
+            injections,
+            norms=(_attgan_norm(state, "enc_layers."), _attgan_norm(state, "dec_layers.")),
         )
     return _fill(network, state, ignored=COUNTERS)
+
+
+def _attgan_norm(state: dict[str, Tensor], part: str) -> str:
+    """Which normalisation the encoder's or the decoder's layers have. Raises `AntiPureError` for an unknown one."""
+    found = {key.rpartition(".")[2] for key in state if key.startswith(part) and ".layers.1." in key}
+    if found & {"mean_weight", "var_weight"}:
+        raise AntiPureError(
+            "This AttGAN has switchable normalisation, which this pack does not know; give one with batch or instance "
+            "normalisation, or without."
+        )
+    return "batch" if "running_mean" in found else "instance" if found else "none"
 
 
 def _hisd(state: dict[str, Tensor]) -> HiSDNetwork:

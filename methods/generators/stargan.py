@@ -15,6 +15,7 @@ from .generator import Generator
 
 # The order of the labels in the published CelebA model. Hair colours exclude one another.
 ATTRIBUTES = ("Black_Hair", "Blond_Hair", "Brown_Hair", "Male", "Young")
+HAIR = ATTRIBUTES[:3]
 # What a picture without labels is taken to be: a young woman, CelebA's most frequent combination, no hair colour set.
 BASE = (0.0, 0.0, 0.0, 0.0, 1.0)
 
@@ -67,7 +68,8 @@ class StarGAN(Generator):
     StarGAN takes the *whole* target description, so an edit also asserts everything it does not name. `labels` maps
     each edit to that description, a tuple of n_labels numbers. For the published model, whose pictures come without
     labels here, the edits are "Black_Hair", "Blond_Hair", "Brown_Hair", "Male" and "Old": the named attribute is set
-    (or flipped) on `BASE`. Give other `labels` for a picture you know: for a man's hair, (1, 0, 0, 1, 1).
+    (or flipped) on `BASE`, or on what a picture is known to have (`labelled`). Or give other `labels`: for a man's
+    hair, (1, 0, 0, 1, 1).
     """
 
     name = "StarGAN"
@@ -78,10 +80,28 @@ class StarGAN(Generator):
         if wrong is not None:
             raise AntiPureError(f"The edit '{wrong}' needs {network.n_labels} labels, not {len(labels[wrong])}.")
         super().__init__(network, edits=tuple(labels), size=size, multiple=4)
+        if network.n_labels == len(ATTRIBUTES) and self.labels == default_labels(network.n_labels):
+            self.attributes = ATTRIBUTES
 
     def _call(self, pixels: Tensor, edit: str) -> Tensor:
+        if self.own is not None:
+            return self.network(pixels, flipped(self._own_of(pixels), self.edits.index(edit)))
         labels = torch.tensor(self.labels[edit], device=pixels.device, dtype=pixels.dtype)
         return self.network(pixels, labels.expand(len(pixels), -1))
+
+
+def flipped(own: Tensor, attribute: int) -> Tensor:
+    """The target for pictures that have `own` (B×5 in {0, 1}), as the authors' test makes it.
+
+    A hair colour is set and the others taken away; any other attribute becomes its opposite.
+    """
+    target = own.clone()
+    if ATTRIBUTES[attribute] in HAIR:
+        target[:, [ATTRIBUTES.index(colour) for colour in HAIR]] = 0
+        target[:, attribute] = 1
+    else:
+        target[:, attribute] = 1 - target[:, attribute]
+    return target
 
 
 def default_labels(n_labels: int) -> dict[str, tuple[float, ...]]:

@@ -45,6 +45,23 @@ def success_rate(l2: Tensor, threshold: float = SUCCESS_THRESHOLD) -> float:
     return float((known > threshold).double().mean()) if len(known) else math.nan
 
 
+def valid_cases(l2: Tensor) -> int:
+    """How many of the masked L2 values say anything: those that are not NaN."""
+    return int((~torch.isnan(l2)).sum())
+
+
+def wilson(share: float, cases: int, z: float = 1.959964) -> tuple[float, float]:
+    """Wilson's interval of a share that was counted in `cases` independent cases: lower and upper bound in 0..1.
+
+    Wilson, JASA 22, 1927. z: 1.96 for 95 %. (NaN, NaN) without cases.
+    """
+    if cases == 0 or math.isnan(share):
+        return math.nan, math.nan
+    spread = z * math.sqrt(share * (1 - share) / cases + z * z / (4 * cases * cases))
+    middle, scale = share + z * z / (2 * cases), 1 + z * z / cases
+    return max(0.0, (middle - spread) / scale), min(1.0, (middle + spread) / scale)
+
+
 def _check(a: Tensor, b: Tensor) -> None:
     if a.shape != b.shape or a.ndim != 4:
         raise AntiPureError(

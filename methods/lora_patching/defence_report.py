@@ -2,14 +2,17 @@
 
 The protocol of LoRA Patching (arXiv 2510.03747, Section IV) with the rows an honest table needs: the picture as it is,
 random noise of the same size, JPEG alone, Disrupting made against the original network and, "leakage", against the
-patched one, each also after JPEG.
+patched one, a strong defender who attacks both at once (`strong_defender`), each also after JPEG. Two references: an
+output is compared with the same network's edit of the plain picture, and with the original network's.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -17,84 +20,18 @@ from torch import Tensor
 from ..attacks.settings import AttackSettings
 from ..controls import apply_control
 from ..errors import AntiPureError
-from ..figures.text_table import text_table
 from ..generators.generator import Generator
 from ..metrics.image import psnr, ssim
 from ..pictures import check_picture, round_8bit, to_picture, to_pixels
+from ..precision import autocast
 from ..progress import Progress, silent
 from ..purification.transforms import jpeg
-from .defence_metrics import SUCCESS_THRESHOLD, masked_l2, success_rate
+from .defence_metrics import SUCCESS_THRESHOLD, masked_l2, success_rate, valid_cases
+from .defence_table import INPUTS, STRONG, DefenceReport, Row
 from .disrupting import LEVELS, STEPS, disrupt
-from .patch import LoraPatch, patched
-from .warning import share_visible, visibility
-
-INPUTS = (
-    "picture as it is",
-    "random noise",
-    "JPEG",
-    "Disrupting",
-    "Disrupting + JPEG",
-    "Disrupting, leaked patch",
-    "Disrupting, leaked patch + JPEG",
-)
-
-
-@dataclass(frozen=True)
-class Row:
-    """One kind of input, over all faces and edits.
-
-    original, patched: share of edits that the input disrupts in each network: masked L2 to the same network's edit of
-    the plain picture above 0.05. How far patched edits are from the original's is another question, and answered by
-    `DefenceReport.psnr` and `ssim`. visible, visible_jpeg: share of the patched network's edits that show the
-    warning (correlation of at least 0.5 with it, less the original's edit of the plain picture), and that still do
-    after the edit is saved as JPEG; NaN for a patch without a warning.
-    """
-
-    input: str
-    original: float
-    patched: float
-    visible: float
-    visible_jpeg: float
-
-
-@dataclass(frozen=True)
-class DefenceReport:
-    """rows: see `Row`. psnr, ssim: patched edits of plain pictures against the original network's, means.
-
-    examples: for the first face and edit, pictures 1×3×H×W in 0..1 by name.
-    """
-
-    rows: list[Row]
-    psnr: float
-    ssim: float
-    faces: int
-    edits: tuple[str, ...]
-    quality: int
-    examples: dict[str, Tensor]
-
-    def markdown(self) -> str:
-        """The table, percentages of the edits; a dash where nothing can be said."""
-        warns = any(not math.isnan(row.visible) for row in self.rows)
-        head = ["input", "disrupted, original", "disrupted, patched"]
-        head += ["warning visible", f"after JPEG {self.quality}"] if warns else []
-        rows = []
-        for row in self.rows:
-            values = [row.original, row.patched] + ([row.visible, row.visible_jpeg] if warns else [])
-            name = row.input.replace("JPEG", f"JPEG {self.quality}")
-            rows.append([name, *map(_percent, values)])
-        return (
-            f"{text_table(head, rows)}\n\n"
-            f"{self.faces} faces, edits {', '.join(self.edits)}; patched against original edits of plain pictures: "
-            f"{self.psnr:.2f} dB, SSIM {self.ssim:.4f}."
-        )
-
-    def row(self, name: str) -> Row:
-        """The row of an input."""
-        return next(row for row in self.rows if row.input == name)
-
-
-def _percent(share: float) -> str:
-    return "-" if math.isnan(share) else f"{100 * share:.1f} %"
+from .patch import LoraPatch, patched, patched_copy
+from .strong_defender import strong_disrupt
+from .warning import painted_over, share_visible, visibility
 
 
 @torch.no_grad()
@@ -110,22 +47,32 @@ def defence_report(
     quality: int = 75,
     seed: int = 0,
     batch: int = 10,
+    strong: bool = True,
+    precision: str = "fp32",
+    labels: Tensor | None = None,
     progress: Progress = silent,
 ) -> DefenceReport:
     """Every input of `INPUTS` through the original and the patched network.
 
     generator: not patched. patch: None compares the network with itself. faces: N×3×H×W in 0..1, at the generator's
     size. edits: all by default; Disrupting is made for one edit at a time, as in the literature. warning: 1×3×H×W in
-    [-1, 1], the one the patch was trained with; None leaves its columns empty. levels: of noise and Disrupting.
-    batch: pictures at a time. Raises `AntiPureError` for bad faces, edits, or a patch that does not fit.
+    [-1, 1], the one the patch was trained with; None leaves its columns empty. levels: of noise and Disrupting; the
+    strong defender has twice as many. batch: pictures at a time. strong: False leaves the rows of the strong defender
+    out, which take most of the time. precision: "fp32", or "bf16" for the attacks' gradients; outputs are judged in
+    fp32 either way. labels: what each face has, N×attributes, as for `Generator.labelled`; every edit then flips its
+    attribute, as in the paper's protocol. Raises `AntiPureError` for bad faces, edits, labels, or a patch that does not
+    fit.
     """
     check_picture(faces)
     edits = tuple(generator.edits if edits is None else edits)
     if not edits:
         raise AntiPureError(f"No edit was given; choose some of {', '.join(generator.edits)}.")
+    if labels is not None and len(labels) != len(faces):
+        raise AntiPureError(f"There are labels for {len(labels)} pictures, not for {len(faces)}; give one each.")
     faces = round_8bit(faces.to(generator.device))
-    distances: dict[str, tuple[list[Tensor], list[Tensor]]] = {name: ([], []) for name in INPUTS}
-    correlations: dict[str, tuple[list[Tensor], list[Tensor]]] = {name: ([], []) for name in INPUTS}
+    names = INPUTS + (STRONG if strong else ())
+    found = {name: _Collected() for name in names}
+    both = [generator] if patch is None else [generator, cast(Generator, patched_copy(generator, patch, strength))]
     fidelity: list[tuple[Tensor, Tensor]] = []
     examples: dict[str, Tensor] = {}
     parts = [slice(i, min(i + batch, len(faces))) for i in range(0, len(faces), batch)]
@@ -133,33 +80,74 @@ def defence_report(
     for edit in edits:
         for part in parts:
             plain = faces[part]
-            inputs = _inputs(generator, patch, strength, plain, edit, levels, quality, seed + part.start)
-            outputs = {name: _edit(generator, picture, edit) for name, picture in inputs.items()}
+            known_to = both if labels is None else [network.labelled(labels[part]) for network in both]
+            known, attackers = known_to[0], [_in_precision(network, precision) for network in known_to]
+            inputs = _inputs(attackers[0], patch, strength, plain, edit, levels, quality, seed + part.start)
+            if strong:
+                attacked = strong_disrupt(attackers, plain, edit, levels=min(2 * levels, 255), seed=seed + part.start)
+                inputs |= dict(zip(STRONG, (attacked, jpeg(attacked, quality)), strict=True))
+            outputs = {name: _edit(known, picture, edit) for name, picture in inputs.items()}
             with patched(generator, patch, strength):
-                patched_outputs = {name: _edit(generator, picture, edit) for name, picture in inputs.items()}
+                patched_outputs = {name: _edit(known, picture, edit) for name, picture in inputs.items()}
             original, benign = outputs[INPUTS[0]], patched_outputs[INPUTS[0]]
-            for name in INPUTS:
-                for collected, made in zip(distances[name], (outputs, patched_outputs), strict=True):
-                    undisturbed = made[INPUTS[0]]
-                    collected.append(masked_l2(to_pixels(made[name]), to_pixels(undisturbed), to_pixels(plain)))
+            for name, collected in found.items():
+                collected.disruption(plain, (outputs[name], original), (patched_outputs[name], benign))
                 if warning is not None:
-                    saved = jpeg(patched_outputs[name], quality)
-                    for collected, output in zip(correlations[name], (patched_outputs[name], saved), strict=True):
-                        # Less the edit as it should be. What the original makes of a protected picture is broken,
-                        # is not in the patched output, and would be all that is seen in the difference.
-                        collected.append(visibility(to_pixels(output), to_pixels(original), warning.to(output)))
+                    collected.warning(inputs[name], patched_outputs[name], original, warning, quality)
             fidelity.append((psnr(original, benign).clamp(max=100), ssim(original, benign)))
             if not examples:
                 examples = _examples(inputs, outputs, patched_outputs)
             done += 1
             progress(done, total, benign[:1])
-    rows = []
-    for name in INPUTS:
-        visible = [share_visible(torch.cat(v)) if v else math.nan for v in correlations[name]]
-        rates = [success_rate(torch.cat(v), SUCCESS_THRESHOLD) for v in distances[name]]
-        rows.append(Row(name, *rates, *visible))
     psnrs, ssims = (float(torch.cat(values).mean()) for values in zip(*fidelity, strict=True))
+    rows = [collected.row(name) for name, collected in found.items()]
     return DefenceReport(rows, psnrs, ssims, len(faces), edits, quality, examples)
+
+
+def _in_precision(generator: Generator, precision: str) -> Generator:
+    """The generator, or a twin on the same network whose edits run in half precision where that is faster."""
+    if precision == "fp32":
+        return generator
+    twin: Any = copy.copy(generator)
+
+    def edit(pixels: Tensor, name: str) -> Tensor:
+        with autocast(generator.device, torch.bfloat16):
+            output = generator.edit(pixels, name)
+        return output.float()
+
+    twin.edit = edit
+    return twin
+
+
+class _Collected:
+    """What one input did, edit by edit and batch by batch."""
+
+    def __init__(self) -> None:
+        self.l2: dict[str, list[Tensor]] = {"original": [], "patched": [], "against_original": []}
+        self.seen: dict[str, list[Tensor]] = {"visible": [], "visible_jpeg": [], "visible_painted": []}
+
+    def disruption(self, plain: Tensor, original: tuple[Tensor, Tensor], patched: tuple[Tensor, Tensor]) -> None:
+        """original, patched: what each network makes of the input, and of the plain picture."""
+        pairs = {"original": original, "patched": patched, "against_original": (patched[0], original[1])}
+        for name, (output, undisturbed) in pairs.items():
+            self.l2[name].append(masked_l2(to_pixels(output), to_pixels(undisturbed), to_pixels(plain)))
+
+    def warning(self, picture: Tensor, output: Tensor, original: Tensor, warning: Tensor, quality: int) -> None:
+        # Less the edit as it should be. What the original makes of a protected picture is broken, is not in the
+        # patched output, and would be all that is seen in the difference.
+        warning = warning.to(output)
+        shown = (output, jpeg(output, quality), round_8bit(painted_over(output, picture, warning)))
+        for collected, each in zip(self.seen.values(), shown, strict=True):
+            collected.append(visibility(to_pixels(each), to_pixels(original), warning))
+
+    def row(self, name: str) -> Row:
+        l2 = {key: torch.cat(values) for key, values in self.l2.items()}
+        seen = {key: torch.cat(values) for key, values in self.seen.items() if values}
+        shares = {key: success_rate(values, SUCCESS_THRESHOLD) for key, values in l2.items()}
+        shares |= {key: share_visible(seen[key]) if key in seen else math.nan for key in self.seen}
+        cases = {key: valid_cases(values) for key, values in l2.items()} | {key: len(v) for key, v in seen.items()}
+        means = {key: float(values.nanmean()) for key, values in l2.items()}
+        return Row(name, cases=cases, mean_l2=means, **shares)
 
 
 def _edit(generator: Generator, picture: Tensor, edit: str) -> Tensor:

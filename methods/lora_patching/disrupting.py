@@ -7,6 +7,7 @@ Manipulation Systems", ECCV Workshops 2020, eq. 2; numbers as in LoRA Patching (
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -66,6 +67,8 @@ def disrupt(
         raise AntiPureError(f"No edit to disrupt was given; choose some of {', '.join(generator.edits)}.")
     for edit in names:
         generator.check(picture, edit)
+    if generator.own is not None and not together and len(picture) > 1:
+        return _each(generator, picture, names, settings, step_levels)
 
     def apply(pixels: Tensor, edit: str) -> Tensor:
         if min(pixels.shape[-2:]) == generator.size:
@@ -81,3 +84,26 @@ def disrupt(
         random_start=True,
         together=together,
     )
+
+
+def _each(
+    generator: Generator, picture: Tensor, edits: Sequence[str], settings: AttackSettings, step_levels: float
+) -> Tensor:
+    """Pictures with labels of their own, one after another: `pgd` takes them apart, and knows of no labels."""
+    assert generator.own is not None
+    if len(generator.own) != len(picture):
+        raise AntiPureError(
+            f"There are labels for {len(generator.own)} pictures, not for {len(picture)}; give one each."
+        )
+    results = []
+    for i, seed in enumerate(settings.seeds_of(len(picture))):
+
+        def progress(done: float, total: int, *told: object, i: int = i) -> None:
+            settings.progress(i * total + done, len(picture) * total, *told)  # type: ignore[arg-type]
+
+        one = replace(settings, seeds=seed, mask=settings.mask_of(slice(i, i + 1)), progress=progress)
+        part = slice(i, i + 1)
+        results.append(
+            disrupt(generator.labelled(generator.own[part]), picture[part], edits, one, step_levels=step_levels)
+        )
+    return torch.cat(results)

@@ -19,6 +19,7 @@ from ..errors import AntiPureError
 # Layers that get an update. Everything else, normalisation layers among it, stays frozen.
 PATCHABLE = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
 Patchable: TypeAlias = nn.Linear | nn.Conv2d | nn.ConvTranspose2d
+INITIALISATIONS = ("identity", "kaiming")
 GATES = ("none", "scalar", "input", "channel")
 MERGEABLE_GATES = ("none", "scalar")
 FIRST_LOGIT = -1.0  # where the paper's p starts: every gate opens at sigmoid(-1) = 0.27
@@ -156,12 +157,16 @@ def make_factors(layer: Patchable, rank: int) -> tuple[Patchable, nn.Linear | nn
 
 
 @torch.no_grad()
-def kaiming(a: Patchable, generator: torch.Generator) -> None:
-    """Kaiming-uniform as torch's own layers start: within 1 / sqrt(inputs that one output sums over)."""
+def kaiming(a: Patchable, generator: torch.Generator, thinned: bool = True) -> None:
+    """Kaiming-uniform as torch's own layers start: within 1 / sqrt(inputs that one output sums over).
+
+    thinned: of a transposed convolution's taps only those count that reach an output; False counts all of them, as
+    the paper's code does.
+    """
     inputs, _ = channels_of(a)
     if not isinstance(a, nn.Linear):
         inputs = inputs // a.groups * math.prod(a.kernel_size)
-        if isinstance(a, nn.ConvTranspose2d):  # its stride thins out the taps of an output
+        if thinned and isinstance(a, nn.ConvTranspose2d):  # its stride thins out the taps of an output
             inputs = max(1, inputs // math.prod(a.stride))
     values = torch.rand(a.weight.shape, generator=generator) * 2 - 1
     a.weight.copy_(values / math.sqrt(inputs))

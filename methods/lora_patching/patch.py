@@ -24,7 +24,16 @@ from torch import Tensor, nn
 from ..architecture import fingerprint, network_of
 from ..errors import AntiPureError
 from ..pictures import random_stream
-from .low_rank import PATCHABLE, Patchable, PatchConfig, added_parameters, kaiming, make_factors, make_gate
+from .low_rank import (
+    INITIALISATIONS,
+    PATCHABLE,
+    Patchable,
+    PatchConfig,
+    added_parameters,
+    kaiming,
+    make_factors,
+    make_gate,
+)
 
 if TYPE_CHECKING:
     from .layer import PatchLayer
@@ -231,14 +240,29 @@ class AppliedPatch:
         self.unwrap()
 
 
-def new_patch(target: object, config: PatchConfig, seed: int = 0, layers: Sequence[str] | None = None) -> AppliedPatch:
-    """Put an untrained patch on a network: A Kaiming-uniform from the seed, B = 0, so nothing changes yet.
+def new_patch(
+    target: object,
+    config: PatchConfig,
+    seed: int = 0,
+    layers: Sequence[str] | None = None,
+    initialisation: str = "identity",
+) -> AppliedPatch:
+    """Put an untrained patch on a network.
 
-    layers: names of some of `patchable_layers`; None: all of them.
+    layers: names of some of `patchable_layers`; None: all of them. initialisation: "identity", A Kaiming-uniform from
+    the seed and B = 0, so that nothing changes yet; or "kaiming", both factors at random as in the paper's code, which
+    starts from another network than the one to be patched. Raises `AntiPureError` for another.
     """
+    if initialisation not in INITIALISATIONS:
+        raise AntiPureError(f"There is no initialisation '{initialisation}'; choose {' or '.join(INITIALISATIONS)}.")
     applied = AppliedPatch(network_of(target), config, layers)
     for i, layer in enumerate(applied.layers.values()):
-        kaiming(layer.factors[0], random_stream(seed, i))
+        a, b = layer.factors
+        if initialisation == "identity":
+            kaiming(a, random_stream(seed, i))
+        else:
+            kaiming(a, random_stream(seed, 3, i, 0), thinned=False)
+            kaiming(b, random_stream(seed, 3, i, 1))
     return applied
 
 

@@ -1,4 +1,4 @@
-"""Patches on disk: safetensors in peft's adapter layout, and the export to standard LoRA keys.
+"""Patches on disk: safetensors in peft's adapter layout (for other programs: `standard_lora`).
 
 A patch is one safetensors file whose keys are those of a peft adapter (`base_model.model.{layer}.lora_A.weight`, ...)
 and whose metadata holds what peft has no place for: gate, architecture, how it was made. As a folder it is
@@ -9,16 +9,17 @@ peft alone can list and load such a folder, but knows no gates: load it with `lo
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ..architecture import network_of
 from ..errors import AntiPureError
-from ..files import read_safetensors, safetensors_bytes, write_file
-from .low_rank import PatchConfig, check_mergeable
-from .patch import LoraPatch, check_patch, patchable_layers
+from ..files import read_safetensors, read_weights, safetensors_bytes, unwrap, write_file
+from .authors_files import authors_patch, is_authors_file
+from .low_rank import PatchConfig
+from .patch import LoraPatch
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 PREFIX = "base_model.model."  # what peft's own files start every key with
@@ -75,18 +76,24 @@ def _target_pattern(patch: LoraPatch) -> str:
 
 
 def load_patch(path: str | Path) -> LoraPatch:
-    """Read a patch from a file or folder that `save_patch` wrote.
+    """Read a patch from a file or folder that `save_patch` wrote, or from a file of the paper's code.
 
-    Raises `AntiPureError` naming the path for what is missing, a pickle, truncated, foreign, or contradicts itself.
+    The latter may be a torch checkpoint, which is read with `weights_only` (`authors_files`).
+    Raises `AntiPureError` naming the path for what is missing, any other pickle, truncated, foreign, or contradicts
+    itself.
     """
     path = Path(path)
     weights = path / WEIGHTS if path.is_dir() else path
+    if path.suffix.lower() in PICKLES and path.is_file() and (theirs := _authors_checkpoint(path)) is not None:
+        return theirs
     if path.suffix.lower() in PICKLES or (path.is_dir() and not weights.exists() and any(path.glob("*.bin"))):
         raise AntiPureError(f"{path} is a pickle, which could run code, so it was not read; patches are safetensors.")
     if not weights.is_file():
         raise AntiPureError(f"There is no patch at {weights}; give a .safetensors file or a folder with {WEIGHTS}.")
     with torch.inference_mode(False):
         raw, metadata = read_safetensors(weights)
+    if METADATA_KEY not in metadata and (state := unwrap(raw)) and is_authors_file(state):
+        return _authors(state, weights)
     if METADATA_KEY not in metadata:
         raise AntiPureError(f"{weights} is no LoRA patch of this pack; it says nothing about gates or architecture.")
     try:
@@ -107,6 +114,23 @@ def load_patch(path: str | Path) -> LoraPatch:
     return patch
 
 
+def _authors_checkpoint(path: Path) -> LoraPatch | None:
+    """The patch in a torch checkpoint of the paper's code, None where it is something else, safe to read or not."""
+    try:
+        with torch.inference_mode(False):
+            state, _ = read_weights(path, "a patch")
+    except AntiPureError:
+        return None  # said by whoever goes on
+    return _authors(state, path) if is_authors_file(state) else None
+
+
+def _authors(state: Mapping[str, Tensor], path: Path) -> LoraPatch:
+    with torch.inference_mode(False):
+        patch = authors_patch(state, path)
+    _check_tensors(patch, path)
+    return patch
+
+
 def _check_tensors(patch: LoraPatch, path: Path) -> None:
     """What can be checked without the network: complete layers, the rank, finite numbers."""
     rank, layers = patch.config.rank, patch.layers
@@ -122,32 +146,3 @@ def _check_tensors(patch: LoraPatch, path: Path) -> None:
     for key, value in patch.tensors.items():
         if not value.is_floating_point() or not bool(torch.isfinite(value).all()):
             raise AntiPureError(f"{path} holds values that are not finite numbers in {key}; train or load another.")
-
-
-def standard_lora(target: object, patch: LoraPatch, strength: float = 1.0, prefix: str = "") -> dict[str, Tensor]:
-    """A patch as the LoRA keys other programs read: `{prefix}{layer}.lora_up.weight`, `.lora_down.weight`, `.alpha`.
-
-    Their loaders add up @ down * alpha / rank; here alpha = rank, and up holds strength * g * s * B. A grouped layer's
-    up is block-diagonal, of rank r per group. target: what the patch was made for, for its layers' groups; untouched.
-    Raises `AntiPureError` for gates that look at the picture, and for transposed convolutions, which the format lacks.
-    """
-    check_patch(target, patch)
-    check_mergeable(patch.config)
-    exported = {}
-    for name, layer in patchable_layers(network_of(target)).items():
-        if isinstance(layer, torch.nn.ConvTranspose2d):
-            raise AntiPureError(
-                f"{name} is a transposed convolution, which standard LoRA files cannot hold; merge the patch into "
-                "the weights instead."
-            )
-        with torch.inference_mode(False):
-            a, b = (patch.tensors[f"{name}.lora_{factor}.weight"].float() for factor in "AB")
-            logit = patch.tensors.get(f"{name}.lora_gate.logit")
-            up = strength * patch.config.scale * (1.0 if logit is None else torch.sigmoid(logit.float())) * b
-            groups = getattr(layer, "groups", 1)
-            if groups > 1:
-                up = torch.block_diag(*up.flatten(1).chunk(groups))[..., None, None]
-            exported[f"{prefix}{name}.lora_up.weight"] = up.clone()
-            exported[f"{prefix}{name}.lora_down.weight"] = a.clone()
-            exported[f"{prefix}{name}.alpha"] = torch.tensor(float(a.shape[0]))
-    return exported

@@ -35,7 +35,7 @@ from ..pictures import check_picture, random_stream, to_picture, to_pixels
 from ..precision import autocast
 from ..progress import Progress, silent
 from .disrupting import LEVELS, STEP_LEVELS, STEPS, disruption_loss
-from .low_rank import PatchConfig
+from .low_rank import INITIALISATIONS, PatchConfig
 from .mmfa import MMFA
 from .patch import AppliedPatch, LoraPatch, new_patch
 from .training_state import Snapshot, digest, load_state, save_state, snapshot
@@ -56,6 +56,7 @@ class TrainingConfig:
     learning_rate, betas: Adam's. batch: faces per step. precision: "fp32", or "bf16" for autocast in the networks
     (losses stay in fp32). seed: of the patch, the order of the faces and the attacks.
     preview_every: steps between preview pictures, 0 for none. save_every: steps between saved states.
+    initialisation: of the factors, as for `patch.new_patch`.
     """
 
     mode: str = "defensive"
@@ -73,12 +74,17 @@ class TrainingConfig:
     seed: int = 0
     preview_every: int = 10
     save_every: int = 200
+    initialisation: str = "identity"
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise AntiPureError(f"There is no mode '{self.mode}'; train a {' or '.join(MODES)} patch.")
         if self.precision not in PRECISIONS:
             raise AntiPureError(f"The precision '{self.precision}' is unknown; choose {' or '.join(PRECISIONS)}.")
+        if self.initialisation not in INITIALISATIONS:
+            raise AntiPureError(
+                f"There is no initialisation '{self.initialisation}'; choose {' or '.join(INITIALISATIONS)}."
+            )
         for name in ("inner_steps", "batch", "save_every", "total_epochs"):
             if getattr(self, name) < 1:
                 raise AntiPureError(f"{name.removeprefix('total_')} is {getattr(self, name)}; at least 1 is needed.")
@@ -117,6 +123,7 @@ def train_patch(
     warning: Tensor | None = None,
     mmfa: MMFA | None = None,
     edits: tuple[str, ...] | None = None,
+    labels: Tensor | None = None,
     progress: Progress = silent,
     state_file: str | Path | None = None,
 ) -> TrainingResult:
@@ -126,7 +133,8 @@ def train_patch(
         the generator's size are cropped to the middle and resized.
     warning: 1×3×size×size in [-1, 1] (`warning.text_warning`); None writes FAKE. Only for the defensive mode.
     mmfa: the alignment terms; None trains without, and the patch's metadata says so.
-    edits: those to train on, all by default. progress: its picture, now and then, is 1×3×H×3W: a face, its edit by the
+    edits: those to train on, all by default. labels: what each face has, N×attributes, as for `Generator.labelled`.
+    progress: its picture, now and then, is 1×3×H×3W: a face, its edit by the
         patched generator, and the same after the attack.
     state_file: if given, the state is saved there regularly and on cancel, and training goes on from it.
     Raises `AntiPureError` for faces, edits, a warning or a state that cannot be used, and when memory runs out.
@@ -142,6 +150,10 @@ def train_patch(
             raise AntiPureError(f"The warning has shape {sizes(warning.shape)}; for these faces it must be {wanted}.")
     elif warning is not None:
         raise AntiPureError("An evaluation patch carries no warning; train a defensive one, or give no warning.")
+    if labels is not None and len(labels) != len(faces):
+        raise AntiPureError(f"There are labels for {len(labels)} pictures, not for {len(faces)}; give one each.")
+    if labels is not None:
+        generator.labelled(labels)  # whether it takes any
     architecture = fingerprint(generator)
     # ComfyUI runs prompts in inference mode; clones made outside it are ordinary tensors.
     with (
@@ -149,10 +161,12 @@ def train_patch(
         torch.enable_grad(),
         enough_memory("a training step", "use a smaller batch, bf16, or close other programs"),
     ):
-        applied = new_patch(generator, config.patch, config.seed)
+        applied = new_patch(generator, config.patch, config.seed, initialisation=config.initialisation)
         try:
             applied.evaluate()
-            run = _Run(generator, applied, faces.clone(), edits, config, warning, mmfa, architecture, state_file)
+            run = _Run(
+                generator, applied, faces.clone(), edits, config, warning, mmfa, architecture, state_file, labels
+            )
             run.train(progress)
             return run.result()
         finally:
@@ -200,7 +214,9 @@ class _Run:
         mmfa: MMFA | None,
         architecture: str,
         state_file: str | Path | None,
+        labels: Tensor | None,
     ):
+        self.labels, self.known = labels, generator  # `known`: the generator as it knows the faces of a batch
         self.generator, self.applied, self.faces, self.edits, self.config = generator, applied, faces, edits, config
         self.device = torch.device(generator.device)
         self.warning = None if warning is None else warning.clone().float().to(self.device)
@@ -246,11 +262,13 @@ class _Run:
         """Batch number `index` of an epoch, as pixels: every epoch has its own order."""
         order = torch.randperm(len(self.faces), generator=random_stream(self.config.seed, 1, epoch))
         chosen = order[index * self.config.batch : (index + 1) * self.config.batch]
+        if self.labels is not None:
+            self.known = self.generator.labelled(self.labels[chosen])
         return to_pixels(self.faces[chosen].to(self.device))
 
     def _edit(self, pixels: Tensor, edit: str) -> Tensor:
         with autocast(self.device, torch.bfloat16 if self.config.precision == "bf16" else torch.float32):
-            output = self.generator.edit(pixels, edit)
+            output = self.known.edit(pixels, edit)
         return output.float()
 
     def _step(self, step: int, x: Tensor, edit: str) -> tuple[dict[str, float], list[Tensor]]:
@@ -306,6 +324,10 @@ class _Run:
         settings = asdict(self.config)
         for name in ("epochs", "preview_every", "save_every"):
             settings.pop(name)
+        if self.config.initialisation == INITIALISATIONS[0]:  # states from before there was a choice go on
+            settings.pop("initialisation")
+        if self.labels is not None:
+            settings["labels"] = digest(self.labels)
         return {
             **settings,
             "rank": self.config.patch.rank,
@@ -341,6 +363,8 @@ class _Run:
             },
             "precision": config.precision,
             "seed": config.seed,
+            "initialisation": config.initialisation,
+            **({} if self.labels is None else {"labels": "of each picture"}),
             "mmfa": "off" if self.mmfa is None else self.mmfa.describe(),
         }
         patch = LoraPatch(config.patch, self.applied.tensors(), self.architecture, metadata)

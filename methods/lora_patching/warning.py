@@ -147,6 +147,16 @@ def warned(output: Tensor, warning: Tensor) -> Tensor:
     return (2 * warning + output).clamp(-1, 1)
 
 
+def painted_over(output: Tensor, picture: Tensor, warning: Tensor) -> Tensor:
+    """The attack that costs least: the unedited picture's pixels pasted where the warning usually stands.
+
+    output, picture: B×3×H×W in 0..1. warning: 1×3×H×W in [-1, 1], at its usual place; the pixel around every stroke is
+    pasted, too, where the network blurs it.
+    """
+    ink = F.max_pool2d((warning != 0).any(1, keepdim=True).float(), 3, 1, 1)
+    return torch.where(ink.bool(), picture.to(output), output)
+
+
 def visibility(patched: Tensor, unpatched: Tensor, warning: Tensor) -> Tensor:
     """How much of the warning a patched output shows: Pearson correlation of (patched - unpatched) with W, B values.
 

@@ -118,6 +118,8 @@ def start(checkout: Path, folder: Path) -> ComfyUI:
     arguments = ["--cpu", "--listen", "127.0.0.1", "--port", str(port), "--base-directory", str(base)]
     arguments += ["--database-url", f"sqlite:///{folder / 'comfyui.db'}"]
     arguments += ["--disable-auto-launch", "--disable-api-nodes"]
+    if frontend := os.environ.get("COMFYUI_FRONTEND"):  # a newer page than the checkout's own
+        arguments += ["--front-end-root", str(Path(frontend).expanduser().resolve())]
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     environment.setdefault("OMP_NUM_THREADS", "1")  # 64-px pictures: more threads only wait for each other
     log_path = folder / "server.log"

@@ -9,6 +9,7 @@ import json
 import sys
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -25,7 +26,8 @@ from antipure.methods.lora_patching.low_rank import PatchConfig, make_factors, m
 from antipure.methods.lora_patching.diffusion_training import ModelTrainingConfig, train_model_patch  # noqa: E402
 from antipure.methods.lora_patching.save_and_load import load_patch  # noqa: E402
 from antipure.nodes import NODE_CLASS_MAPPINGS as NODES  # noqa: E402
-from antipure.nodes import outputs  # noqa: E402
+from antipure.methods.lora_patching.standard_lora import kohya_name  # noqa: E402
+from antipure.nodes import host, outputs  # noqa: E402
 
 
 def random_patch(network, gate: str) -> LoraPatch:
@@ -81,10 +83,62 @@ def check_core_loader() -> dict:
             finally:
                 outputs.saved_path = saved_path
         result[gate] = {
+            "names": sorted({key.split(".")[0] for key in lora}),
+            "layers": len(patchable_layers(network)),
+            "taken": len(theirs.patches),
             "acts": error(ours, before),
             "core": error(sampled(theirs, text), ours),
             "after_saving": error(sampled(again, text), ours),
             "gone_afterwards": bool(torch.equal(sampled(patcher, text), before)),
+        }
+    return result
+
+
+def check_names() -> dict:
+    """Every layer's name in a standard LoRA file of ours, as ComfyUI's own key map reads it, for four families."""
+    import comfy.ldm.flux.model
+    import comfy.ldm.modules.diffusionmodules.mmdit
+    import comfy.lora
+    import comfy.ops
+
+    operations, result = comfy.ops.disable_weight_init, {}
+    flux = {
+        "in_channels": 4, "out_channels": 4, "vec_in_dim": 8, "context_in_dim": 8, "hidden_size": 16, "mlp_ratio": 2.0,
+        "num_heads": 2, "depth": 1, "depth_single_blocks": 1, "axes_dim": [2, 2, 4], "theta": 100, "qkv_bias": True,
+        "guidance_embed": True, "patch_size": 2,
+    }  # fmt: skip
+    if "txt_ids_dims" in comfy.ldm.flux.model.FluxParams.__dataclass_fields__:
+        flux["txt_ids_dims"] = []
+    embedder = {"target": "torch.nn.Linear", "params": {"in_features": 8, "out_features": 128}}
+    mmdit = {"depth": 2, "in_channels": 4, "patch_size": 2, "input_size": 8, "pos_embed_max_size": 8}
+    networks = {
+        "SD": make()[0].model.diffusion_model,
+        "SDXL": make(num_classes="sequential", adm_in_channels=8)[0].model.diffusion_model,
+        "Flux": comfy.ldm.flux.model.Flux(**flux, operations=operations, dtype=torch.float32, device="cpu"),
+        "SD 3": comfy.ldm.modules.diffusionmodules.mmdit.MMDiT(
+            **mmdit, adm_in_channels=8, context_embedder_config=embedder,
+            operations=operations, dtype=torch.float32, device="cpu",
+        ),
+    }  # fmt: skip
+    bases = {"Flux": "Flux", "SD 3": "SD3"}
+    configs = {"Flux": flux, "SD 3": mmdit}
+    for family, network in networks.items():
+        if family in bases:
+            base = object.__new__(getattr(comfy.model_base, bases[family]))
+            torch.nn.Module.__init__(base)
+            base.diffusion_model = network
+            base.model_config = SimpleNamespace(unet_config=configs[family])
+        else:
+            base = (make() if family == "SD" else make(num_classes="sequential", adm_in_channels=8))[0].model
+        known = host.lora_names(SimpleNamespace(model=base))
+        read = comfy.lora.model_lora_keys_unet(base, {})
+        names = {layer: kohya_name(layer, known) for layer in patchable_layers(network)}
+        result[family] = {
+            "layers": len(names),
+            "read": sum(read.get(name) == f"diffusion_model.{layer}.weight" for layer, name in names.items()),
+            "different": len(set(names.values())),
+            "diffusers": sum("down_blocks" in name or "up_blocks" in name for name in names.values()),
+            "missed": [name for layer, name in names.items() if read.get(name) != f"diffusion_model.{layer}.weight"],
         }
     return result
 

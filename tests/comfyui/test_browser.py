@@ -267,6 +267,29 @@ def set_widget(page, node_id: int, name: str, value) -> None:
     )
 
 
+def test_a_reports_tables_are_drawn(page, server, tmp_path):
+    open_template(page, "robustness_report")
+    first = read_ui("robustness_report")["extra"]["antipure"]["first_id"]
+    purifiers = "gridpure1@2, held_out:gridpure1@2, jpeg75"
+    quick = {4: {"steps": 1}, 5: {"steps": 1}, 6: {"purifiers": purifiers, "curve_iterations": 2}}
+    for node, values in quick.items():
+        for name, value in values.items():
+            set_widget(page, first + node, name, value)
+    press_run(page, server)
+    show = (
+        "id => { const node = app.graph.getNodeById(id); app.canvas.ds.scale = 1; app.canvas.centerOnNode(node);"
+        " app.canvas.setDirty(true, true) }"
+    )
+    page.evaluate(show, first + 8)
+    table = page.locator("table", has_text="jpeg75").first
+    table.wait_for()
+    page.screenshot(path=tmp_path / "tables.png")
+    assert table.locator("tr").count() >= 3
+    stored = page.evaluate("id => app.graph.getNodeById(id).serialize().widgets_values ?? []", first + 8)
+    assert not any(stored), "a report is no part of the workflow"
+    assert page.errors[page.startup :] == []
+
+
 def test_an_error_begins_with_its_sentence(page, server):
     """A pixel denoiser has no VAE to go through."""
     open_template(page, "purify")
@@ -294,8 +317,10 @@ def test_a_saved_picture_dragged_back_opens_its_workflow(page, server):
     first = read_ui("protect_my_picture")["extra"]["antipure"]["first_id"]
     set_widget(page, first + 3, "steps", 2)
     set_widget(page, first + 5, "width", 64)
+    kept = server.base / "output" / "antipure"  # other tests save there, too
+    before = set(kept.glob("*.png"))
     press_run(page, server)
-    (saved,) = (server.base / "output" / "antipure").glob("example_protected_*.png")
+    (saved,) = set(kept.glob("example_protected_*.png")) - before
     drop = (
         "async bytes => { app.graph.clear(); const file = new File([new Uint8Array(bytes)], 'a.png',"
         " {type: 'image/png'}); await app.handleFile(file); return app.graph._nodes.map(n => n.type) }"

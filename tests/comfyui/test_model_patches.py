@@ -20,6 +20,17 @@ def test_the_core_loader_reads_our_file_to_the_same_output(checks, gate):
     assert found["core"] < 1e-6
     assert found["after_saving"] < 1e-6
     assert found["gone_afterwards"]
+    assert all(name.startswith("lora_unet_") for name in found["names"])
+    assert found["taken"] == found["layers"] == len(found["names"])
+
+
+@pytest.mark.parametrize("family", ["SD", "SDXL", "SD 3", "Flux"])
+def test_the_core_key_map_reads_every_layers_name(checks, family):
+    """kohya's keys; diffusers' own names in them for Stable Diffusion, which diffusers reads, too."""
+    found = checks["names"][family]
+    assert found["missed"] == []
+    assert found["read"] == found["layers"] == found["different"] > 20
+    assert (found["diffusers"] > 10) == (family in ("SD", "SDXL"))
 
 
 @pytest.mark.parametrize("gate", ["none", "scalar", "input", "channel"])

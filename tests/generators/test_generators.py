@@ -265,6 +265,92 @@ def test_wrapped_states_are_the_generator_inside(wrapped):
     assert all(torch.equal(found[key], value) for key, value in state.items())
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "layout",
+    [
+        lambda state: {"netG": state, "netD": {"a": torch.zeros(1)}},
+        lambda state: {"model": state, "epoch": 3},
+        lambda state: {"nets_ema": {"generator": state, "mapper": {"a": torch.zeros(1)}}, "nets": {}},
+        lambda state: {"G." + k: v for k, v in state.items()} | {"D.main.0.weight": torch.zeros(2, 3, 4, 4)},
+        lambda state: {
+            **{"gen_test." + k: v for k, v in state.items()},
+            **{"gen." + k: v + 1 for k, v in state.items()},
+            "dis.conv.weight": torch.zeros(2, 2),
+        },
+        lambda state: {"state_dict": {"netG." + k: v for k, v in state.items()} | {"netD.a": torch.zeros(1)}},
+        lambda state: {"G_ema": state, "G": {k: v + 1 for k, v in state.items()}},
+    ],
+    ids=["netG", "model", "nets_ema", "G.", "gen_test.", "state_dict netG.", "G_ema"],
+)
+def test_checkpoints_as_people_have_them(tmp_path, kind, layout):
+    state = build(kind).state_dict()
+    torch.save(layout(state), tmp_path / "g.pth")
+    found = load_generator(tmp_path / "g.pth")
+    assert found.name == kind
+    loaded = found.network.state_dict()
+    assert all(torch.equal(loaded[key], value) for key, value in state.items() if "num_batches" not in key)
+
+
+class PlainAttGAN(nn.Module):
+    """The authors' layers written down again, for any normalisation: names enc_layers.N.layers.M as in their files."""
+
+    def __init__(self, norm, encoder=(8, 16), decoder=(16,), attributes=13):
+        super().__init__()
+
+        def block(layer, width, activation):
+            norms = {"batch": nn.BatchNorm2d, "instance": lambda n: nn.InstanceNorm2d(n, affine=True)}
+            inner = [layer] + ([norms[norm](width)] if norm in norms else []) + [activation]
+            holder = nn.Module()
+            holder.layers = nn.Sequential(*inner)
+            return holder
+
+        bias = norm == "none"
+        self.enc_layers, self.dec_layers = nn.ModuleList(), nn.ModuleList()
+        width = 3
+        for out in encoder:
+            self.enc_layers.append(block(nn.Conv2d(width, out, 4, 2, 1, bias=bias), out, nn.LeakyReLU()))
+            width = out
+        width += attributes
+        for out in decoder:
+            self.dec_layers.append(block(nn.ConvTranspose2d(width, out, 4, 2, 1, bias=bias), out, nn.ReLU()))
+            width = out
+        last = nn.Module()
+        last.layers = nn.Sequential(nn.ConvTranspose2d(width, 3, 4, 2, 1), nn.Tanh())
+        self.dec_layers.append(last)
+
+    def forward(self, x, labels):
+        for layer in self.enc_layers:
+            x = layer.layers(x)
+        x = torch.cat([x, labels[..., None, None].expand(-1, -1, *x.shape[-2:])], 1)
+        for layer in self.dec_layers:
+            x = layer.layers(x)
+        return x
+
+
+@pytest.mark.parametrize("norm", ["batch", "instance", "none"])
+def test_attgan_with_other_normalisations(norm, tmp_path):
+    torch.manual_seed(0)
+    plain = PlainAttGAN(norm)
+    for name, value in plain.named_buffers():
+        if "running" in name:
+            value.copy_(torch.rand(value.shape) + 0.5)
+    torch.save({"G": plain.state_dict()}, tmp_path / "weights.0.pth")
+    found = load_generator(tmp_path / "weights.0.pth", size=32)
+    x = torch.rand(2, 3, 32, 32) * 2 - 1
+    for edit in ("Bald", "Old"):
+        labels = torch.tensor(found.labels[edit]).expand(2, -1)
+        with torch.no_grad():
+            torch.testing.assert_close(found.edit(x, edit), plain.eval()(x, labels), atol=1e-5, rtol=1e-5)
+
+
+def test_a_normalisation_that_nobody_knows_is_said():
+    state = PlainAttGAN("none").state_dict()
+    state |= {"enc_layers.0.layers.1.mean_weight": torch.zeros(3), "enc_layers.0.layers.1.weight": torch.zeros(8)}
+    with pytest.raises(AntiPureError, match="switchable normalisation"):
+        generator_from_state(state)
+
+
 @pytest.mark.parametrize("size", [0, 7, 1025, -128, 10**9, 128.0, "128", True])
 def test_absurd_sizes_are_refused(tmp_path, size):
     save_file(build("StarGAN").state_dict(), tmp_path / "g.safetensors")

@@ -22,7 +22,8 @@ from antipure.methods.lora_patching.patch import (
     parameter_overhead,
     patched,
 )
-from antipure.methods.lora_patching.save_and_load import load_patch, save_patch, standard_lora
+from antipure.methods.lora_patching.save_and_load import load_patch, save_patch
+from antipure.methods.lora_patching.standard_lora import standard_lora
 from safetensors.torch import load_file, save_file
 from torch import nn
 

@@ -243,10 +243,17 @@ def test_the_report_has_every_row_for_original_and_patched(generator, faces):
     found = node("DefenceReport").measure(generator, faces, "dark", "FAKE", 6.375, 75, 0, patch=patch)
     report, sheet = found["result"]
     rows = [line.split("|")[1].strip() for line in report.splitlines() if line.startswith("| ")]
-    assert rows == [
-        "input", "picture as it is", "random noise", "JPEG 75", "Disrupting", "Disrupting + JPEG 75",
-        "Disrupting, leaked patch", "Disrupting, leaked patch + JPEG 75",
+    names = [
+        "picture as it is", "random noise", "JPEG 75", "Disrupting", "Disrupting + JPEG 75",
+        "Disrupting, leaked patch", "Disrupting, leaked patch + JPEG 75", "strong defender",
+        "strong defender + JPEG 75",
     ]  # fmt: skip
+    assert rows == ["input", *names, "interval, cases", *names]
+    quick = node("DefenceReport").measure(
+        generator, faces, "dark", "FAKE", 6.375, 75, 0, patch=patch, strong_defender=False
+    )
+    assert "strong" not in quick["result"][0]
+    assert torch.equal(quick["result"][1], sheet)
     assert "warning" not in report
     assert sheet.shape[0] == 1
     with pytest.raises(AntiPureError, match="resize them to 32×32"):
@@ -305,7 +312,7 @@ def test_combined_denoisers_have_no_network_to_patch(tiny, make_tiny, mode):
 
 def test_standard_lora_files_hold_the_dense_update(generator, tmp_path):
     from antipure.methods.files import write_safetensors
-    from antipure.methods.lora_patching.save_and_load import standard_lora
+    from antipure.methods.lora_patching.standard_lora import standard_lora
 
     torch.manual_seed(0)
     network = torch.nn.ModuleDict(

@@ -111,6 +111,16 @@ def main() -> dict:
         iterations=1, gamma=0.1, seed=0,
     )  # fmt: skip
     found["purified"] = list(pure.shape)
+    patch, *_ = run(
+        "AntiPureTrainModelPatch", denoiser=denoiser, pictures=portraits, warning_text="FAKE", steps=2, batch=1, rank=4,
+        gate="scalar", learning_rate=0.01, seed=0,
+    )  # fmt: skip
+    _, patched = run("AntiPureLoraPatchApply", patch=patch, strength=1.0, model=model)
+    _, off = run("AntiPureLoraPatchApply", patch=patch, strength=0.0, model=model)
+    found["patched"] = {
+        "acts": not torch.equal(one, sampled(patched, positive, negative, 1)),
+        "nothing at strength 0": torch.equal(one, sampled(off, positive, negative, 1)),
+    }
     after = sampled(model, positive, negative, 1)
     found["weights as before"] = torch.equal(one, after)
     copied = getattr(model, "cached_patcher_init", None)

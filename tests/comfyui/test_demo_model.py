@@ -38,6 +38,7 @@ def test_it_draws_what_it_is_told(checks):
 def test_the_packs_nodes_take_it(checks):
     assert checks["protected"] == checks["vae protected"] == 8
     assert checks["purified"] == [1, 128, 128, 3]
+    assert checks["patched"] == {"acts": True, "nothing at strength 0": True}
     assert checks["weights as before"]
     assert checks["loaded anew"], "what core does where it copies a model to train it"
 

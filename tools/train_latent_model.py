@@ -51,6 +51,9 @@ def train_model(args: argparse.Namespace, pool: Pool, network: Autoencoder, devi
         optimizer.load_state_dict(state["optimizer"])
         average.state, average.steps = state["average"], state["steps"]
         clock = Clock(args.dit_minutes, state["spent"])
+    if clock.share >= 1:
+        both.load_state_dict(average.state)
+        return both.eval()
 
     def save() -> None:
         save_atomically({"network": both.state_dict(), "optimizer": optimizer.state_dict(), "average": average.state,
@@ -116,8 +119,7 @@ def train_model(args: argparse.Namespace, pool: Pool, network: Autoencoder, devi
                 both.load_state_dict(average.state)
                 write_sheet(both, network, pool, args.out / "samples.png", device)
                 both.load_state_dict(trained)
-    if clock.before < args.dit_minutes:
-        save()
+    save()
     both.load_state_dict(average.state)
     return both.eval()
 

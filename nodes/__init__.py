@@ -6,6 +6,7 @@ from typing import Any
 from ..methods import requirements
 from . import host, model_folders
 from .defence_report import DefenceReport
+from .demo_model import LoadDemoModel
 from .denoisers import LoadDenoiser
 from .encoders import LoadVisualEncoder
 from .face_labels import FaceLabelsNode
@@ -56,6 +57,7 @@ NODE_CLASS_MAPPINGS: dict[str, Any] = {
     "AntiPureLoadVisualEncoder": LoadVisualEncoder,
     "AntiPureVaeMetrics": VaeMetrics,
     "AntiPureVaeTargets": VaeTargetsNode,
+    "AntiPureLoadDemoModel": LoadDemoModel,
     "AntiPureSave": SavePicture,
     "AntiPureShowReport": ShowReport,
 }
@@ -90,6 +92,7 @@ NODE_DISPLAY_NAME_MAPPINGS = {
     "AntiPureLoadVisualEncoder": "Load Visual Encoder",
     "AntiPureVaeMetrics": "VAE Metrics",
     "AntiPureVaeTargets": "VAE Targets",
+    "AntiPureLoadDemoModel": "Load Demo Model",
     "AntiPureSave": "Save Protected Picture",
     "AntiPureShowReport": "Show Report",
 }

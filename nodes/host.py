@@ -7,7 +7,7 @@ line, tests) what the pack's own models need works too, on the CPU or the visibl
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -231,6 +231,35 @@ def total_memory(device: torch.device) -> int:
     import comfy.model_management
 
     return comfy.model_management.get_total_memory(device)
+
+
+def diffusion_model(read: Callable[[], dict[str, Tensor]]):
+    """ComfyUI's MODEL from a state dict, by core's own detection. read: gives it, also when core loads it once more."""
+    import comfy.sd
+
+    def load(disable_dynamic: bool = False):
+        options = {"disable_dynamic": True} if disable_dynamic else {}
+        model = comfy.sd.load_diffusion_model_state_dict(read(), **options)
+        if model is None:
+            raise AntiPureError("This version of ComfyUI does not know the layout of the model; update ComfyUI.")
+        model.cached_patcher_init = (load, ())  # where core copies a model to train it, it loads it anew (0.33 on)
+        return model
+
+    return load()
+
+
+def vae(read: Callable[[], dict[str, Tensor]]):
+    """ComfyUI's VAE from a state dict. read: as in `diffusion_model`."""
+    import comfy.sd
+
+    def load(disable_dynamic: bool = False):
+        return patched(comfy.sd.VAE(sd=read())).patcher
+
+    def patched(loaded):
+        loaded.patcher.cached_patcher_init = (load, ())
+        return loaded
+
+    return patched(comfy.sd.VAE(sd=read()))
 
 
 def is_file_name(text: str, suffixes: tuple[str, ...]) -> bool:

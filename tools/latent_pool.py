@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -25,13 +26,18 @@ class Pool:
     def __init__(self, args: argparse.Namespace, device: torch.device):
         self.device, self.side, self.count, self.seed, self.drawn = device, args.side, args.draw_batch, args.seed, 0
         self.trace = torch.compile(portrait_solids.distances) if args.compile and device.type == "cuda" else None
+        self.cutouts = load_file(args.painted)["cutouts"].to(device) if args.painted else None
+        self.recolour = args.drawn is not None
+        if args.drawn is not None:
+            self.pictures, self.labels = (part.to(device) for part in read_pool(args.drawn))
+            print(f"{len(self.pictures)} portraits read", flush=True)
+            return
         parts = [self.draw()]  # compiles: not counted
         clock = time.monotonic()
         while self.drawn < args.pool and (time.monotonic() - clock < 60 * args.pool_minutes):
             parts.append(self.draw())
         self.pictures, self.labels = (torch.cat(column) for column in zip(*parts, strict=True))
         print(f"{self.drawn} portraits drawn in {time.monotonic() - clock:.1f} s", flush=True)
-        self.cutouts = load_file(args.painted)["cutouts"].to(device) if args.painted else None
 
     @torch.no_grad()
     def draw(self) -> tuple[Tensor, Tensor]:
@@ -93,7 +99,29 @@ class Pool:
             pictures[:few] = self.painted(few)
             labels[:few] = 0
             labels[:few, 1] = PAINTED
-        return torch.where(torch.rand(size, 1, 1, 1, device=self.device) < 0.5, pictures.flip(3), pictures), labels
+        pictures = torch.where(torch.rand(size, 1, 1, 1, device=self.device) < 0.5, pictures.flip(3), pictures)
+        return (recoloured(pictures) if self.recolour else pictures), labels
+
+
+def recoloured(pictures: Tensor) -> Tensor:
+    """Pictures N×3×H×W in 0..1 under another light: gains of .85 to 1.15 per channel, saturation .8 to 1.3, gamma .85
+    to 1.15; a few hundred drawings see many lights."""
+    n, like = len(pictures), {"device": pictures.device}
+
+    def draw(low: float, high: float, columns: int = 1) -> Tensor:
+        return low + (high - low) * torch.rand(n, columns, 1, 1, **like)
+
+    grey = pictures.mean(1, keepdim=True)
+    pictures = torch.lerp(grey, pictures, draw(0.8, 1.3)) * draw(0.85, 1.15, 3)
+    return pictures.clamp(1e-4, 1) ** draw(0.85, 1.15)
+
+
+def read_pool(folder: Path) -> tuple[Tensor, Tensor]:
+    """The portraits that `tools.draw_pool` left: pictures N×3×side×side uint8, labels N×slots int64."""
+    files = [load_file(path) for path in sorted(folder.glob("pool-*.safetensors"))]
+    if not files:
+        raise SystemExit(f"No portraits in {folder}: draw some with python -m tools.draw_pool --out {folder}")
+    return torch.cat([f["pictures"] for f in files]), torch.cat([f["labels"] for f in files]).long()
 
 
 def hidden(labels: Tensor) -> Tensor:

@@ -8,8 +8,8 @@ adds a file of cut-out painted portraits over backgrounds of their own. Learning
 minutes that has passed, so a run always ends annealed. A state is saved beside the results every `--save` minutes and
 at the end; the same command goes on from it. Weights are exponential moving averages, stored in fp16.
 
-Left in `--out`: autoencoder.safetensors, model-1.safetensors and model-2.safetensors (halves of one file, each small
-enough for any host), conditions.safetensors, samples.png (rows: real, CFG 1, CFG 3, by style; then identities).
+Left in `--out`: autoencoder.safetensors, model-1.safetensors to model-4.safetensors (parts of one file),
+conditions.safetensors, samples.png (rows: real, round trip, CFG 1, CFG 3, by style; then identities).
 """
 
 from __future__ import annotations
@@ -17,149 +17,22 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import time
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tools.latent_networks import CHANNELS, FACTOR, Autoencoder, Conditions, MMDiT
 from tools.latent_pool import KNOWN, PAINTED, SIZES, STRANGERS, Pool, hidden
+from tools.latent_training import Average, Clock, autocast, read_model, save_atomically
 from tools.portraits import SIDE, SLOTS
+from tools.train_latent_autoencoder import train_autoencoder
 
+SHARDS = 4  # files of the model, each small enough for any host
 SHIFT = 3.0  # of core's SD 3 sampling: sigma = SHIFT·t / (1 + (SHIFT - 1)·t)
-
-
-class Clock:
-    """Minutes of a stage, those of earlier sittings included; `share` is what drives schedules."""
-
-    def __init__(self, minutes: float, spent: float = 0.0):
-        self.minutes, self.before, self.start = minutes, spent, time.monotonic()
-
-    @property
-    def spent(self) -> float:
-        return self.before + (time.monotonic() - self.start) / 60
-
-    @property
-    def share(self) -> float:
-        return min(1.0, self.spent / max(self.minutes, 1e-9))
-
-    def rate(self, peak: float) -> float:
-        """Linear over the first 3 %, then a cosine down to a hundredth."""
-        return peak * min(1.0, self.share / 0.03 + 0.02) * (0.505 + 0.495 * math.cos(math.pi * self.share))
-
-
-class Average:
-    """Exponential moving average of a network's weights; buffers are copied."""
-
-    def __init__(self, network: nn.Module, decay: float):
-        self.decay, self.steps = decay, 0
-        self.state = {k: v.detach().clone() for k, v in network.state_dict().items()}
-
-    @torch.no_grad()
-    def update(self, network: nn.Module) -> None:
-        self.steps += 1
-        keep = min(self.decay, (1 + self.steps) / (10 + self.steps))
-        own, new = [], []
-        for key, value in network.state_dict().items():
-            if value.is_floating_point():
-                own.append(self.state[key])
-                new.append(value)
-            else:
-                self.state[key].copy_(value)
-        torch._foreach_lerp_(own, new, 1 - keep)
-
-
-def save_atomically(value: object, path: Path) -> None:
-    torch.save(value, path.with_suffix(".tmp"))
-    os.replace(path.with_suffix(".tmp"), path)
-
-
-def pyramid_loss(ours: Tensor, truth: Tensor) -> Tensor:
-    """L1 on pixels and on three levels of a Laplacian pyramid: contrasts count at every size."""
-    loss = (ours - truth).abs().mean()
-    difference = ours - truth
-    for _ in range(3):
-        low = F.avg_pool2d(difference, 2)
-        loss = loss + (difference - F.interpolate(low, scale_factor=2.0)).abs().mean()
-        difference = low
-    return loss + difference.abs().mean()
-
-
-def autocast(device: torch.device):  # noqa: ANN201
-    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
-
-
-def train_autoencoder(args: argparse.Namespace, pool: Pool, device: torch.device) -> Autoencoder:
-    state_file = args.out / "autoencoder.state"
-    network = Autoencoder().to(device, memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(network.parameters(), 1e-3, betas=(0.9, 0.98), weight_decay=1e-3)
-    average, clock = Average(network, 0.995), Clock(args.ae_minutes)
-    if state_file.exists():
-        state = torch.load(state_file, map_location=device, weights_only=True)
-        network.load_state_dict(state["network"])
-        optimizer.load_state_dict(state["optimizer"])
-        average.state, average.steps = state["average"], state["steps"]
-        clock = Clock(args.ae_minutes, state["spent"])
-
-    def save() -> None:
-        save_atomically({"network": network.state_dict(), "optimizer": optimizer.state_dict(), "average": average.state,
-                         "steps": average.steps, "spent": clock.spent}, state_file)  # fmt: skip
-
-    saved = shown = time.monotonic()
-    while clock.share < 1:
-        pictures, _ = pool.batch(args.ae_batch)
-        pictures = pictures.contiguous(memory_format=torch.channels_last)
-        for group in optimizer.param_groups:
-            group["lr"] = clock.rate(1e-3)
-        with autocast(device):
-            latents = network.encode(pictures)
-            noise = torch.rand(len(latents), 1, 1, 1, device=device) * 0.2
-            loss = pyramid_loss(network.decode(latents + noise * torch.randn_like(latents)).float(), pictures)
-            if average.steps % 4 == 0:  # latents halve as pictures do: smoother to draw in
-                small = network.decode(F.avg_pool2d(latents, 2)).float()
-                loss = loss + 0.25 * pyramid_loss(small, F.avg_pool2d(pictures, 2))
-            loss = loss + 0.02 * (latents.abs() - 3).clamp(min=0).square().mean()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimizer.step()
-        average.update(network)
-        if time.monotonic() - shown > args.report:
-            shown = time.monotonic()
-            print(f"autoencoder {clock.share:5.1%} step {average.steps} loss {float(loss.detach()):.4f}", flush=True)
-        if time.monotonic() - saved > 60 * args.save:
-            saved = time.monotonic()
-            save()
-    if clock.before < args.ae_minutes:
-        save()
-    network.load_state_dict(average.state)
-    network.eval()
-    measure_latents(network, pool, args)
-    save_file(network.exported(), args.out / "autoencoder.safetensors")
-    return network
-
-
-@torch.no_grad()
-def measure_latents(network: Autoencoder, pool: Pool, args: argparse.Namespace) -> None:
-    """Exact mean and variance of each latent channel into the norm, and the round trip's quality into the log."""
-
-    def encoded(pictures: Tensor) -> Tensor:
-        return network.taesd_encoder(pictures).float()
-
-    torch.manual_seed(args.seed)
-    batches = [
-        pool.batch(args.ae_batch)[0] for _ in range(max(2, 2048 // args.ae_batch) if pool.device.type == "cuda" else 4)
-    ]
-    latents = torch.cat([encoded(b) for b in batches])
-    network.norm.running_mean.copy_(latents.mean((0, 2, 3)))
-    network.norm.running_var.copy_(latents.var((0, 2, 3)))
-    errors = torch.stack([(network.decode(network.encode(b)).clamp(0, 1) - b).square().mean() for b in batches])
-    print(f"autoencoder: round trip {float(-10 * errors.mean().log10()):.2f} dB", flush=True)
 
 
 def train_model(args: argparse.Namespace, pool: Pool, network: Autoencoder, device: torch.device) -> nn.ModuleDict:
@@ -169,12 +42,18 @@ def train_model(args: argparse.Namespace, pool: Pool, network: Autoencoder, devi
     fused = {"fused": True} if device.type == "cuda" else {}
     optimizer = torch.optim.AdamW(both.parameters(), 1e-3, betas=(0.9, 0.98), weight_decay=0.01, **fused)
     average, clock = Average(both, 0.9995 if device.type == "cuda" else 0.999), Clock(args.dit_minutes)
+    if args.start is not None:
+        read_model(args.start, both["model"], both["conditions"])
+        average = Average(both, average.decay)
     if state_file.exists():
         state = torch.load(state_file, map_location=device, weights_only=True)
         both.load_state_dict(state["network"])
         optimizer.load_state_dict(state["optimizer"])
         average.state, average.steps = state["average"], state["steps"]
         clock = Clock(args.dit_minutes, state["spent"])
+    if clock.share >= 1:
+        both.load_state_dict(average.state)
+        return both.eval()
 
     def save() -> None:
         save_atomically({"network": both.state_dict(), "optimizer": optimizer.state_dict(), "average": average.state,
@@ -187,6 +66,7 @@ def train_model(args: argparse.Namespace, pool: Pool, network: Autoencoder, devi
             parts = [(network.encode(p).float(), rows) for p, rows in (pool.batch(args.ae_batch) for _ in range(count))]
         return torch.cat([z for z, _ in parts]), torch.cat([rows for _, rows in parts])
 
+    torch.manual_seed(args.seed + average.steps)  # other pictures after a break
     whole = max(1, args.latents // args.ae_batch)
     latents, labels = encoded(whole)
     forward = torch.compile(both["model"]) if args.compile and device.type == "cuda" else both["model"]
@@ -239,8 +119,7 @@ def train_model(args: argparse.Namespace, pool: Pool, network: Autoencoder, devi
                 both.load_state_dict(average.state)
                 write_sheet(both, network, pool, args.out / "samples.png", device)
                 both.load_state_dict(trained)
-    if clock.before < args.dit_minutes:
-        save()
+    save()
     both.load_state_dict(average.state)
     return both.eval()
 
@@ -297,17 +176,21 @@ def write_sheet(both: nn.ModuleDict, network: Autoencoder, pool: Pool, path: Pat
     Image.fromarray((grid * 255).round().byte().cpu().numpy()).save(path)
 
 
+def shards(state: dict[str, Tensor], count: int) -> list[dict[str, Tensor]]:
+    """A state dict in its order, in `count` parts of about the same size."""
+    parts: list[dict[str, Tensor]] = [{} for _ in range(count)]
+    whole, seen = sum(v.numel() for v in state.values()), 0
+    for key, value in state.items():
+        parts[min(count - 1, seen * count // whole)][key] = value
+        seen += value.numel()
+    return parts
+
+
 def write_files(both: nn.ModuleDict, out: Path) -> None:
-    """The model in two shards of fp16, the tables with the names of their rows."""
+    """The model in shards of fp16, the tables with the names of their rows."""
     state = {k: v.half().cpu().contiguous() for k, v in both["model"].state_dict().items()}
-    keys, half = list(state), sum(v.numel() for v in state.values()) / 2
-    first, seen = {}, 0
-    for key in keys:
-        if seen < half:
-            first[key] = state[key]
-        seen += state[key].numel()
-    save_file(first, out / "model-1.safetensors")
-    save_file({k: v for k, v in state.items() if k not in first}, out / "model-2.safetensors")
+    for i, part in enumerate(shards(state, SHARDS)):
+        save_file(part, out / f"model-{i + 1}.safetensors")
     values = {"who": ["any", *(f"person {i}" for i in range(KNOWN)), *(f"stranger {i + 1}" for i in range(STRANGERS))]}
     values |= {k: list(v) for k, v in SLOTS.items()}
     tables = {k: v.half().cpu().contiguous() for k, v in both["conditions"].state_dict().items()}
@@ -330,6 +213,14 @@ def main() -> None:
     add("--batch", type=int, default=512)
     add("--rate", type=float, default=7e-4)
     add("--latents", type=int, default=60_000)
+    add("--drawn", type=Path, help="folder of tools.draw_pool: instead of drawing; their colours vary")
+    add("--from", dest="start", type=Path, help="folder of files to go on from")
+    add("--crop", type=int, help="the autoencoder learns from windows of this side, a multiple of 8")
+    add("--ae-rate", type=float, default=1e-3)
+    add("--colour", type=float, default=1.0, help="weight of the colour loss")
+    add("--near", type=float, default=0.05, help="with --from: weight of the distance to the former latents")
+    add("--decoder-only", action="store_true", help="with --from: the encoder, and so the latents, stay as they are")
+    add("--threads", type=int, help="CPU threads")
     add("--painted", type=Path, help="safetensors with `cutouts`, N×4×160×160 uint8")
     add("--save", type=float, default=2.0, help="minutes between states")
     add("--report", type=float, default=10.0, help="seconds between lines")
@@ -338,6 +229,8 @@ def main() -> None:
     add("--seed", type=int, default=0)
     args = parser.parse_args()
     device = torch.device(args.device)
+    if args.threads:
+        torch.set_num_threads(args.threads)
     args.out.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
     torch.manual_seed(args.seed)
@@ -345,6 +238,8 @@ def main() -> None:
     torch.backends.cudnn.benchmark = True
     pool = Pool(args, device)
     network = train_autoencoder(args, pool, device)
+    if args.dit_minutes <= 0:
+        return
     args.dit_minutes = min(args.dit_minutes, max(0.2, args.deadline - 0.4 - (time.monotonic() - began) / 60))
     both = train_model(args, pool, network, device)
     write_files(both, args.out)

@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from tools.judge_data import TilesOnDevice
 from tools.latent_networks import Autoencoder
-from tools.train_latent_model import Average, Clock, autocast, pyramid_loss, save_atomically
+from tools.latent_training import Average, Clock, autocast, pyramid_loss, save_atomically
 
 HALVES = ("taesd_encoder", "taesd_decoder")
 LATENT_NOISE = 0.2  # of a latent's deviation, at most

@@ -392,6 +392,7 @@ def test_the_wheel_carries_the_bundled_data(tmp_path):
     names = set(zipfile.ZipFile(wheel).namelist())
     for needed in ("bundled/denoiser.safetensors", "workflows/api/protect.json", "web/docs/AntiPureProtect.md",
                    "bundled/astronaut_face.png", "bundled/toy_stargan.safetensors", "bundled/LICENSE.lpips",
+                   "bundled/demo/model-4.safetensors",
                    "methods/generators/loading.py", "nodes/host.py", "__init__.py",
                    "cli/portfolio/run.py", "cli/portfolio/page.html"):  # fmt: skip
         assert f"antipure/{needed}" in names

@@ -18,7 +18,14 @@ from PIL import Image
 
 FOLDER = Path(__file__).resolve().parents[2] / "workflows"
 NAMES = sorted(path.stem for path in (FOLDER / "api").glob("*.json"))
-SERVER_ONLY = ["folder_protect", "lora_patch_sd", "sd_protect", "sd_purification_customization"]
+SERVER_ONLY = [
+    "demo_protect_latent",
+    "demo_purification_customization",
+    "folder_protect",
+    "lora_patch_sd",
+    "sd_protect",
+    "sd_purification_customization",
+]
 IN_PROCESS = [
     "lora_patch_defensive",
     "lora_patch_evaluation",
@@ -82,7 +89,14 @@ def test_node_ids_differ_between_workflows():
     assert len(ids) == len(set(ids))
 
 
-WIDE = ["lora_patch_defensive", "lora_patch_evaluation", "lora_patch_sd", "sd_purification_customization"]
+WIDE = [
+    "demo_protect_latent",
+    "demo_purification_customization",
+    "lora_patch_defensive",
+    "lora_patch_evaluation",
+    "lora_patch_sd",
+    "sd_purification_customization",
+]
 
 
 @each_workflow

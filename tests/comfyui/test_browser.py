@@ -71,6 +71,21 @@ HOST_NOISE = "|".join(
 )
 
 
+OVERLAPS = """() => {
+  const scale = app.canvas.ds.scale;
+  const boxes = app.graph._nodes.map(node => {
+    const shown = document.querySelector(`[data-node-id="${node.id}"]`)?.getBoundingClientRect();
+    const [width, height] = shown ? [shown.width / scale, shown.height / scale] : [node.size[0], node.size[1] + 30];
+    return [node.title, node.pos[0], node.pos[1] - 30, width, height, Boolean(shown)];
+  });
+  const found = [];
+  boxes.forEach(([a, ax, ay, aw, ah], i) => boxes.slice(i + 1).forEach(([b, bx, by, bw, bh]) => {
+    if (ax < bx + bw - 2 && bx < ax + aw - 2 && ay < by + bh - 2 && by < ay + ah - 2) found.push(`${a} / ${b}`);
+  }));
+  return [found, boxes.filter(box => box[5]).length];
+}"""
+
+
 @pytest.fixture(scope="module")
 def browser():
     found = os.environ.get("CHROMIUM") or next(
@@ -226,6 +241,7 @@ def test_workflow_from_the_template_browser(page, server, name, tmp_path, tool):
     picture = tmp_path / f"{name}.png"
     page.screenshot(path=picture)
     print(f"\nComfyUI {server.version}, {name}: {picture}")
+    assert page.evaluate(OVERLAPS)[0] == [], "nodes grow with texts and previews, and have room for it"
 
     text = (ROOT / "web" / "docs" / f"{help_of}.md").read_text(encoding="utf-8")
     paragraph = plain(text.split("\n\n")[1])
@@ -265,21 +281,6 @@ def set_widget(page, node_id: int, name: str, value) -> None:
         "([id, name, value]) => { app.graph.getNodeById(id).widgets.find(w => w.name === name).value = value }",
         [node_id, name, value],
     )
-
-
-OVERLAPS = """() => {
-  const scale = app.canvas.ds.scale;
-  const boxes = app.graph._nodes.map(node => {
-    const shown = document.querySelector(`[data-node-id="${node.id}"]`)?.getBoundingClientRect();
-    const [width, height] = shown ? [shown.width / scale, shown.height / scale] : [node.size[0], node.size[1] + 30];
-    return [node.title, node.pos[0], node.pos[1] - 30, width, height, Boolean(shown)];
-  });
-  const found = [];
-  boxes.forEach(([a, ax, ay, aw, ah], i) => boxes.slice(i + 1).forEach(([b, bx, by, bw, bh]) => {
-    if (ax < bx + bw - 2 && bx < ax + aw - 2 && ay < by + bh - 2 && by < ay + ah - 2) found.push(`${a} / ${b}`);
-  }));
-  return [found, boxes.filter(box => box[5]).length];
-}"""
 
 
 @pytest.mark.parametrize("new_nodes", [False, True], ids=["canvas", "nodes 2.0"])

@@ -147,7 +147,7 @@ def read_ui(name: str) -> dict:
 
 
 def browse_templates(page) -> None:
-    """Browse Templates, this pack's entry."""
+    """Browse Templates, this pack's entry, down to its last card: old frontends draw the first twelve, in any order."""
     entry = page.get_by_text(FOLDER).first
     for _ in range(5):  # a slow page may not have heard of the first call, or close the window it opens by itself
         page.evaluate("() => app.extensionManager.command.execute('Comfy.BrowseTemplates')")
@@ -157,7 +157,13 @@ def browse_templates(page) -> None:
         except playwright.TimeoutError:
             page.keyboard.press("Escape")
     entry.click()
-    page.get_by_role("heading", name=UI_FILES["protect_my_picture"].stem, exact=True).wait_for()
+    cards = page.get_by_role("heading", name=re.compile(r"^\d\d \w"))
+    cards.first.wait_for()
+    for _ in range(20):
+        if cards.count() >= len(UI_FILES):
+            break
+        cards.last.scroll_into_view_if_needed()
+        page.wait_for_timeout(500)
 
 
 def open_template(page, name: str) -> None:

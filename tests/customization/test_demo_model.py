@@ -90,3 +90,9 @@ def test_files_of_another_model_get_one_sentence(tmp_path):
 def test_outside_comfyui_the_node_says_so():
     with pytest.raises(AntiPureError, match="run the workflow in ComfyUI"):
         NODE_CLASS_MAPPINGS["AntiPureLoadDemoModel"]().load(person="any", style="any")
+
+
+def test_classes_are_those_of_the_drawn_portraits(tool):
+    """What the node offers is what the training's pictures were labelled with, value by value."""
+    drawn = {slot.replace(" ", "_"): tuple(values) for slot, values in tool("portraits").SLOTS.items()}
+    assert {slot: values for slot, values in demo_model.CLASSES.items() if slot != "person"} == drawn

@@ -9,6 +9,9 @@ as drawn, after a round trip through the demo model's autoencoder, and after one
 reference is the own one), the equal error rate with a 95 % interval (bootstrap over persons); for single pictures
 against single pictures, too. Then portraits called none, and pictures without a portrait called one, by kind.
 
+--twins draws, for so many of the persons, somebody else with the same hair, haircut, beard, glasses, hat, age and skin:
+what is left are features, shades and clothes.
+
 --pool (of `tools.draw_pool`) adds what the demo model itself draws: the persons it knows by name, four pictures each,
 against drawn portraits of all of those. Here the judge has seen the persons, and what is measured is the model, too.
 """
@@ -34,10 +37,11 @@ from antipure.methods.metrics.portrait_judge import (
 from torch import Tensor, nn
 
 from tools import judge_pictures
-from tools.draw_judge_portraits import read_people
+from tools.draw_judge_portraits import JUDGED, read_people
 from tools.latent_networks import CHANNELS, Conditions, MMDiT
 from tools.latent_pool import KNOWN, SIZES
 from tools.latent_training import read_model
+from tools.portraits import draw_portraits, person
 from tools.train_latent_model import sample
 from tools.train_portrait_judge import demo_autoencoder, pool_people, reduced, textures, through_autoencoder
 
@@ -112,6 +116,31 @@ def identities(judge: PortraitJudge, held: dict[str, Tensor], versions: dict[str
     return text_table(HEAD, lines)
 
 
+@torch.no_grad()
+def twins(judge: PortraitJudge, held: dict[str, Tensor], count: int, shots: int = 4) -> str:
+    """Own pictures and those of another person with the same labels, single ones, against the own references."""
+    persons = held["who"].unique()[:count]
+    own = [judge.embed_all(held["pictures"][held["who"] == one].float() / 255) for one in persons]
+    half = len(own[0]) // 2
+    others = JUDGED + 100_000 + torch.arange(40_000)
+    labels = torch.stack([v for _, v in sorted(person(others)[1].items())], 1)
+    wanted = torch.stack([v for _, v in sorted(person(persons)[1].items())], 1)
+    genuine, impostor = [], []
+    for embeddings, told in zip(own, wanted, strict=True):
+        alike = (labels == told).all(1).nonzero()[:, 0]
+        if not len(alike):
+            continue
+        reference = F.normalize(embeddings[:half].mean(0), dim=0)
+        drawn = [draw_portraits(others[alike[:1]], [shot]).pictures for shot in range(shots)]
+        genuine.append(embeddings[half:] @ reference)
+        impostor.append(judge.embed_all(torch.cat(drawn)) @ reference)
+    mine, theirs = torch.cat(genuine), torch.cat(impostor)
+    return (
+        f"{len(genuine)} persons and twins: own {mine.mean():.3f}, twins {theirs.mean():.3f}, "
+        f"d' {d_prime(mine, theirs):.2f}, equal error {100 * equal_error_rate(mine, theirs):.1f} %"
+    )
+
+
 def portraits(judge: PortraitJudge, versions: dict[str, Tensor], others: dict[str, Tensor]) -> str:
     def share(pictures: Tensor) -> Tensor:
         return (judge.portrait_probability(pictures.float() / 255) >= THRESHOLD).double()
@@ -164,6 +193,7 @@ def main() -> None:
     parser.add_argument("--judge", type=Path, default=BUNDLED)
     parser.add_argument("--demo", type=Path, default=BUNDLED_FOLDER / "demo", help="folder of the autoencoder")
     parser.add_argument("--pool", type=Path, help="folder of tools.draw_pool: measure what the demo model draws, too")
+    parser.add_argument("--twins", type=int, default=0, help="persons to draw somebody like")
     parser.add_argument("--others", type=int, default=200, help="pictures without a portrait of each kind")
     args = parser.parse_args()
     judge, network, held = read_judge(args.judge), demo_autoencoder(args.demo), read_people(args.people, held_out=True)
@@ -180,6 +210,8 @@ def main() -> None:
     print(identities(judge, held, versions))
     print()
     print(portraits(judge, versions, others))
+    if args.twins:
+        print(f"\n{twins(judge, held, args.twins)}")
     if args.pool is not None:
         print()
         print(of_the_model(judge, drawn_by_name(args.demo), pool_people(args.pool)))

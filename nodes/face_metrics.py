@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..methods.metrics.faces import FaceModels, face_scores
+from ..methods.metrics.portrait_judge import read_judge
 from . import host, inputs, model_folders
 from .convert import from_image
 from .progress import Progress
@@ -13,7 +14,8 @@ from .progress import Progress
 class FaceMetrics:
     DESCRIPTION = (
         "ISM and FDFR: how much the faces still resemble the person of the clean pictures, and in how many pictures "
-        "no face is found. Needs onnxruntime and an insightface pack of yours; nothing is downloaded."
+        "no face is found. Needs onnxruntime and an insightface pack of yours; nothing is downloaded. For the drawn "
+        "portraits of Load Demo Model the pack has a judge of its own."
     )
     CATEGORY = "AntiPure"
     FUNCTION = "measure"
@@ -33,9 +35,9 @@ class FaceMetrics:
             image=inputs.image("The pictures to measure, such as samples after customization."),
             clean=inputs.image("Clean pictures of the same person, of any number and size."),
             pack=inputs.file(
-                model_folders.list_models("faces"),
-                "A folder in models/insightface with det_*.onnx and w600k_*.onnx, such as buffalo_l.",
-                absent=model_folders.ABSENT["faces"],
+                _packs(),
+                "A folder in models/insightface with det_*.onnx and w600k_*.onnx, such as buffalo_l. "
+                "'bundled_portraits' knows the demo model's drawn portraits only, no photographs.",
             ),
             threshold=inputs.number(0.5, 0.05, 0.95, 0.05, "Score from which the detector's finding counts as a face."),
             node_id=True,
@@ -49,12 +51,14 @@ class FaceMetrics:
         picture, _ = from_image(image)
         known, _ = from_image(clean, "clean picture")
         with torch.inference_mode(False), torch.no_grad():
-            models = FaceModels(model_folders.find_model("faces", pack))
+            path = model_folders.find_model("faces", pack)
+            models = read_judge(path) if pack == model_folders.BUNDLED_PORTRAITS else FaceModels(path)
             with Progress("looking for faces", node_id) as progress:
                 scores = face_scores(picture, known, models, threshold=threshold, progress=progress)
         seen = sum(s == s for s in scores.similarities)
+        kind = "insightface" if isinstance(models, FaceModels) else "drawn portraits only"
         lines = [
-            f"models: {models.name} (insightface)",
+            f"models: {models.name} ({kind})",
             f"ISM {scores.ism:.4f} over {seen} of {len(picture)} pictures",
             f"FDFR {scores.fdfr:.4f}",
             f"reference: {scores.clean_faces} of {len(known)} clean pictures",
@@ -63,3 +67,10 @@ class FaceMetrics:
         report = "\n".join(lines)
         host.show_text(report, node_id)
         return {"ui": {"text": [report]}, "result": (scores.ism, scores.fdfr, report)}
+
+
+def _packs() -> list[str]:
+    """The user's packs, or where one goes; then the judge of drawn portraits."""
+    bundled = model_folders.BUNDLED_PORTRAITS
+    packs = [name for name in model_folders.list_models("faces") if name != bundled]
+    return [*(packs or [model_folders.ABSENT["faces"]]), bundled]

@@ -14,10 +14,12 @@ from typing import NamedTuple
 from ..methods.diffusion import checkpoints
 from ..methods.errors import AntiPureError
 from ..methods.generators import loading
+from ..methods.metrics import portrait_judge
 from . import host
 from .outputs import SAVED_PATCHES
 
 BUNDLED = "bundled"
+BUNDLED_PORTRAITS = "bundled_portraits"  # the judge of drawn portraits, in place of a pack that knows photographs
 BUNDLED_PAIR = "bundled_pair"  # `bundled` and its sibling together, to protect against
 
 
@@ -40,7 +42,8 @@ KINDS = {
     "generators": Kind("antipure_generators", (".safetensors", ".ckpt", ".pth", ".pt"), (), {BUNDLED: loading.BUNDLED}),
     "patches": Kind("antipure_patches", (".safetensors", ".pth", ".pt", ".ckpt"), ("adapter_config.json",)),
     "encoders": Kind("antipure_encoders", (".safetensors", ".pth"), ("config.json",)),
-    "faces": Kind("insightface", (), ("det_*.onnx", "scrfd_*.onnx")),  # packs lie in models/insightface/models
+    # Packs lie in models/insightface/models.
+    "faces": Kind("insightface", (), ("det_*.onnx", "scrfd_*.onnx"), {BUNDLED_PORTRAITS: portrait_judge.BUNDLED}),
 }
 # What the lists say as long as they are empty, and errors about names that are not in them.
 ABSENT = {

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -122,6 +123,16 @@ class FaceModels:
         return _run(self.recogniser, (aligned - 127.5) / 127.5)[0].flatten()
 
 
+class FaceFinder(Protocol):
+    """What `face_scores` asks of models: `FaceModels`, or the judge of drawn portraits (`portrait_judge`)."""
+
+    name: str
+
+    def detect(self, picture: Tensor, threshold: float = 0.5) -> list[Face]: ...
+
+    def embed(self, picture: Tensor, face: Face) -> Tensor: ...
+
+
 @dataclass(frozen=True)
 class FaceScores:
     """ism: -1..1, NaN without any face. fdfr: 0..1. similarities: one per picture, NaN where no face was found."""
@@ -135,7 +146,7 @@ class FaceScores:
 def face_scores(
     picture: Tensor,
     clean: Tensor,
-    models: FaceModels,
+    models: FaceFinder,
     *,
     threshold: float = 0.5,
     progress: Progress = silent,

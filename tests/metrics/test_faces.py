@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from antipure.methods.customization.demo_model import portraits
 from antipure.methods.errors import AntiPureError
 from antipure.methods.metrics.faces import TEMPLATE, Face, FaceModels, align, face_scores, similarity
 from antipure.nodes import NODE_CLASS_MAPPINGS
@@ -229,3 +230,19 @@ def test_the_node_reports_both(models, tmp_path):
     assert "ISM 1.0000 over 1 of 2 pictures" in report
     assert "FDFR 0.5000" in report
     assert "tiny" in report
+
+
+def test_the_node_measures_drawn_portraits_without_a_pack(tmp_path):
+    node = NODE_CLASS_MAPPINGS["AntiPureFaceMetrics"]()
+    offered = node.INPUT_TYPES()["required"]["pack"][0]
+    assert offered[-1] == "bundled_portraits"
+    assert offered[0] != "bundled_portraits", "what was chosen by itself before stays so"
+    pictures = portraits().permute(0, 2, 3, 1)
+    both = torch.cat([pictures[3:], torch.full_like(pictures[:2], 0.4)])
+    with torch.inference_mode():
+        result = node.measure(image=both.clone(), clean=pictures[:3].clone(), pack="bundled_portraits", threshold=0.5)
+    ism, fdfr, report = result["result"]
+    assert fdfr == 0.5
+    assert ism > 0.5
+    assert "bundled portrait judge (drawn portraits only)" in report
+    assert "picture 4: no face" in report

@@ -42,7 +42,8 @@ def test_insightface_packs_are_found_where_other_packs_put_them(comfyui):
         folder.mkdir(parents=True)
         (folder / file).touch()
     (comfyui.folder.parent / "insightface" / "inswapper_128.onnx").touch()
-    assert model_folders.list_models("faces") == ["models/antelopev2", "models/buffalo_l"]
+    packs = ["models/antelopev2", "models/buffalo_l"]
+    assert model_folders.list_models("faces") == ["bundled_portraits", *packs]
     with pytest.raises(AntiPureError, match="no face model 'models/other' in models/insightface"):
         model_folders.find_model("faces", "models/other")
 
@@ -149,7 +150,8 @@ def test_an_empty_list_says_where_files_go_and_so_does_who_runs_it(comfyui, node
     from antipure.cli.model_registry import MODELS
     from antipure.nodes import NODE_CLASS_MAPPINGS
 
-    (entry,) = NODE_CLASS_MAPPINGS[node_id].INPUT_TYPES()["required"][name][0]
+    entry, *bundled = NODE_CLASS_MAPPINGS[node_id].INPUT_TYPES()["required"][name][0]
+    assert bundled == (["bundled_portraits"] if name == "pack" else [])
     assert all(word in entry for word in words)
     assert all(word.split()[-1] in MODELS for word in words if "fetch-models" in word)
     kind = {"encoder": "encoders", "pack": "faces", "patch": "patches"}[name]

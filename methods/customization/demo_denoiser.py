@@ -31,7 +31,7 @@ SHIFT = 3.0  # of Stable Diffusion 3's sampling, which core applies: sigma = SHI
 LEAST_SIGNAL = 1e-3  # below which the loss is not weighted up any further
 # DreamBooth-LoRA over attention, as diffusers trains Stable Diffusion 3, in steps that a CPU does in seconds.
 DEMO_SETTINGS = CustomizationSettings(
-    rank=16, steps=200, batch=4, learning_rate=1e-3, low_share=0.0, convolutions=False, resize=True
+    rank=16, steps=100, batch=4, learning_rate=1e-3, low_share=0.0, convolutions=False, resize=True
 )
 
 

@@ -51,8 +51,9 @@ def sampled(model, positive, negative, seed: int) -> torch.Tensor:
 def independent(x: torch.Tensor, sigma: torch.Tensor, chosen: dict) -> torch.Tensor:
     """The same denoised latent by our own transformer, and the tables of the prompt as they were trained."""
     sys.path.insert(0, str(PACK))
-    from methods.diffusion.mmdit import MMDiT
     from safetensors.torch import load_file
+
+    from methods.diffusion.mmdit import MMDiT
 
     folder = PACK / "bundled" / "demo"
     network = MMDiT().eval()

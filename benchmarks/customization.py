@@ -210,7 +210,10 @@ def run_demo(args: argparse.Namespace) -> None:
             write(args.out / "results.json", {"settings": head, "results": [asdict(result) for result in results]})
         return text
 
-    print(f"\n{table(demo.measure(run, args.persons, versions, after, args.seeds, table))}")
+    results, left_out = demo.measure(run, args.persons, versions, after, args.seeds, table)
+    head += "".join(f" Left out: `{version}` ({reason})" for version, reason in left_out.items())
+    print(f"\n{table(results)}")
+    versions = [version for version in versions if version not in left_out]
     if args.out:
         for person in args.persons:
             write(args.out / f"person-{person}.png", demo_report.sheet(run, person, versions, after[:2]))

@@ -32,6 +32,7 @@ from antipure.methods.customization.demo_denoiser import DemoDenoiser, load_demo
 from antipure.methods.customization.demo_model import FOLDER
 from antipure.methods.customization.dreambooth_lora import CustomizationSettings, customized
 from antipure.methods.diffusion.ddim import generate
+from antipure.methods.errors import AntiPureError
 from antipure.methods.metrics.brisque import load_brisque
 from antipure.methods.metrics.distribution import DenoiserFeatures, extract, kernel_distance
 from antipure.methods.metrics.image import psnr
@@ -261,19 +262,29 @@ def measure(
     after: list[str],
     seeds: int,
     finished: Callable[[list[Result]], object] = lambda results: None,
-) -> list[Result]:
-    """All results; `finished` is called after every seed and attacker with those that are there."""
+) -> tuple[list[Result], dict[str, str]]:
+    """All results, and the versions that the model does not take, with the reason.
+
+    finished: called after every seed and attacker with the results that are there.
+    """
     results: list[Result] = []
+    left_out: dict[str, str] = {}
     for seed in range(seeds):
         for text in after:
             for person in persons:
                 if text == after[0]:
                     results.append(run.result(person, BASE, NONE, seed, None))
-                for version in versions:
+                for version in [v for v in versions if v not in left_out]:
+                    try:
+                        run.protected(person, version, seed)
+                    except AntiPureError as error:
+                        print(f"{version} is left out: {error}", flush=True)
+                        left_out[version] = str(error)
+                        continue
                     trained = run.purified(person, version, text, seed)
                     results.append(run.result(person, version, text, seed, trained))
             finished(results)
-    return results
+    return results, left_out
 
 
 def planned(persons: int, versions: list[str], after: list[str], seeds: int) -> Counter:

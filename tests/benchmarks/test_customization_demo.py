@@ -54,7 +54,7 @@ def test_stages_are_kept_and_redone_where_they_depend_on_what_changed(tmp_path):
         return Counter(path.parent.name for path in tmp_path.rglob("*") if path.is_file())
 
     def figures(texts: list[str], **changes) -> list[demo.Result]:
-        return demo.measure(run(tmp_path, **changes), [1], ["clean", "random"], texts, 1)
+        return demo.measure(run(tmp_path, **changes), [1], ["clean", "random"], texts, 1)[0]
 
     first = figures(TEXTS)
     assert [(r.version, r.after) for r in first] == [
@@ -78,6 +78,13 @@ def test_stages_are_kept_and_redone_where_they_depend_on_what_changed(tmp_path):
     clean = (demo.portraits(1, 0, 4)[0] * 255).round().byte()
     places = again.unfold(2, 128, 1).unfold(3, 128, 1)[0, :, 44, :, :, :]
     assert any(torch.equal(places[:, x], clean) for x in range(140, 160))
+
+
+def test_what_the_model_does_not_take_is_named_and_left_out(tmp_path):
+    results, left_out = demo.measure(run(tmp_path), [1], ["simac", "clean"], ["none", "jpeg75"], 1)
+    assert [(r.version, r.after) for r in results] == [("base", "none"), ("clean", "none"), ("clean", "jpeg75")]
+    assert list(left_out) == ["simac"]
+    assert "U-Net" in left_out["simac"]
 
 
 def test_what_each_protection_is_made_against(tmp_path):

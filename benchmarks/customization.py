@@ -25,6 +25,9 @@ are written anew after every finished column of the first seed, and after every 
 Protections work against the bundled denoiser. `--after judge:gridpure10` purifies with one that none is made against,
 and --customize judge customizes that one. --pipeline FOLDER customizes a local Stable Diffusion model and not the
 bundled one; the baselines then protect against that model, the presets against the bundled purifier.
+
+--model demo takes the bundled latent model, which draws, and persons in place of pictures (`customization_demo.py`):
+tables of ISM, FDFR, KID and BRISQUE, and a sheet of what was drawn.
 """
 
 from __future__ import annotations
@@ -39,12 +42,15 @@ import torch
 from antipure.methods.antipure.objective import PRESETS
 from antipure.methods.baselines import BASELINES
 from antipure.methods.controls import CONTROLS
+from antipure.methods.customization.demo_denoiser import DEMO_SETTINGS
 from antipure.methods.customization.dreambooth_lora import CustomizationSettings
 from antipure.methods.customization.pipeline import PIPELINE_SETTINGS
 from antipure.methods.errors import AntiPureError
 from antipure.methods.metrics.image import psnr
 from torch import Tensor
 
+from . import customization_demo as demo
+from . import customization_demo_report as demo_report
 from . import sets
 from .customization_report import BASE, CLEAN, NONE, REFERENCE, Result, markdown, sheet
 from .customization_run import MATCHED, Run, attacker
@@ -129,10 +135,12 @@ def measure(
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="denoiser", choices=("denoiser", "demo"), help="demo: a model that draws")
+    parser.add_argument("--persons", nargs="+", type=int, default=list(demo.PERSONS[:3]), help="of --model demo")
     parser.add_argument("--pictures", nargs="+", default=list(SUBJECTS), help="of benchmarks/pictures, or files")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--versions", nargs="+", default=list(VERSIONS))
-    parser.add_argument("--after", nargs="+", default=list(AFTER), help="as in methods/purification/purifiers.py")
+    parser.add_argument("--versions", nargs="+", help="protections, controls, clean")
+    parser.add_argument("--after", nargs="+", help="attackers, as in methods/purification/purifiers.py")
     parser.add_argument("--levels", type=float, default=8, help="budget of every protection")
     parser.add_argument("--protection-steps", type=int, default=40, help="PGD steps of every protection")
     parser.add_argument("--customize", default="bundled", choices=list(DENOISERS), help="the denoiser customized")
@@ -149,6 +157,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="folder for the sheets of pictures and results.json")
     parser.add_argument("--markdown", type=Path, help="write the tables there, too")
     args = parser.parse_args()
+    defaults = (demo.VERSIONS, demo.AFTER) if args.model == "demo" else (VERSIONS, AFTER)
+    args.versions, args.after = args.versions or list(defaults[0]), args.after or list(defaults[1])
     if args.samples < 0 or 0 < args.samples < 4:
         parser.error("--samples takes 0, or 4 and more: a sheet shows four.")
     return args
@@ -165,19 +175,73 @@ def read_subjects(names: list[str]) -> dict[str, Tensor]:
     return found
 
 
+def run_demo(args: argparse.Namespace) -> None:
+    """The same with the demo model: tables and, with --out, a sheet per person."""
+    settings = chosen_settings(args, DEMO_SETTINGS)
+    versions = list(dict.fromkeys([CLEAN, *args.versions]))
+    after = list(dict.fromkeys([NONE, *args.after]))
+    known = [CLEAN, MATCHED, *CONTROLS, *BASELINES, *PRESETS, demo.BLIND]
+    check_versions(versions, known)
+    run = demo.DemoRun(
+        work=args.work,
+        levels=args.levels,
+        protection_steps=args.protection_steps,
+        settings=settings,
+        samples=args.samples or 16,
+        sampling_steps=args.sampling_steps,
+        precision=precision_for_cpu(args.precision),
+        clock=Clock(demo.planned(len(args.persons), versions, after, args.seeds)),
+    )
+    for text in after:
+        run.attacker(text)
+    head = (
+        f"{machine()}. Persons {', '.join(map(str, args.persons))}; {demo.TRAINED_ON} portraits each; {args.levels:g} "
+        f"levels, {args.protection_steps} PGD steps; demo model {run.key}, {run.precision}, rank {settings.rank}, "
+        f"{settings.steps} steps of {settings.batch} pictures at {settings.learning_rate:g}; {run.samples} samples in "
+        f"{args.sampling_steps} steps at CFG {demo.GUIDANCE:g}."
+    )
+
+    def table(results: list[demo.Result]) -> str:
+        seeds, columns = 1 + max(r.seed for r in results), len({r.after for r in results})
+        text = f"{head} {seeds} of {args.seeds} seeds, {columns} attackers.\n\n{demo_report.markdown(results)}"
+        if args.markdown:
+            args.markdown.write_text(text + "\n", encoding="utf-8")
+        if args.out:
+            write(args.out / "results.json", {"settings": head, "results": [asdict(result) for result in results]})
+        return text
+
+    results, left_out = demo.measure(run, args.persons, versions, after, args.seeds, table)
+    head += "".join(f" Left out: `{version}` ({reason})" for version, reason in left_out.items())
+    print(f"\n{table(results)}")
+    versions = [version for version in versions if version not in left_out]
+    if args.out:
+        for person in args.persons:
+            write(args.out / f"person-{person}.png", demo_report.sheet(run, person, versions, after[:2]))
+
+
+def chosen_settings(args: argparse.Namespace, defaults: CustomizationSettings) -> CustomizationSettings:
+    changes = {"steps": args.steps, "learning_rate": args.learning_rate}
+    return replace(defaults, **{k: v for k, v in changes.items() if v is not None})
+
+
+def check_versions(versions: list[str], known: list[str]) -> None:
+    """Ends the program where a version is none."""
+    unknown = [v for v in versions if v not in known]
+    if unknown:
+        raise SystemExit(f"There is no version '{unknown[0]}'; choose from {', '.join(known)}.")
+
+
 def main() -> None:
     args = arguments()
     torch.set_num_threads(args.threads)
-    settings = PIPELINE_SETTINGS if args.pipeline else CustomizationSettings()
-    changes = {"steps": args.steps, "learning_rate": args.learning_rate}
-    settings = replace(settings, **{k: v for k, v in changes.items() if v is not None})
+    if args.model == "demo":
+        run_demo(args)
+        return
+    settings = chosen_settings(args, PIPELINE_SETTINGS if args.pipeline else CustomizationSettings())
     # The references that the figures are read against are always there.
     versions = list(dict.fromkeys([CLEAN, *args.versions]))
     after = list(dict.fromkeys([NONE, *args.after]))
-    unknown = [v for v in versions if v not in {CLEAN, MATCHED, *CONTROLS, *BASELINES, *PRESETS}]
-    if unknown:
-        known = ", ".join([CLEAN, MATCHED, *CONTROLS, *BASELINES, *PRESETS])
-        raise SystemExit(f"There is no version '{unknown[0]}'; choose from {known}.")
+    check_versions(versions, [CLEAN, MATCHED, *CONTROLS, *BASELINES, *PRESETS])
     subjects = read_subjects(args.pictures)
     each = args.seeds * len(subjects)
     planned = Counter(

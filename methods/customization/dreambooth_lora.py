@@ -26,7 +26,8 @@ from ..lora_patching.patch import is_patched, new_patch
 from ..pictures import check_picture, pad_reflect, random_stream, to_pixels
 from ..progress import Progress, silent
 
-ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")  # diffusers' names of the layers of an attention block
+# The layers of an attention block: diffusers' names, and those of Stable Diffusion 3's own transformer.
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "attn.qkv", "attn.proj")
 
 
 @dataclass(frozen=True)
@@ -209,11 +210,11 @@ def _loss(
     settings: CustomizationSettings,
     generators: list[torch.Generator],
 ) -> Tensor:
-    """L_ddpm of one random crop, timestep and noise for every generator."""
+    """L_ddpm of one random crop, timestep and noise for every generator, as the model weights it."""
     with torch.no_grad():
         z = denoiser.encode(torch.cat([random_crop(source, tile, g) for g in generators]))
     t = torch.tensor([_timestep(denoiser, settings, g) for g in generators], device=z.device)
-    return noised_loss(denoiser, z, t, generators, trainable=True)
+    return noised_loss(denoiser, z, t, generators, trainable=True) * denoiser.loss_weight(t)
 
 
 def _timestep(denoiser: Denoiser, settings: CustomizationSettings, generator: torch.Generator) -> int:

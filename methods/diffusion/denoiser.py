@@ -75,6 +75,10 @@ class Denoiser(Sessions, ABC):
         """`predict_noise` through which gradients reach the network's weights, too."""
         return self.predict_noise(x_t, t)
 
+    def loss_weight(self, t: Tensor) -> Tensor:
+        """What L_ddpm at these timesteps counts where this model is trained: N; 1 for models trained on it as it is."""
+        return torch.ones(len(t), device=t.device)
+
     def clamp(self, x0: Tensor) -> Tensor:
         """x0 within the range the model was trained on."""
         return x0.clamp(-1, 1) if self.clip_x0 else x0

@@ -49,24 +49,24 @@ def sampled(model, positive, negative, seed: int) -> torch.Tensor:
 
 
 def independent(x: torch.Tensor, sigma: torch.Tensor, chosen: dict) -> torch.Tensor:
-    """The same denoised latent by the networks that the model was trained as (tools.latent_networks)."""
+    """The same denoised latent by our own transformer, and the tables of the prompt as they were trained."""
     sys.path.insert(0, str(PACK))
     from safetensors.torch import load_file
 
-    from tools.latent_networks import Conditions, MMDiT
+    from methods.diffusion.mmdit import MMDiT
 
     folder = PACK / "bundled" / "demo"
     network = MMDiT().eval()
     shards = [load_file(path) for path in sorted(folder.glob("model-*.safetensors"))]
     network.load_state_dict({k: v.float() for shard in shards for k, v in shard.items()})
-    stored = {k: v.float() for k, v in load_file(folder / "conditions.safetensors").items()}
-    sizes = {k.removeprefix("context."): len(v) for k, v in stored.items() if k.startswith("context.")}
+    tables = {k: v.float() for k, v in load_file(folder / "conditions.safetensors").items()}
     # The state dict is sorted by name, the tables are not: their order is that of the training.
     order = ["who", "style", "hair colour", "haircut", "beard", "glasses", "hat", "age", "skin", "expression"]
-    tables = Conditions({name: sizes[name] for name in order})
-    tables.load_state_dict(stored)
-    context, pooled = tables(torch.tensor([[chosen.get(name, 0) for name in order]]))
-    return x - sigma.view(-1, 1, 1, 1) * network(x, sigma, context, pooled)
+    rows = {name: chosen.get(name, 0) for name in order}
+    tokens = torch.stack([tables[f"context.{name}"][row] for name, row in rows.items()])
+    pooled = sum(tables[f"pooled.{name}"][row] for name, row in rows.items()) / len(rows) ** 0.5
+    context = torch.cat([tokens, tables["registers"]])
+    return x - sigma.view(-1, 1, 1, 1) * network(x, sigma, context[None], pooled[None])
 
 
 @torch.inference_mode()

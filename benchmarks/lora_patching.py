@@ -153,6 +153,7 @@ def main() -> None:
         "--watermark-faces", type=int, default=64, help="training faces that CMUA-Watermark is made from; 0: without"
     )
     parser.add_argument("--other", type=Path, help="a patch of the toy: adds the rows of Disrupting made against it")
+    parser.add_argument("--no-strong", action="store_true", help="without the strong defender, most of a report's time")
     parser.add_argument("--out", type=Path, help="write the reports' figures as JSON")
     args = parser.parse_args()
     args.precision = precision_for_cpu(args.precision)
@@ -167,9 +168,10 @@ def main() -> None:
     spent = ProcessorTime()
     edits = tuple(name.strip() for name in args.edits.split(",")) if args.edits else generator.edits
     figures: dict[str, object] = {}
-    train_faces = draw_faces(range(args.faces))
     seeds = range(HELD_OUT, HELD_OUT + args.held_out)
-    faces = round_8bit(draw_faces(seeds))
+    with spent.stage("drawing faces"):
+        train_faces = draw_faces(range(args.faces))
+        faces = round_8bit(draw_faces(seeds))
     print(
         f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}; "
         f"{args.faces} training and {args.held_out} held-out faces, {len(edits)} edits, {args.precision}"
@@ -184,10 +186,11 @@ def main() -> None:
 
     def measured(name: str, patch: LoraPatch, **given: Tensor) -> DefenceReport:
         against = () if other is None else (hashlib.sha256(patch_bytes(other)).hexdigest(),)
+        against += ("no strong defender",) if args.no_strong else ()
         shape = digest(args.held_out, args.seed, args.precision, args.watermark_faces, edits, args.placement, *against)
         folder = args.patches / f"{name} {shape}" if args.patches else None
         settings = {"quality": QUALITY, "seed": args.seed, "edits": edits, "precision": args.precision, **given}
-        settings["other"] = other
+        settings |= {"other": other, "strong": not args.no_strong}
         if args.watermark_faces:
             with spent.stage("CMUA-Watermark"):
                 made_from = round_8bit(train_faces[: args.watermark_faces])
@@ -208,11 +211,12 @@ def main() -> None:
         evaluation = train("evaluation", mode="evaluation")
         table(measured("evaluation", evaluation), "Evaluation")
         rows = []
-        for name, patch in (("original", None), ("patched", evaluation)):
-            psnr, ssim = against_truth(generator, patch, seeds)
-            rows.append((name, f"{psnr:.2f}", f"{ssim:.4f}"))
-        print("\n" + text_table(("edits of plain faces against the truth", "PSNR", "SSIM"), rows), flush=True)
-        merging(generator, evaluation, faces)
+        with spent.stage("against the truth, merging"):
+            for name, patch in (("original", None), ("patched", evaluation)):
+                psnr, ssim = against_truth(generator, patch, seeds)
+                rows.append((name, f"{psnr:.2f}", f"{ssim:.4f}"))
+            print("\n" + text_table(("edits of plain faces against the truth", "PSNR", "SSIM"), rows), flush=True)
+            merging(generator, evaluation, faces)
         overheads()
         if args.ablation_faces:
             ablation(generator, train, train_faces[: args.ablation_faces], faces, seeds)

@@ -9,13 +9,13 @@ names a folder that has them already, and prints:
 * both references, valid cases and Wilson's intervals, and a strong defender against original and patched network;
 * with --other, how Disrupting made against another patch (of another seed, say) fares against this one;
 * the ablation of gates and of feature alignment, parameter overheads, and what merging costs and changes;
-* the processor time of every stage and thread, which a busy machine does not change as it changes the wall clock.
+* the processor time of every stage and thread, which other work on the machine changes less than the wall clock.
 
 Without pretrained encoders at hand the alignment's backbone is the bundled denoiser's middle block. Hours on a CPU for
 all of it; --faces, --epochs, --ablation-faces and --held-out make it smaller, and the figures then say so. With
 --patches whatever is finished is kept there, ten faces at a time, and the same command goes on. --out writes the
 reports as JSON. `--only initialisation --size 32 --steps 60 --seeds 5` compares how patches start, and holds every one
-against the next seed's.
+against the next seed's; `--only transfer` does so with one start alone.
 """
 
 from __future__ import annotations
@@ -59,6 +59,7 @@ from .processor_time import ProcessorTime
 from .work import digest, write
 
 QUALITY = 75
+OVER_SEEDS = ("initialisation", "transfer")
 
 
 @torch.no_grad()
@@ -141,14 +142,14 @@ def main() -> None:
     parser.add_argument("--precision", default=AUTO, choices=CHOICES)
     parser.add_argument("--patches", type=Path, help="folder to keep trained patches in, and to take them from")
     parser.add_argument("--sheet", type=Path, help="write a picture of the defensive patch's examples")
-    parser.add_argument("--only", choices=["evaluation", "defensive", "initialisation"])
+    parser.add_argument("--only", choices=["evaluation", "defensive", *OVER_SEEDS])
     parser.add_argument("--initialisation", default=STRONGER, choices=INITIALISATIONS)
     parser.add_argument("--placement", default=PLACEMENTS[0], choices=PLACEMENTS, help="of the defensive warning")
     parser.add_argument("--edits", help="names separated by commas, to train and measure; default: all")
     parser.add_argument("--seed", type=int, default=0, help="of training and measuring")
-    parser.add_argument("--seeds", type=int, default=5, help="of --only initialisation: patches per kind")
-    parser.add_argument("--size", type=int, default=32, help="of --only initialisation: side of the faces")
-    parser.add_argument("--steps", type=int, default=60, help="of --only initialisation: training steps")
+    parser.add_argument("--seeds", type=int, default=5, help="of --only initialisation, transfer: patches per start")
+    parser.add_argument("--size", type=int, default=32, help="there: side of the faces")
+    parser.add_argument("--steps", type=int, default=60, help="there: training steps")
     parser.add_argument(
         "--watermark-faces", type=int, default=64, help="training faces that CMUA-Watermark is made from; 0: without"
     )
@@ -157,8 +158,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="write the reports' figures as JSON")
     args = parser.parse_args()
     args.precision = precision_for_cpu(args.precision)
-    if args.only == "initialisation":
-        found = compare_initialisations(args.size, args.steps, args.seeds, args.held_out, args.precision, args.patches)
+    if args.only in OVER_SEEDS:
+        starts = INITIALISATIONS if args.only == OVER_SEEDS[0] else (args.initialisation,)
+        given = (args.size, args.steps, args.seeds, args.held_out, args.precision, args.patches)
+        found = compare_initialisations(*given, starts)
         if args.out:
             write(args.out, found)
         return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -61,9 +62,15 @@ def in_parts(
 
 
 def compare_initialisations(
-    size: int, steps: int, seeds: int, held_out: int, precision: str, folder: Path | None
+    size: int,
+    steps: int,
+    seeds: int,
+    held_out: int,
+    precision: str,
+    folder: Path | None,
+    starts: Sequence[str] = INITIALISATIONS,
 ) -> dict[str, object]:
-    """Evaluation patches from either start, `seeds` of each, on the toy at `size` px; prints a table of their pools.
+    """Evaluation patches from these starts, `seeds` of each, on the toy at `size` px; prints a table of their pools.
 
     Where there are several seeds, every patch is also held against Disrupting made against the next seed's patch.
     """
@@ -73,7 +80,7 @@ def compare_initialisations(
     found: dict[str, object] = {"size": size, "steps": steps, "seeds": seeds, "held_out": held_out}
     rows = []
     names = ROWS + (TRANSFERRED[:1] if seeds > 1 else ())
-    for initialisation in INITIALISATIONS:
+    for initialisation in starts:
         patches, parts = [], []
         for seed in range(seeds):
             settings = TrainingConfig(

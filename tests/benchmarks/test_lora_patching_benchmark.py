@@ -73,6 +73,8 @@ def test_both_starts_are_compared_over_seeds(generator, tmp_path, monkeypatch, c
     assert row["patched"]["mean_l2"] == pytest.approx(mean)
     again = runs.compare_initialisations(16, 3, 2, 2, "fp32", tmp_path)
     assert again == found
+    one = runs.compare_initialisations(16, 3, 2, 2, "fp32", tmp_path, ("kaiming",))
+    assert {key: value for key, value in found.items() if key != "identity"} == one
     table = capsys.readouterr().out
     assert "| identity |" in table
     assert "| kaiming  |" in table

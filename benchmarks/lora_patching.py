@@ -7,17 +7,21 @@ names a folder that has them already, and prints:
 * how near patched edits come to the truth (the same face drawn with the other attributes) and to the original's;
 * how often the defensive patch's warning is visible, and after JPEG;
 * both references, valid cases and Wilson's intervals, and a strong defender against original and patched network;
-* the ablation of gates and of feature alignment, parameter overheads, and what merging costs and changes.
+* with --other, how Disrupting made against another patch (of another seed, say) fares against this one;
+* the ablation of gates and of feature alignment, parameter overheads, and what merging costs and changes;
+* the processor time of every stage and thread, which other work on the machine changes less than the wall clock.
 
 Without pretrained encoders at hand the alignment's backbone is the bundled denoiser's middle block. Hours on a CPU for
 all of it; --faces, --epochs, --ablation-faces and --held-out make it smaller, and the figures then say so. With
 --patches whatever is finished is kept there, ten faces at a time, and the same command goes on. --out writes the
-reports as JSON. `--only initialisation --size 32 --steps 60 --seeds 5` compares how patches start.
+reports as JSON. `--only initialisation --size 32 --steps 60 --seeds 5` compares how patches start, and holds every one
+against the next seed's; `--only transfer` does so with one start alone.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import platform
 import time
 from pathlib import Path
@@ -40,7 +44,7 @@ from antipure.methods.lora_patching.disrupting import LEVELS, STEPS
 from antipure.methods.lora_patching.low_rank import GATES, INITIALISATIONS, STRONGER, PatchConfig
 from antipure.methods.lora_patching.mmfa import MMFA
 from antipure.methods.lora_patching.patch import LoraPatch, apply_patch, merge_patch, parameter_overhead, patched
-from antipure.methods.lora_patching.save_and_load import load_patch, save_patch
+from antipure.methods.lora_patching.save_and_load import load_patch, patch_bytes, save_patch
 from antipure.methods.lora_patching.training import TrainingConfig, train_patch
 from antipure.methods.lora_patching.warning import PLACEMENTS, text_warning, tiled_warning
 from antipure.methods.metrics.distribution import DenoiserFeatures
@@ -51,9 +55,11 @@ from torch import Tensor
 
 from .lora_patching_runs import Bar, compare_initialisations, in_parts
 from .precision import AUTO, CHOICES, precision_for_cpu
+from .processor_time import ProcessorTime
 from .work import digest, write
 
 QUALITY = 75
+OVER_SEEDS = ("initialisation", "transfer")
 
 
 @torch.no_grad()
@@ -136,32 +142,39 @@ def main() -> None:
     parser.add_argument("--precision", default=AUTO, choices=CHOICES)
     parser.add_argument("--patches", type=Path, help="folder to keep trained patches in, and to take them from")
     parser.add_argument("--sheet", type=Path, help="write a picture of the defensive patch's examples")
-    parser.add_argument("--only", choices=["evaluation", "defensive", "initialisation"])
+    parser.add_argument("--only", choices=["evaluation", "defensive", *OVER_SEEDS])
     parser.add_argument("--initialisation", default=STRONGER, choices=INITIALISATIONS)
     parser.add_argument("--placement", default=PLACEMENTS[0], choices=PLACEMENTS, help="of the defensive warning")
     parser.add_argument("--edits", help="names separated by commas, to train and measure; default: all")
     parser.add_argument("--seed", type=int, default=0, help="of training and measuring")
-    parser.add_argument("--seeds", type=int, default=5, help="of --only initialisation: patches per kind")
-    parser.add_argument("--size", type=int, default=32, help="of --only initialisation: side of the faces")
-    parser.add_argument("--steps", type=int, default=60, help="of --only initialisation: training steps")
+    parser.add_argument("--seeds", type=int, default=5, help="of --only initialisation, transfer: patches per start")
+    parser.add_argument("--size", type=int, default=32, help="there: side of the faces")
+    parser.add_argument("--steps", type=int, default=60, help="there: training steps")
     parser.add_argument(
         "--watermark-faces", type=int, default=64, help="training faces that CMUA-Watermark is made from; 0: without"
     )
+    parser.add_argument("--other", type=Path, help="a patch of the toy: adds the rows of Disrupting made against it")
+    parser.add_argument("--no-strong", action="store_true", help="without the strong defender, most of a report's time")
     parser.add_argument("--out", type=Path, help="write the reports' figures as JSON")
     args = parser.parse_args()
     args.precision = precision_for_cpu(args.precision)
-    if args.only == "initialisation":
-        found = compare_initialisations(args.size, args.steps, args.seeds, args.held_out, args.precision, args.patches)
+    if args.only in OVER_SEEDS:
+        starts = INITIALISATIONS if args.only == OVER_SEEDS[0] else (args.initialisation,)
+        given = (args.size, args.steps, args.seeds, args.held_out, args.precision, args.patches)
+        found = compare_initialisations(*given, starts)
         if args.out:
             write(args.out, found)
         return
 
     generator = load_generator()
+    other = load_patch(args.other) if args.other else None
+    spent = ProcessorTime()
     edits = tuple(name.strip() for name in args.edits.split(",")) if args.edits else generator.edits
     figures: dict[str, object] = {}
-    train_faces = draw_faces(range(args.faces))
     seeds = range(HELD_OUT, HELD_OUT + args.held_out)
-    faces = round_8bit(draw_faces(seeds))
+    with spent.stage("drawing faces"):
+        train_faces = draw_faces(range(args.faces))
+        faces = round_8bit(draw_faces(seeds))
     print(
         f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}; "
         f"{args.faces} training and {args.held_out} held-out faces, {len(edits)} edits, {args.precision}"
@@ -175,31 +188,38 @@ def main() -> None:
         return TrainingConfig(**common, **settings)
 
     def measured(name: str, patch: LoraPatch, **given: Tensor) -> DefenceReport:
-        shape = digest(args.held_out, args.seed, args.precision, args.watermark_faces, edits, args.placement)
+        against = () if other is None else (hashlib.sha256(patch_bytes(other)).hexdigest(),)
+        against += ("no strong defender",) if args.no_strong else ()
+        shape = digest(args.held_out, args.seed, args.precision, args.watermark_faces, edits, args.placement, *against)
         folder = args.patches / f"{name} {shape}" if args.patches else None
         settings = {"quality": QUALITY, "seed": args.seed, "edits": edits, "precision": args.precision, **given}
+        settings |= {"other": other, "strong": not args.no_strong}
         if args.watermark_faces:
-            made_from = round_8bit(train_faces[: args.watermark_faces])
-            attack = AttackSettings(levels=LEVELS, steps=STEPS, seeds=args.seed, progress=Bar("CMUA-Watermark"))
-            settings["watermark"] = universal_watermark([generator], made_from, edits, attack)
-        report = in_parts(generator, patch, faces, folder, **settings)
+            with spent.stage("CMUA-Watermark"):
+                made_from = round_8bit(train_faces[: args.watermark_faces])
+                attack = AttackSettings(levels=LEVELS, steps=STEPS, seeds=args.seed, progress=Bar("CMUA-Watermark"))
+                settings["watermark"] = universal_watermark([generator], made_from, edits, attack)
+        with spent.stage(f"report, {name}"):
+            report = in_parts(generator, patch, faces, folder, **settings)
         figures[name] = report.data()
         return report
 
     def train(
         name: str, faces: Tensor = train_faces, mmfa: MMFA | None = None, warning: Tensor | None = None, **settings
     ) -> LoraPatch:
-        return trained(path(name), generator, faces, config(**settings), mmfa, edits=edits, warning=warning)
+        with spent.stage(f"training, {name}"):
+            return trained(path(name), generator, faces, config(**settings), mmfa, edits=edits, warning=warning)
 
     if args.only != "defensive":
         evaluation = train("evaluation", mode="evaluation")
         table(measured("evaluation", evaluation), "Evaluation")
         rows = []
-        for name, patch in (("original", None), ("patched", evaluation)):
-            psnr, ssim = against_truth(generator, patch, seeds)
-            rows.append((name, f"{psnr:.2f}", f"{ssim:.4f}"))
-        print("\n" + text_table(("edits of plain faces against the truth", "PSNR", "SSIM"), rows), flush=True)
-        merging(generator, evaluation, faces)
+        with spent.stage("against the truth, merging"):
+            for name, patch in (("original", None), ("patched", evaluation)):
+                psnr, ssim = against_truth(generator, patch, seeds)
+                rows.append((name, f"{psnr:.2f}", f"{ssim:.4f}"))
+            print("\n" + text_table(("edits of plain faces against the truth", "PSNR", "SSIM"), rows), flush=True)
+            merging(generator, evaluation, faces)
         overheads()
         if args.ablation_faces:
             ablation(generator, train, train_faces[: args.ablation_faces], faces, seeds)
@@ -213,7 +233,9 @@ def main() -> None:
         if args.sheet:
             report = defence_report(generator, defensive, faces[:1], warning=warning, quality=QUALITY, strong=False)
             Image.fromarray(to_uint8(labelled_sheet(report.examples))[0]).save(args.sheet)
+    print("\n" + spent.table())
     if args.out:
+        figures["processor_time"] = spent.data()
         write(args.out, {"settings": {k: str(v) for k, v in vars(args).items()}, **figures})
 
 

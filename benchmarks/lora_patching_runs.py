@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from antipure.methods.figures.text_table import text_table
@@ -11,9 +13,10 @@ from antipure.methods.generators.generator import Generator
 from antipure.methods.generators.loading import load_generator
 from antipure.methods.generators.procedural_faces import HELD_OUT, draw_faces
 from antipure.methods.lora_patching.defence_report import defence_report
-from antipure.methods.lora_patching.defence_table import DefenceReport, pooled
+from antipure.methods.lora_patching.defence_table import TRANSFERRED, DefenceReport, pooled
 from antipure.methods.lora_patching.low_rank import INITIALISATIONS
 from antipure.methods.lora_patching.patch import LoraPatch
+from antipure.methods.lora_patching.save_and_load import load_patch, save_patch
 from antipure.methods.lora_patching.training import TrainingConfig, train_patch
 from antipure.methods.pictures import round_8bit
 from torch import Tensor
@@ -59,33 +62,47 @@ def in_parts(
 
 
 def compare_initialisations(
-    size: int, steps: int, seeds: int, held_out: int, precision: str, folder: Path | None
+    size: int,
+    steps: int,
+    seeds: int,
+    held_out: int,
+    precision: str,
+    folder: Path | None,
+    starts: Sequence[str] = INITIALISATIONS,
 ) -> dict[str, object]:
-    """Evaluation patches from either start, `seeds` of each, on the toy at `size` px; prints a table of their pools."""
+    """Evaluation patches from these starts, `seeds` of each, on the toy at `size` px; prints a table of their pools.
+
+    Where there are several seeds, every patch is also held against Disrupting made against the next seed's patch.
+    """
     generator = load_generator(size=size)
-    config = {"mode": "evaluation", "epochs": 1, "precision": precision, "preview_every": 0}
     count = steps * 4 // len(generator.edits)
     faces = round_8bit(draw_faces(range(HELD_OUT, HELD_OUT + held_out), side=size))
     found: dict[str, object] = {"size": size, "steps": steps, "seeds": seeds, "held_out": held_out}
     rows = []
-    for initialisation in INITIALISATIONS:
-        parts = []
+    names = ROWS + (TRANSFERRED[:1] if seeds > 1 else ())
+    for initialisation in starts:
+        patches, parts = [], []
         for seed in range(seeds):
+            settings = TrainingConfig(
+                "evaluation", epochs=1, precision=precision, preview_every=0, seed=seed, initialisation=initialisation
+            )
+            training = draw_faces(range(seed * count, (seed + 1) * count), side=size)
+            file = f"{initialisation}_{size}px_{steps}_{precision}_{seed}.safetensors"
+            path = None if folder is None else folder / file
+            patches.append(_timed(path, generator, training, settings))
+        for seed, patch in enumerate(patches):
+            other = patches[(seed + 1) % seeds] if seeds > 1 else None
 
-            def one(seed=seed, initialisation=initialisation) -> dict:
-                began = time.process_time()
-                training = draw_faces(range(seed * count, (seed + 1) * count), side=size)
-                settings = TrainingConfig(**config, seed=seed, initialisation=initialisation)
-                patch = train_patch(generator, training, settings).patch
-                seconds = time.process_time() - began
-                report = defence_report(generator, patch, faces, seed=seed, strong=False, precision=precision)
-                return {**report.data(), "seconds": seconds}
+            def one(seed=seed, patch=patch, other=other) -> dict:
+                report = defence_report(
+                    generator, patch, faces, seed=seed, strong=False, precision=precision, other=other
+                )
+                return {**report.data(), "seconds": patch.metadata["processor_seconds"]}
 
             if folder is None:
                 parts.append(one())
             else:
-                folder.mkdir(parents=True, exist_ok=True)
-                name = f"{initialisation}_{size}px_{steps}_{held_out}_{precision}_{seed}.json"
+                name = f"{initialisation}_{size}px_{steps}_{held_out}_{precision}_{seed}_of_{seeds}.json"
                 parts.append(json.loads(kept(folder / name, one).read_text(encoding="utf-8")))
         report = pooled(parts)
         seconds = sum(part["seconds"] for part in parts) / seeds
@@ -93,19 +110,33 @@ def compare_initialisations(
         rows.append(
             [
                 initialisation,
-                *(_told(report, row) for row in ROWS),
-                *(_told(report, row, "against_original") for row in ROWS),
+                *(_told(report, row) for row in names),
+                *(_told(report, row, "against_original") for row in names),
                 f"{report.psnr:.2f}",
                 f"{seconds:.0f}",
             ]
         )
         print(f"{initialisation}: done", flush=True)
-    head = ["start", *ROWS, *(f"{row}, vs the original's edit" for row in ROWS), "dB to the original", "CPU s"]
+    head = ["start", *names, *(f"{row}, vs the original's edit" for row in names), "dB to the original", "CPU s"]
     print(
         f"{size} px, {steps} steps, {seeds} seeds, {held_out} held-out faces, {precision}; patched network, share "
         "(masked L2; 95 %)\n\n" + text_table(head, rows)
     )
     return found
+
+
+def _timed(path: Path | None, generator: Generator, faces: Tensor, config: TrainingConfig) -> LoraPatch:
+    """The patch in a file, or a new one that is saved there; its metadata has the processor seconds it took."""
+    if path is not None and path.is_file():
+        return load_patch(path)
+    began = time.process_time()
+    patch = train_patch(generator, faces, config).patch
+    seconds = time.process_time() - began
+    patch = replace(patch, metadata={**patch.metadata, "processor_seconds": seconds})
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_patch(patch, path)
+    return patch
 
 
 def _told(report: DefenceReport, name: str, column: str = "patched") -> str:

@@ -11,6 +11,7 @@ from ..methods.generators.procedural_faces import HELD_OUT
 from ..methods.lora_patching.cmua import universal_watermark
 from ..methods.lora_patching.defence_report import defence_report
 from ..methods.lora_patching.disrupting import LEVELS, STEPS
+from ..methods.lora_patching.patch import check_patch
 from ..methods.lora_patching.warning import DEFAULT_TEXT, PLACEMENTS
 from . import host, inputs
 from .convert import from_image, to_image
@@ -56,6 +57,10 @@ class DefenceReport:
                 "watermark_faces": inputs.image(
                     "Other faces, to make a CMUA-Watermark from: adds the rows of that defence."
                 ),
+                "other_patch": inputs.wire(
+                    "LORA_PATCH",
+                    "Another patch of the same network: adds the rows of a defence made with knowledge of that one.",
+                ),
             },
             node_id=True,
         )
@@ -63,7 +68,7 @@ class DefenceReport:
     def measure(
         self, generator, faces, edits, warning_text, levels, quality, seed, patch=None, warning_picture=None,
         strong_defender=True, labels=None,
-        watermark_faces=None, node_id=None,
+        watermark_faces=None, other_patch=None, node_id=None,
     ) -> dict:  # fmt: skip
         picture, _ = from_image(faces, "faces")
         if min(picture.shape[-2:]) != generator.size:
@@ -84,6 +89,9 @@ class DefenceReport:
             warning = drawn_warning(warning_text, warning_picture, height, width, placement, its_seed)
         made_from = None if watermark_faces is None else from_image(watermark_faces, "watermark's faces")[0]
         own = own_labels(generator, labels, len(picture))
+        for one in (patch, other_patch):
+            if one is not None:
+                check_patch(generator, one)
         host.ready_network(generator)
         with torch.inference_mode(False), Progress("measuring", node_id) as progress:
             watermark = None
@@ -93,7 +101,7 @@ class DefenceReport:
             found = defence_report(
                 generator, patch, picture, edits=names, warning=warning, levels=levels, quality=quality, seed=seed,
                 strong=strong_defender, labels=own, watermark=watermark, usual=usual,
-                progress=progress,
+                other=other_patch, progress=progress,
             )  # fmt: skip
         report = found.markdown()
         host.show_text(report, node_id)

@@ -24,6 +24,7 @@ SIDE = 64
 SUPERSAMPLING = 2
 BATCH = 16  # faces drawn at once: bounds memory, changes nothing in the pictures
 DRAWS = 96  # random numbers per face; more than are used, so that a new feature leaves the old ones as they are
+FRAME_DRAWS = 6  # of them those that glasses take
 
 # Anchors in 0..1 RGB; a face mixes two neighbours.
 SKIN = torch.tensor(
@@ -58,11 +59,13 @@ def draw_faces(
     glasses: Tensor | Sequence[bool] | None = None,
     *,
     side: int = SIDE,
+    frame: int | None = None,
 ) -> Tensor:
     """Portraits, N×3×side×side in 0..1, float32, on the CPU.
 
     seeds: one integer per face; a face depends on its own seed alone, not on its neighbours.
     hair: N indices into `HAIR`; glasses: N booleans; None: those of `random_attributes`.
+    frame: a seed for other glasses than a face's own (colour, size, tint), the same draw for all; None: its own.
     Raises `AntiPureError` for no seeds, an unknown hair colour, or attributes that are not one per face.
     """
     if len(seeds) == 0 or side < 8:
@@ -76,7 +79,8 @@ def draw_faces(
         raise AntiPureError(f"Hair colours are indices 0..{len(HAIR) - 1} for {', '.join(HAIR)}; give one of these.")
     draws = torch.stack([torch.rand(DRAWS, generator=random_stream(int(seed))) for seed in seeds])
     parts = zip(draws.split(BATCH), hair.split(BATCH), glasses.split(BATCH), strict=True)
-    return torch.cat([_Portrait(d, side * SUPERSAMPLING).draw(h, g) for d, h, g in parts])
+    frames = None if frame is None else torch.rand(FRAME_DRAWS, generator=random_stream(int(frame), 2))
+    return torch.cat([_Portrait(d, side * SUPERSAMPLING, frames).draw(h, g) for d, h, g in parts])
 
 
 class _Portrait:
@@ -85,8 +89,8 @@ class _Portrait:
     Features are drawn back to front; each draw takes the next column of random numbers, so order is part of the format.
     """
 
-    def __init__(self, draws: Tensor, side: int):
-        self.draws, self.used, self.soft = draws, 0, 2.6 / side
+    def __init__(self, draws: Tensor, side: int, frames: Tensor | None = None):
+        self.draws, self.used, self.soft, self.frames = draws.clone(), 0, 2.6 / side, frames
         axis = (torch.arange(side) + 0.5) * 2 / side - 1
         self.y, self.x = (v[None].expand(len(draws), -1, -1) for v in torch.meshgrid(axis, axis, indexing="ij"))
         self.canvas = torch.zeros(len(draws), 3, side, side)
@@ -234,6 +238,8 @@ class _Portrait:
         self.paint(self.inside(torch.maximum(scalp, torch.maximum(line, self.v - 0.12))), tone)
 
     def _glasses(self, glasses: Tensor) -> None:
+        if self.frames is not None:
+            self.draws[:, self.used : self.used + FRAME_DRAWS] = self.frames
         u, v, on = self.u - self.turn, self.v - self.level, glasses.view(-1, 1, 1)
         frame, rim = self.anchor(FRAMES), self.uniform(0.016, 0.026)
         wide, tall, round_ = self.uniform(0.135, 0.165), self.uniform(0.105, 0.15), self.uniform(0.03, 0.1)

@@ -28,9 +28,9 @@ from ..progress import Progress, silent
 from ..purification.transforms import jpeg
 from .cmua import with_watermark
 from .defence_metrics import SUCCESS_THRESHOLD, masked_l2, success_rate, valid_cases
-from .defence_table import INPUTS, STRONG, UNIVERSAL, DefenceReport, Row
+from .defence_table import INPUTS, STRONG, TRANSFERRED, UNIVERSAL, DefenceReport, Row
 from .disrupting import LEVELS, STEPS, disrupt
-from .patch import LoraPatch, patched, patched_copy
+from .patch import LoraPatch, check_patch, patched, patched_copy
 from .strong_defender import strong_disrupt
 from .warning import painted_over, share_visible, visibility
 
@@ -53,6 +53,7 @@ def defence_report(
     labels: Tensor | None = None,
     watermark: Tensor | None = None,
     usual: Tensor | None = None,
+    other: LoraPatch | None = None,
     progress: Progress = silent,
 ) -> DefenceReport:
     """Every input of `INPUTS` through the original and the patched network.
@@ -64,8 +65,9 @@ def defence_report(
     out, which take most of the time. precision: "fp32", or "bf16" for the attacks' gradients; outputs are judged in
     fp32 either way. labels: what each face has, N×attributes, as for `Generator.labelled`; every edit then flips its
     attribute, as in the paper's protocol. watermark: of `cmua.universal_watermark`, made from other faces; adds its
-    rows. usual: 1×3×H×W, the warning where an attacker expects it and paints (None: where it is). Raises
-    `AntiPureError` for bad faces, edits, labels, a watermark or a patch that does not fit.
+    rows. usual: 1×3×H×W, the warning where an attacker expects it and paints (None: where it is). other: another patch
+    of this network at its full strength; adds the rows of Disrupting made against that one. Raises `AntiPureError` for
+    bad faces, edits, labels, a watermark or a patch that does not fit.
     """
     check_picture(faces)
     edits = tuple(generator.edits if edits is None else edits)
@@ -75,6 +77,9 @@ def defence_report(
         raise AntiPureError(f"There are labels for {len(labels)} pictures, not for {len(faces)}; give one each.")
     faces = round_8bit(faces.to(generator.device))
     names = INPUTS + (STRONG if strong else ()) + (() if watermark is None else UNIVERSAL)
+    names += () if other is None else TRANSFERRED
+    if other is not None:
+        check_patch(generator, other)
     found = {name: _Collected() for name in names}
     both = [generator] if patch is None else [generator, cast(Generator, patched_copy(generator, patch, strength))]
     fidelity: list[tuple[Tensor, Tensor]] = []
@@ -93,6 +98,10 @@ def defence_report(
             if watermark is not None:
                 marked = with_watermark(plain, watermark, levels)
                 inputs |= dict(zip(UNIVERSAL, (marked, jpeg(marked, quality)), strict=True))
+            if other is not None:
+                with patched(generator, other):
+                    transferred = _disrupted(attackers[0], plain, edit, levels, seed + part.start)
+                inputs |= dict(zip(TRANSFERRED, (transferred, jpeg(transferred, quality)), strict=True))
             outputs = {name: _edit(known, picture, edit) for name, picture in inputs.items()}
             with patched(generator, patch, strength):
                 patched_outputs = {name: _edit(known, picture, edit) for name, picture in inputs.items()}
@@ -176,12 +185,18 @@ def _inputs(
     seed: int,
 ) -> dict[str, Tensor]:
     attack = AttackSettings(levels=levels, steps=STEPS, seeds=seed)
-    protected = disrupt(generator, plain, [edit], attack, together=True)
+    protected = _disrupted(generator, plain, edit, levels, seed)
     with patched(generator, patch, strength):
-        leaked = disrupt(generator, plain, [edit], attack, together=True)
+        leaked = _disrupted(generator, plain, edit, levels, seed)
     noise = apply_control("random", plain, replace(attack, seeds=list(range(seed, seed + len(plain)))))
     pictures = (plain, noise, jpeg(plain, quality), protected, jpeg(protected, quality), leaked, jpeg(leaked, quality))
     return dict(zip(INPUTS, pictures, strict=True))
+
+
+def _disrupted(generator: Generator, plain: Tensor, edit: str, levels: float, seed: int) -> Tensor:
+    """Disrupting against the generator as it is now, patched or not."""
+    attack = AttackSettings(levels=levels, steps=STEPS, seeds=seed)
+    return disrupt(generator, plain, [edit], attack, together=True)
 
 
 def _examples(inputs: dict, outputs: dict, patched_outputs: dict) -> dict[str, Tensor]:

@@ -24,6 +24,7 @@ INPUTS = (
 )
 STRONG = ("strong defender", "strong defender + JPEG")
 UNIVERSAL = ("CMUA-Watermark", "CMUA-Watermark + JPEG")
+TRANSFERRED = ("Disrupting, another patch", "Disrupting, another patch + JPEG")
 # The columns about disruption, and about the warning: field of `Row` -> heading.
 DISRUPTED = {
     "original": "disrupted, original",

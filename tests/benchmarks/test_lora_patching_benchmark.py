@@ -9,6 +9,8 @@ import torch
 from antipure.methods.generators.loading import generator_from_state
 from antipure.methods.generators.stargan import StarGANNetwork
 from antipure.methods.lora_patching.defence_report import defence_report
+from antipure.methods.lora_patching.defence_table import INPUTS, TRANSFERRED
+from antipure.methods.lora_patching.save_and_load import load_patch
 from antipure.methods.pictures import round_8bit
 
 from benchmarks import lora_patching_runs as runs
@@ -49,9 +51,30 @@ def test_both_starts_are_compared_over_seeds(generator, tmp_path, monkeypatch, c
     found = runs.compare_initialisations(16, 3, 2, 2, "fp32", tmp_path)
     json.dumps(found)
     names = {path.name for path in tmp_path.iterdir()}
-    assert names == {f"{kind}_16px_3_2_fp32_{seed}.json" for kind in ("identity", "kaiming") for seed in (0, 1)}
+    starts = [f"{kind}_16px_3" for kind in ("identity", "kaiming")]
+    assert names == {f"{start}_fp32_{seed}.safetensors" for start in starts for seed in (0, 1)} | {
+        f"{start}_2_fp32_{seed}_of_2.json" for start in starts for seed in (0, 1)
+    }
     assert found["identity"]["faces"] == found["kaiming"]["faces"] == 4
     assert found["identity"]["psnr"] != found["kaiming"]["psnr"]
+    assert found["identity"]["seconds"] > 0
+    # Every patch against the other seed's: the pool of two reports that are told so.
+    patches = [load_patch(tmp_path / f"kaiming_16px_3_fp32_{seed}.safetensors") for seed in (0, 1)]
+    faces = round_8bit(runs.draw_faces(range(runs.HELD_OUT, runs.HELD_OUT + 2), side=16))
+    l2 = [
+        defence_report(generator, patches[i], faces, seed=i, strong=False, other=patches[1 - i]).row(TRANSFERRED[0])
+        for i in (0, 1)
+    ]
+    row = found["kaiming"]["rows"][len(INPUTS)]
+    assert row["input"] == TRANSFERRED[0]
+    cases = [one.cases["patched"] for one in l2]
+    mean = sum(one.mean_l2["patched"] * count for one, count in zip(l2, cases, strict=True) if count) / sum(cases)
+    assert row["patched"]["cases"] == sum(cases)
+    assert row["patched"]["mean_l2"] == pytest.approx(mean)
+    again = runs.compare_initialisations(16, 3, 2, 2, "fp32", tmp_path)
+    assert again == found
+    one = runs.compare_initialisations(16, 3, 2, 2, "fp32", tmp_path, ("kaiming",))
+    assert {key: value for key, value in found.items() if key != "identity"} == one
     table = capsys.readouterr().out
     assert "| identity |" in table
     assert "| kaiming  |" in table

@@ -6,7 +6,7 @@ import pytest
 import torch
 from antipure.methods.errors import AntiPureError
 from antipure.methods.generators import load_generator
-from antipure.methods.generators.procedural_faces import BATCH, HAIR, draw_faces, random_attributes
+from antipure.methods.generators.procedural_faces import BATCH, HAIR, HELD_OUT, draw_faces, random_attributes
 
 
 def test_a_face_depends_on_its_own_seed_alone():
@@ -66,6 +66,41 @@ def test_edges_are_soft():
     small, large = draw_faces([3], [1], [True]), draw_faces([3], [1], [True], side=128)
     halved = torch.nn.functional.avg_pool2d(large, 2)
     assert (small - halved).abs().mean() < 0.02
+
+
+def test_another_frame_changes_the_glasses_alone():
+    """A face without glasses is the same; one with them differs only where some glasses are."""
+    seeds = [3, 4]
+    plain, own = draw_faces(seeds, [0, 1], [False] * 2), draw_faces(seeds, [0, 1], [True] * 2)
+    assert torch.equal(draw_faces(seeds, [0, 1], [False] * 2, frame=5), plain)
+    other, again = (draw_faces(seeds, [0, 1], [True] * 2, frame=5) for _ in range(2))
+    assert torch.equal(other, again)
+    assert torch.equal(other[1:], draw_faces(seeds[1:], [1], [True], frame=5))
+    glasses = torch.maximum((own - plain).abs(), (other - plain).abs()).amax(1) > 0
+    changed = (other - own).abs().amax(1)
+    assert (changed > 0.1).any(-1).any(-1).all()
+    assert not changed[~glasses].any()
+    assert glasses.float().mean() < 0.2
+    assert not torch.equal(other, draw_faces(seeds, [0, 1], [True] * 2, frame=6))
+
+
+def test_the_median_of_frames_comes_nearer_than_one_of_them():
+    """By hand, and nearer to the truth than those frames are on average."""
+    from benchmarks.generator import distance, unknown_frame
+
+    seeds = range(HELD_OUT, HELD_OUT + 6)
+    hair, glasses = random_attributes(seeds)
+    seeds, hair = [s for s, g in zip(seeds, glasses, strict=True) if not g], hair[~glasses]
+    on = torch.ones(len(seeds), dtype=torch.bool)
+    plain, truth = draw_faces(seeds, hair), draw_faces(seeds, hair, on)
+    found = unknown_frame(range(HELD_OUT, HELD_OUT + 6), 5)
+    frames = torch.stack([draw_faces(seeds, hair, on, frame=frame) for frame in range(5)])
+    by_hand = frames.sort(0).values[2]
+    places = (truth - plain).abs().sum(1) > 0.05
+    errors = [(by_hand[i] - truth[i]).abs()[:, places[i]].flatten() for i in range(len(seeds))]
+    assert found == pytest.approx(255 * float(torch.cat(errors).mean()), rel=1e-4)
+    assert found < sum(distance(frame, truth, plain) for frame in frames) / 5
+    assert found < distance(plain, truth, plain)
 
 
 def test_bad_requests_are_refused():

@@ -18,7 +18,7 @@ from antipure.methods.generators.loading import generator_from_state
 from antipure.methods.generators.stargan import StarGANNetwork
 from antipure.methods.lora_patching.defence_metrics import wilson
 from antipure.methods.lora_patching.defence_report import defence_report
-from antipure.methods.lora_patching.defence_table import INPUTS, STRONG
+from antipure.methods.lora_patching.defence_table import INPUTS, STRONG, TRANSFERRED
 from antipure.methods.lora_patching.disrupting import LEVELS, disrupt
 from antipure.methods.lora_patching.low_rank import PatchConfig
 from antipure.methods.lora_patching.patch import LoraPatch, new_patch, patched, patched_copy
@@ -41,10 +41,10 @@ def faces():
     return round_8bit(torch.rand(3, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(4)))
 
 
-def made_patch(generator, scale):
+def made_patch(generator, scale, seed=7):
     """A patch of random factors: the larger, the further from the original network."""
     applied = new_patch(generator, PatchConfig(2))
-    stream = torch.Generator().manual_seed(7)
+    stream = torch.Generator().manual_seed(seed)
     tensors = {
         name: value if "gate" in name else scale * torch.randn(value.shape, generator=stream)
         for name, value in applied.tensors().items()
@@ -107,6 +107,49 @@ def test_shares_and_cases_by_hand(generator, faces):
         assert row.cases[key] == count > 0
         assert getattr(row, key) == pytest.approx(hits[key] / count)
         assert row.interval(key) == wilson(hits[key] / count, count)
+
+
+def test_a_perturbation_against_another_patch(generator, faces):
+    """Made by another patched network, judged in this one and in the original: by hand, edit by edit."""
+    patch, other = made_patch(generator, 0.3), made_patch(generator, 0.3, seed=8)
+    edits = ["Male", "Blond_Hair"]
+    report = defence_report(generator, patch, faces, edits=edits, strong=False, other=other)
+    assert [row.input for row in report.rows] == [*INPUTS, *TRANSFERRED]
+    pixels, second = faces * 2 - 1, patched_copy(generator, other)
+    values = {"original": [], "patched": [], "against_original": []}
+    first = patched_copy(generator, patch)
+    grid = lambda y: ((y + 1) * 127.5).round().clamp(0, 255) / 127.5 - 1  # noqa: E731
+    for edit in edits:
+        attacked = disrupt(second, faces, [edit], together=True) * 2 - 1
+        with torch.no_grad():
+            original, own = grid(generator.edit(pixels, edit)), grid(first.edit(pixels, edit))
+            broken, output = grid(generator.edit(attacked, edit)), grid(first.edit(attacked, edit))
+        for key, reference, found in (
+            ("original", original, broken), ("patched", own, output), ("against_original", original, output),
+        ):  # fmt: skip
+            for i in range(len(faces)):
+                places = (reference[i] - pixels[i]).abs().sum(0) > 0.5
+                values[key].append(float((found[i] - reference[i]).square().mean(0)[places].mean()))
+    row = report.row(TRANSFERRED[0])
+    for key, l2 in values.items():
+        assert row.cases[key] == len(l2)
+        assert row.mean_l2[key] == pytest.approx(sum(l2) / len(l2), rel=0.05)  # `second` is merged: other last bits
+    assert row.mean_l2["patched"] != report.row(INPUTS[5]).mean_l2["patched"]
+
+
+def test_the_other_patch_may_be_the_same_or_none_at_all(generator, faces):
+    """Against itself a transferred perturbation is the leaked one, against an untrained patch the plain one."""
+    patch = made_patch(generator, 0.3)
+    settings = {"edits": ["Male"], "strong": False}
+    for other, twin in ((patch, INPUTS[5]), (made_patch(generator, 0.0), INPUTS[3])):
+        report = defence_report(generator, patch, faces, other=other, **settings)
+        assert report.row(TRANSFERRED[0]).mean_l2 == report.row(twin).mean_l2
+        assert report.row(TRANSFERRED[1]).mean_l2 == report.row(f"{twin} + JPEG").mean_l2
+    plain = defence_report(generator, patch, faces, **settings)
+    assert plain.rows == report.rows[: len(plain.rows)]
+    strange = generator_from_state(StarGANNetwork(2, 5, 1).state_dict(), size=SIDE)
+    with pytest.raises(AntiPureError, match="not for this network"):
+        defence_report(generator, patch, faces, other=made_patch(strange, 0.3), **settings)
 
 
 class Partly(Generator):

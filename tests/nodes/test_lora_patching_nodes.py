@@ -295,6 +295,17 @@ def test_one_watermark_for_all_pictures_and_two_networks(generator, faces):
     assert "| CMUA-Watermark + JPEG 75 " in found["result"][0]
 
 
+def test_a_defence_made_against_another_patch(generator, faces):
+    report = node("DefenceReport").measure
+    other = random_patch(generator, "none")
+    given = (generator, faces, "dark", "FAKE", 6.0, 75, 0)
+    text = report(*given, random_patch(generator), strong_defender=False, other_patch=other)["result"][0]
+    assert text.count("| Disrupting, another patch + JPEG 75 ") == 2
+    strange = StarGAN(StarGANNetwork(2, 2, 1), {"dark": (1.0, 0.0), "light": (0.0, 1.0)}, size=32)
+    with pytest.raises(AntiPureError, match="not for this network"):
+        report(*given, strong_defender=False, other_patch=random_patch(strange), watermark_faces=faces)
+
+
 def test_a_tiled_warning_is_trained_and_looked_for_where_it_is(generator, faces, monkeypatch):
     """The report draws the tiles of the patch's own seed, and paints over the middle."""
     from antipure.methods.lora_patching.warning import text_warning, tiled_warning

@@ -7,12 +7,14 @@ import json
 import pytest
 import torch
 from antipure.methods.generators.loading import generator_from_state
-from antipure.methods.generators.stargan import StarGANNetwork
+from antipure.methods.generators.procedural_faces import EDITS
+from antipure.methods.generators.stargan import StarGAN, StarGANNetwork
 from antipure.methods.lora_patching.defence_report import defence_report
 from antipure.methods.lora_patching.defence_table import INPUTS, TRANSFERRED
 from antipure.methods.lora_patching.save_and_load import load_patch
 from antipure.methods.pictures import round_8bit
 
+from benchmarks import lora_patching as command
 from benchmarks import lora_patching_runs as runs
 
 
@@ -79,3 +81,37 @@ def test_both_starts_are_compared_over_seeds(generator, tmp_path, monkeypatch, c
     assert "| identity |" in table
     assert "| kaiming  |" in table
     assert "2 seeds" in table
+
+
+def test_the_command_knows_another_patch_and_counts_its_stages(tmp_path, monkeypatch, capsys):
+    torch.manual_seed(0)
+    labels = {edit: tuple(float(i == j) for j in range(len(EDITS))) for i, edit in enumerate(EDITS)}
+    small = StarGAN(StarGANNetwork(2, len(EDITS), 1), labels, size=64)
+    monkeypatch.setattr(command, "load_generator", lambda: small)
+    for name, result in (("overheads", None), ("merging", None), ("against_truth", (1.0, 1.0))):  # slow, not asked here
+        monkeypatch.setattr(command, name, lambda *_, result=result: result)
+    common = ["x", "--only", "evaluation", "--faces", "2", "--held-out", "1", "--edits", "glasses", "--no-strong"]
+    common += ["--ablation-faces", "0", "--watermark-faces", "0", "--precision", "fp32"]
+
+    def run(name, *arguments):
+        folder = tmp_path / name
+        monkeypatch.setattr("sys.argv", [*common, "--patches", str(folder), "--out", str(folder) + ".json", *arguments])
+        command.main()
+        return json.loads((tmp_path / f"{name}.json").read_text(encoding="utf-8"))
+
+    first = run("first")
+    assert [row["input"] for row in first["evaluation"]["rows"]] == list(INPUTS)
+    second = run("second", "--seed", "1", "--other", str(tmp_path / "first" / "evaluation.safetensors"))
+    assert [row["input"] for row in second["evaluation"]["rows"]] == [*INPUTS, *TRANSFERRED]
+    stages = second["processor_time"]
+    assert list(stages) == [
+        "drawing faces",
+        "training, evaluation",
+        "report, evaluation",
+        "against the truth, merging",
+    ]
+    assert all(stage["processor"] > 0 for stage in stages.values())
+    assert "| training, evaluation " in capsys.readouterr().out
+    # With the other patch's rows a report is another one, and is not taken for the first.
+    third = run("second", "--seed", "1")
+    assert [row["input"] for row in third["evaluation"]["rows"]] == list(INPUTS)

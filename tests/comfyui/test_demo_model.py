@@ -80,9 +80,14 @@ def test_the_whole_loop_without_a_download(comfyui, tmp_path):
     assert (clean != protected).any()
     assert (purified != both).any()
     assert result.ui["57"]["metrics"][0]["structural_distortion"] > 0
+    judged = {branch: result.ui[f"{branch}5"]["text"][0] for branch in (1, 2, 3, 4)}
+    assert all("drawn portraits only" in text and "FDFR" in text for text in judged.values())
+    assert all("reference: 5 of 5 clean pictures" in text for text in judged.values())
 
     # Nothing but the pictures differs between the branches: without a protection they are two and two.
     none = run(comfyui, "demo_purification_customization", tmp_path / "none", "3.preset=random", "3.levels=0.25")
     (sheet,) = (pixels(path) for path in none.files["54"])
     assert (sheet[:, :128] == sheet[:, 264:392]).all()
     assert (sheet[:, 132:260] == sheet[:, 396:]).all()
+    assert none.ui["15"]["text"] == none.ui["35"]["text"]
+    assert none.ui["25"]["text"] == none.ui["45"]["text"]

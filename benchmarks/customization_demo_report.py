@@ -98,7 +98,7 @@ def sheet(run: DemoRun, person: int, versions: list[str], after: list[str], seed
 
     A row per version; per attacker a picture that was learned from and `SHOWN` samples.
     """
-    side, gap, left, top = 128, 6, 150, 44
+    side, gap, left, top = 128, 6, 190, 44
     block = (1 + SHOWN) * side + gap
     width, height = left + len(after) * (block + 3 * gap), top + len(versions) * (side + gap) + gap
     page = Image.new("RGB", (width, height), BACKGROUND)

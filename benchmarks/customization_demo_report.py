@@ -18,7 +18,16 @@ from torch import Tensor
 from .customization_demo import BASE, CLEAN, NONE, DemoRun, Result
 from .work import half_width
 
-HEAD = ("version", "PSNR", "ISM", "above impostors", "no portrait", "KID × 1000 (bundled denoiser)", "BRISQUE")
+HEAD = (
+    "version",
+    "PSNR",
+    "ISM",
+    "less clean's",
+    "above impostors",
+    "no portrait",
+    "KID × 1000 (bundled denoiser)",
+    "BRISQUE",
+)
 SHOWN = 4  # samples beside what was learned
 
 
@@ -33,14 +42,19 @@ def mean(results: list[Result], value: Callable[[Result], float], digits: int, s
 
 
 def markdown(results: list[Result]) -> str:
-    """One table per attacker, then the worst of them for every version."""
+    """One table per attacker, then the worst of them for every version.
+
+    ISM is also given less that of the clean pictures behind the same attacker, in pairs of person and seed.
+    """
     after = list(dict.fromkeys(r.after for r in results))
     parts = []
     base = [r for r in results if r.version == BASE]
     for text in after:
         own = [r for r in results if r.after == text and r.version != BASE]
-        rows = [_row("not customized", base)]
-        rows += [_row(name, [r for r in own if r.version == name]) for name in dict.fromkeys(r.version for r in own)]
+        clean = {(r.person, r.seed): r.ism for r in own if r.version == CLEAN}
+        rows = [_row("not customized", base, clean)]
+        names = dict.fromkeys(r.version for r in own)
+        rows += [_row(name, [r for r in own if r.version == name], clean) for name in names]
         title = "As they are" if text == NONE else f"Behind `{text}`"
         parts.append(f"**{title}**\n\n{text_table(HEAD, rows)}")
     head = ("version", "above impostors", "attacker", "less than clean, pairs")
@@ -51,11 +65,13 @@ def markdown(results: list[Result]) -> str:
     return "\n\n".join(parts)
 
 
-def _row(name: str, results: list[Result]) -> list[str]:
+def _row(name: str, results: list[Result], clean: dict[tuple[int, int], float]) -> list[str]:
+    paired = [r for r in results if (r.person, r.seed) in clean]
     return [
         name,
         f"{fmean(r.psnr for r in results):.1f}" if name != "not customized" else "–",
         mean(results, lambda r: r.ism, 3),
+        "" if name == CLEAN else mean(paired, lambda r: r.ism - clean[r.person, r.seed], 3),
         mean(results, lambda r: r.ism - r.impostor, 3),
         mean(results, lambda r: r.fdfr, 0, 100) + " %",
         mean(results, lambda r: r.kid, 1, 1000),
@@ -98,7 +114,7 @@ def sheet(run: DemoRun, person: int, versions: list[str], after: list[str], seed
 
     A row per version; per attacker a picture that was learned from and `SHOWN` samples.
     """
-    side, gap, left, top = 128, 6, 190, 44
+    side, gap, left, top = 128, 6, 200, 44
     block = (1 + SHOWN) * side + gap
     width, height = left + len(after) * (block + 3 * gap), top + len(versions) * (side + gap) + gap
     page = Image.new("RGB", (width, height), BACKGROUND)

@@ -40,7 +40,7 @@ def test_files_that_guides_name_exist(name):
 
 def test_the_readme_is_an_entrance():
     assert len(README.splitlines()) <= 180
-    assert len(re.findall(r"^!\[", README, re.MULTILINE)) == 3
+    assert len(re.findall(r"^!\[", README, re.MULTILINE)) == 4
     for command in ("make demo", "make test"):
         assert command in README
 

@@ -44,6 +44,14 @@ WORKFLOWS = {
         ],
         "AntiPureSeedTraining",
     ),
+    "demo_protect_latent": (["4.steps=2", "5.timestep=20", "6.timestep=20"], "AntiPureLoadDemoModel"),
+    "demo_purification_customization": (
+        [
+            *("3.steps=2", "4.timestep=20", "5.timestep=20", "7.batch_size=1"),
+            *(f"{branch}{node}.steps=2" for branch in (1, 2, 3, 4) for node in (1, 3)),
+        ],
+        "AntiPureFaceMetrics",
+    ),
     "lora_patch_defensive": (["2.count=2", "3.epochs=1", "3.batch=2", "6.count=2"], "AntiPureTrainLoraPatch"),
     "lora_patch_evaluation": (
         ["2.count=1", "3.edits=glasses", "5.count=1", "6.edits=glasses"],

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import re
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
@@ -44,7 +43,7 @@ from antipure.methods.purification.purifiers import Purifier, parse_purifier
 from torch import Tensor
 
 from .customization_run import MATCHED
-from .work import Clock, chosen, digest, kept, load_denoisers, picture_digest, read
+from .work import Clock, chosen, digest, load_denoisers, picture_digest, read, stage
 
 NONE, CLEAN, BLIND = "none", "clean", "robust_blind"
 NAME = "stranger 1"  # what the person is called in training and sampling
@@ -152,10 +151,7 @@ class DemoRun:
     def _stage(self, kind: str, name: str, key: str, suffix: str, make: Callable[[], Tensor | dict]) -> Path:
         plain = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
         path = self.work / kind / f"{plain}-{key}{suffix}"
-        there, began = path.is_file(), time.time()
-        kept(path, make)
-        self.clock.done(kind, name, None if there else time.time() - began)
-        return path
+        return stage(self.clock, kind, name, path, make)
 
     def clean(self, person: int) -> Tensor:
         return portraits(person, 0, TRAINED_ON)
@@ -185,9 +181,8 @@ class DemoRun:
 
         return unstripped(read(self._stage("protected", f"{person}-{version}-s{seed}", key, ".png", make)))
 
-    def purified(self, person: int, version: str, text: str, seed: int) -> Tensor:
-        """What an attacker makes of them."""
-        pictures = self.protected(person, version, seed)
+    def purified(self, name: str, pictures: Tensor, text: str, seed: int) -> Tensor:
+        """What an attacker makes of pictures. name: person and version."""
         if text == NONE:
             return pictures
         key = digest(picture_digest(pictures), text, seed, self.key if "demo" in text else "")
@@ -197,7 +192,7 @@ class DemoRun:
             with purifier.session():
                 return strip(purifier(pictures))
 
-        return unstripped(read(self._stage("purified", f"{person}-{version}-{text}-s{seed}", key, ".png", make)))
+        return unstripped(read(self._stage("purified", f"{name}-{text}-s{seed}", key, ".png", make)))
 
     def drawn(self, name: str, pictures: Tensor | None, seed: int) -> Tensor:
         """What the model draws when asked for the name, after learning it from these pictures (None: not at all)."""
@@ -276,12 +271,12 @@ def measure(
                     results.append(run.result(person, BASE, NONE, seed, None))
                 for version in [v for v in versions if v not in left_out]:
                     try:
-                        run.protected(person, version, seed)
+                        pictures = run.protected(person, version, seed)
                     except AntiPureError as error:
                         print(f"{version} is left out: {error}", flush=True)
                         left_out[version] = str(error)
                         continue
-                    trained = run.purified(person, version, text, seed)
+                    trained = run.purified(f"{person}-{version}", pictures, text, seed)
                     results.append(run.result(person, version, text, seed, trained))
             finished(results)
     return results, left_out
@@ -291,7 +286,7 @@ def planned(persons: int, versions: list[str], after: list[str], seeds: int) -> 
     each = persons * seeds
     cells = each * (len(versions) * len(after) + 1)
     return Counter(
-        protected=each * (len(versions) - 1),
+        protected=each * (len(versions) - 1) * len(after),  # asked for once per attacker, made once
         purified=each * len(versions) * (len(after) - 1),
         samples=cells,
         figures=cells,

@@ -129,7 +129,7 @@ def sheet(run: DemoRun, person: int, versions: list[str], after: list[str], seed
             y = top + j * (side + gap)
             if not i:
                 draw.text((8, y + side // 2 - 10), version.replace("_", " "), INK, font=bold)
-            trained = run.purified(person, version, text, seed)
+            trained = run.purified(f"{person}-{version}", run.protected(person, version, seed), text, seed)
             drawn = run.drawn(f"{person}-{version}-{text}-s{seed}", trained, seed)
             for k, picture in enumerate([trained[0], *drawn[:SHOWN]]):
                 at = x + k * side + (gap if k else 0)

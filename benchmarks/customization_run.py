@@ -30,7 +30,7 @@ from torch import Tensor
 from . import strangers
 from .protection_run import target_of
 from .upscalers import load_upscalers
-from .work import DENOISERS, Clock, chosen, digest, kept, load_denoisers, picture_digest, read, write
+from .work import DENOISERS, Clock, chosen, digest, load_denoisers, picture_digest, read, stage, write
 
 MATCHED = "matched"
 START_BLOCK, START_TIMESTEP = 16, 500
@@ -87,10 +87,7 @@ class Run:
     def _stage(self, kind: str, name: str, key: str, suffix: str, make, stem: str | None = None) -> Path:
         """The file of a stage. stem: of its name, where it is another one than what the stage is called."""
         path = self.work / kind / f"{f'{name}-' if stem is None else stem}{key}{suffix}"
-        there, began = path.is_file(), time.time()
-        kept(path, make)
-        self.clock.done(kind, name, None if there else time.time() - began)
-        return path
+        return stage(self.clock, kind, name, path, make)
 
     def protected(self, subject: str, clean: Tensor, version: str, seed: int) -> Tensor:
         """The picture under a protection. Raises `AntiPureError` where the model does not take it."""

@@ -93,6 +93,14 @@ class Clock:
         print(f"{spent:6.1f} min, about {left / 60:.0f} left: {kind} {name}, {seconds:.1f} s", flush=True)
 
 
+def stage(clock: Clock, kind: str, name: str, path: Path, make: Callable[[], Tensor | dict]) -> Path:
+    """`kept`, told to the clock."""
+    there, began = path.is_file(), time.time()
+    kept(path, make)
+    clock.done(kind, name, None if there else time.time() - began)
+    return path
+
+
 def machine() -> str:
     """The processor's name, as far as the system tells, and torch's version and threads."""
     name = platform.processor() or platform.machine()

@@ -36,6 +36,18 @@ def fingerprint(target: object) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
+def weights_digest(target: object) -> str:
+    """Hex digest of a network's weights and buffers, by name and value: of two networks, whether they are the same one.
+
+    Of the values in float32, so that neither device nor a wider precision changes it.
+    """
+    found = hashlib.sha256()
+    for name, value in sorted(network_of(target).state_dict().items()):
+        found.update(f"{name} {tuple(value.shape)}".encode())
+        found.update(value.detach().float().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()
+
+
 MOST_LAYERS = 1000
 COUNTERS = ("num_batches_tracked",)  # what a network may have and a state may lack
 

@@ -11,7 +11,7 @@ from ..methods.generators.procedural_faces import HELD_OUT
 from ..methods.lora_patching.cmua import universal_watermark
 from ..methods.lora_patching.defence_report import defence_report
 from ..methods.lora_patching.disrupting import LEVELS, STEPS
-from ..methods.lora_patching.patch import check_patch
+from ..methods.lora_patching.patch import check_patch, trained_on_others
 from ..methods.lora_patching.warning import DEFAULT_TEXT, PLACEMENTS
 from . import host, inputs
 from .convert import from_image, to_image
@@ -89,9 +89,11 @@ class DefenceReport:
             warning = drawn_warning(warning_text, warning_picture, height, width, placement, its_seed)
         made_from = None if watermark_faces is None else from_image(watermark_faces, "watermark's faces")[0]
         own = own_labels(generator, labels, len(picture))
-        for one in (patch, other_patch):
+        told = []
+        for name, one in (("patch", patch), ("other_patch", other_patch)):
             if one is not None:
                 check_patch(generator, one)
+                told += [f"{name}: {said}" for said in [trained_on_others(generator, one)] if said]
         host.ready_network(generator)
         with torch.inference_mode(False), Progress("measuring", node_id) as progress:
             watermark = None
@@ -103,7 +105,7 @@ class DefenceReport:
                 strong=strong_defender, labels=own, watermark=watermark, usual=usual,
                 other=other_patch, progress=progress,
             )  # fmt: skip
-        report = found.markdown()
+        report = "\n\n".join([found.markdown(), *told])
         host.show_text(report, node_id)
         sheet = labelled_sheet({name: value.cpu() for name, value in found.examples.items()})
         return {"ui": {"text": [report]}, "result": (report, to_image(sheet))}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import ExitStack
 from functools import partial
 
@@ -13,7 +14,7 @@ from ..methods.files import check_writable, safetensors_bytes
 from ..methods.lora_patching.diffusion_training import ModelTrainingConfig, train_model_patch
 from ..methods.lora_patching.low_rank import INITIALISATIONS, STRONGER
 from ..methods.lora_patching.mmfa import MMFA
-from ..methods.lora_patching.patch import patched_copy
+from ..methods.lora_patching.patch import patched_copy, trained_on_others
 from ..methods.lora_patching.save_and_load import load_patch, patch_bytes
 from ..methods.lora_patching.standard_lora import kohya_name, standard_lora
 from ..methods.lora_patching.training import MODES, PRECISIONS, TrainingConfig, train_patch
@@ -33,6 +34,7 @@ from .model_patch import patch_model
 from .progress import Progress
 from .targets import check_single
 
+log = logging.getLogger(__name__)
 CATEGORY = "AntiPure/LoRA Patching"
 GATES = ["scalar", "none", "input", "channel"]
 FORMATS = ["patch", "standard LoRA"]
@@ -266,6 +268,8 @@ class LoraPatchApply:
             raise AntiPureError("Nothing to patch is wired; give a generator or a MODEL.")
         if generator is not None:
             host.ready_network(generator)
+            if (said := trained_on_others(generator, patch)) is not None:
+                log.warning("AntiPure: %s", said)
             generator = host.manage(patched_copy(generator, patch, strength))
         return generator, None if model is None else patch_model(model, patch, strength)
 

@@ -25,6 +25,7 @@ SUPERSAMPLING = 2
 BATCH = 16  # faces drawn at once: bounds memory, changes nothing in the pictures
 DRAWS = 96  # random numbers per face; more than are used, so that a new feature leaves the old ones as they are
 FRAME_DRAWS = 6  # of them those that glasses take
+GIVEN_FRAME = 7  # the frame that the edit "glasses" puts on: no picture without glasses tells which it would wear
 
 # Anchors in 0..1 RGB; a face mixes two neighbours.
 SKIN = torch.tensor(
@@ -48,9 +49,14 @@ def edited_attributes(hair: Tensor, glasses: Tensor, edit: Tensor) -> tuple[Tens
 
 
 def draw_edited(seeds: Sequence[int], edit: str) -> Tensor:
-    """The truth of an edit of `EDITS`: the same faces with the attributes it asks for, as `draw_faces` gives them."""
-    chosen = torch.full((len(seeds),), EDITS.index(edit))
-    return draw_faces(seeds, *edited_attributes(*random_attributes(seeds), chosen))
+    """The truth of an edit of `EDITS`: the same faces with the attributes it asks for, as `draw_faces` gives them.
+
+    Glasses that are put on have the frame `GIVEN_FRAME`; who wears glasses keeps the own ones.
+    """
+    own = random_attributes(seeds)
+    hair, glasses = edited_attributes(*own, torch.full((len(seeds),), EDITS.index(edit)))
+    kept, given = draw_faces(seeds, hair, glasses), draw_faces(seeds, hair, glasses, frame=GIVEN_FRAME)
+    return torch.where((glasses & ~own[1])[:, None, None, None], given, kept)
 
 
 def draw_faces(

@@ -1,6 +1,6 @@
 """LoRA Patching (arXiv 2510.03747, IEEE SPL 2026): small gated updates that change what a frozen network does.
 
-    patch = load_patch("patch.safetensors")            # patch_files
+    patch = load_patch("patch.safetensors")            # save_and_load
     with patched(generator, patch, strength=1.0):      # the generator's layers are wrapped
         out = generator.edit(pixels, "blond")
     merge_patch(generator, patch)                      # or folded into its weights, at no cost per picture
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from ..architecture import fingerprint, network_of
+from ..architecture import fingerprint, network_of, weights_digest
 from ..errors import AntiPureError
 from ..pictures import random_stream
 from .low_rank import (
@@ -37,6 +37,8 @@ from .low_rank import (
 
 if TYPE_CHECKING:
     from .layer import PatchLayer
+
+WEIGHTS = "weights"  # in a patch's metadata: `weights_digest` of the network it was trained on
 
 
 @dataclass(frozen=True)
@@ -284,6 +286,20 @@ def check_patch(target: object, patch: LoraPatch) -> None:
             f"The patch does not fit a rank {patch.config.rank} patch of this network: {wrong} is "
             f"{found.get(wrong, 'missing')} and should be {expected.get(wrong, 'absent')}; train or load another one."
         )
+
+
+def trained_on_others(target: object, patch: LoraPatch) -> str | None:
+    """A sentence where the patch was trained on other weights than the (unpatched) network's; None where it fits.
+
+    None, too, where its file does not say: patches from before it was kept, and other programs'.
+    """
+    known = patch.metadata.get(WEIGHTS)
+    if not isinstance(known, str) or known == weights_digest(target):
+        return None
+    return (
+        "The patch was trained on other weights than this network's, of the same architecture: what it does here is "
+        "not what it was trained to do. Load the generator it was trained on, or train it again."
+    )
 
 
 def _expected_shapes(layers: Mapping[str, Patchable], config: PatchConfig) -> dict[str, tuple[int, ...]]:

@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..architecture import fingerprint
+from ..architecture import fingerprint, weights_digest
 from ..attacks.pgd import pgd
 from ..attacks.settings import AttackSettings
 from ..errors import AntiPureError, sizes
@@ -37,7 +37,7 @@ from ..progress import Progress, silent
 from .disrupting import LEVELS, STEP_LEVELS, STEPS, disruption_loss
 from .low_rank import INITIALISATIONS, STRONGER, PatchConfig
 from .mmfa import MMFA
-from .patch import AppliedPatch, LoraPatch, new_patch
+from .patch import WEIGHTS, AppliedPatch, LoraPatch, new_patch
 from .training_state import Snapshot, digest, load_state, save_state, snapshot
 from .warning import text_warning, warned
 
@@ -155,7 +155,7 @@ def train_patch(
         raise AntiPureError(f"There are labels for {len(labels)} pictures, not for {len(faces)}; give one each.")
     if labels is not None:
         generator.labelled(labels)  # whether it takes any
-    architecture = fingerprint(generator)
+    architecture, weights = fingerprint(generator), weights_digest(generator)
     # ComfyUI runs prompts in inference mode; clones made outside it are ordinary tensors.
     with (
         torch.inference_mode(False),
@@ -166,7 +166,7 @@ def train_patch(
         try:
             applied.evaluate()
             run = _Run(
-                generator, applied, faces.clone(), edits, config, warning, mmfa, architecture, state_file, labels
+                generator, applied, faces.clone(), edits, config, warning, mmfa, architecture, state_file, labels, weights
             )
             run.train(progress)
             result = run.result()
@@ -218,12 +218,14 @@ class _Run:
         architecture: str,
         state_file: str | Path | None,
         labels: Tensor | None,
+        weights: str,
     ):
         self.labels, self.known = labels, generator  # `known`: the generator as it knows the faces of a batch
         self.generator, self.applied, self.faces, self.edits, self.config = generator, applied, faces, edits, config
         self.device = torch.device(generator.device)
         self.warning = None if warning is None else warning.clone().float().to(self.device)
         self.mmfa = None if mmfa is None else mmfa.to(self.device)
+        self.weights = weights
         self.architecture, self.state_file = architecture, None if state_file is None else Path(state_file)
         self.parameters = applied.parameters()
         self.optimizer = torch.optim.Adam(self.parameters, config.learning_rate, config.betas)
@@ -335,6 +337,7 @@ class _Run:
             **settings,
             "rank": self.config.patch.rank,
             "architecture": self.architecture,
+            WEIGHTS: self.weights,
             "edits": list(self.edits),
             "faces": digest(self.faces),
             "warning": None if self.warning is None else digest(self.warning),
@@ -350,6 +353,7 @@ class _Run:
         config = self.config
         metadata = {
             "generator": str(getattr(self.generator, "name", "")),
+            WEIGHTS: self.weights,
             "mode": config.mode,
             "edits": list(self.edits),
             "faces": len(self.faces),

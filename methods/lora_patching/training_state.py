@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..errors import AntiPureError
 from ..files import read_pickle, write_checkpoint
+from .patch import WEIGHTS
 
 FORMAT = "antipure-training-2"  # the first one was a safetensors file
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
@@ -68,7 +69,7 @@ def load_state(
         saved = read_pickle(path, "a training state of this version, or delete it to start anew")
     if not isinstance(saved, dict) or saved.get("format") != FORMAT:
         raise AntiPureError(f"{path} holds no state of a patch training; give another file or delete it.")
-    theirs = saved["identity"]
+    theirs = {WEIGHTS: identity.get(WEIGHTS), **saved["identity"]}  # states from before it was kept go on
     different = [key for key in {**identity, **theirs} if identity.get(key) != theirs.get(key)]
     if different:
         raise AntiPureError(

@@ -4,14 +4,12 @@ Per edit: the mean distance (L1, in 8-bit levels, over the pixels that truly cha
 output to the truth, the same face drawn with the other attributes; then the share of outputs whose masked L2 to the
 undisturbed output exceeds 0.05, for Disrupting made for that edit, for it after JPEG 75, for random signs of the same
 size, and for JPEG 75 alone. Faces that have the wanted attribute already are left out: nothing is edited there.
-Which glasses a face would wear its picture does not tell; what a network can reach that knows all but that is printed
-beside it: the distance of the median over many frames on that very face.
+Glasses that are put on have one frame for all (`procedural_faces.GIVEN_FRAME`).
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -19,15 +17,13 @@ from antipure.methods.attacks.settings import AttackSettings
 from antipure.methods.controls import apply_control
 from antipure.methods.figures.text_table import text_table
 from antipure.methods.generators import load_generator
-from antipure.methods.generators.procedural_faces import HELD_OUT, draw_edited, draw_faces, random_attributes
+from antipure.methods.generators.procedural_faces import HELD_OUT, draw_edited, draw_faces
 from antipure.methods.lora_patching.defence_metrics import masked_l2, success_rate
 from antipure.methods.lora_patching.disrupting import LEVELS, disrupt
 from antipure.methods.pictures import round_8bit, to_uint8
 from antipure.methods.purification.transforms import jpeg
 from PIL import Image
 from torch import Tensor
-
-FRAMES = 31  # an odd number: the median is one of them
 
 
 def sheet(rows: list[Tensor], path: Path, columns: int = 8) -> None:
@@ -41,15 +37,6 @@ def distance(other: Tensor, truth: Tensor, picture: Tensor) -> float:
     """L1 in 8-bit levels to the truth over the pixels that the edit truly changes; all N×3×H×W in 0..1."""
     changes = (truth - picture).abs().sum(1, keepdim=True) > 0.05
     return 255 * float(((other - truth).abs() * changes).sum() / (3 * changes.sum()))
-
-
-def unknown_frame(seeds: Sequence[int], frames: int = FRAMES) -> float:
-    """`distance` of the pixelwise median over many frames, the best guess (in L1) of who does not know the own one."""
-    hair, glasses = random_attributes(seeds)
-    needed = [seed for seed, has in zip(seeds, glasses, strict=True) if not has]
-    hair, on = hair[~glasses], torch.ones(len(needed), dtype=torch.bool)
-    guess = torch.stack([draw_faces(needed, hair, on, frame=frame) for frame in range(frames)]).median(0).values
-    return distance(guess, draw_faces(needed, hair, on), draw_faces(needed, hair))
 
 
 @torch.no_grad()
@@ -96,7 +83,6 @@ def main() -> None:
     lines.append(["all", "", "", "", *(f"{rate:.1%}" for rate in rates.values())])
     lines.append(["mean masked L2", "", "", "", *(f"{mean:.3f}" for mean in means.values())])
     print(text_table(head, lines))
-    print(f"\nglasses, the median of {FRAMES} frames on the same face: L1 {unknown_frame(seeds):.1f}")
     if args.sheet:
         sheet(rows, args.sheet)
 

@@ -6,7 +6,14 @@ import pytest
 import torch
 from antipure.methods.errors import AntiPureError
 from antipure.methods.generators import load_generator
-from antipure.methods.generators.procedural_faces import BATCH, HAIR, HELD_OUT, draw_faces, random_attributes
+from antipure.methods.generators.procedural_faces import (
+    BATCH,
+    GIVEN_FRAME,
+    HAIR,
+    draw_edited,
+    draw_faces,
+    random_attributes,
+)
 
 
 def test_a_face_depends_on_its_own_seed_alone():
@@ -84,23 +91,17 @@ def test_another_frame_changes_the_glasses_alone():
     assert not torch.equal(other, draw_faces(seeds, [0, 1], [True] * 2, frame=6))
 
 
-def test_the_median_of_frames_comes_nearer_than_one_of_them():
-    """By hand, and nearer to the truth than those frames are on average."""
-    from benchmarks.generator import distance, unknown_frame
-
-    seeds = range(HELD_OUT, HELD_OUT + 6)
+def test_the_truth_of_an_edit_is_the_same_face_and_glasses_that_are_put_on_are_one_frame_for_all():
+    seeds = range(12)
     hair, glasses = random_attributes(seeds)
-    seeds, hair = [s for s, g in zip(seeds, glasses, strict=True) if not g], hair[~glasses]
-    on = torch.ones(len(seeds), dtype=torch.bool)
-    plain, truth = draw_faces(seeds, hair), draw_faces(seeds, hair, on)
-    found = unknown_frame(range(HELD_OUT, HELD_OUT + 6), 5)
-    frames = torch.stack([draw_faces(seeds, hair, on, frame=frame) for frame in range(5)])
-    by_hand = frames.sort(0).values[2]
-    places = (truth - plain).abs().sum(1) > 0.05
-    errors = [(by_hand[i] - truth[i]).abs()[:, places[i]].flatten() for i in range(len(seeds))]
-    assert found == pytest.approx(255 * float(torch.cat(errors).mean()), rel=1e-4)
-    assert found < sum(distance(frame, truth, plain) for frame in frames) / 5
-    assert found < distance(plain, truth, plain)
+    assert glasses.any()
+    assert not glasses.all()
+    put_on = draw_edited(seeds, "glasses")
+    assert torch.equal(put_on[glasses], draw_faces(seeds)[glasses])  # who wears some keeps them
+    given = draw_faces(seeds, hair, [True] * 12, frame=GIVEN_FRAME)
+    assert torch.equal(put_on[~glasses], given[~glasses])
+    assert torch.equal(draw_edited(seeds, "no glasses"), draw_faces(seeds, hair, [False] * 12))
+    assert torch.equal(draw_edited(seeds, "brown hair"), draw_faces(seeds, [2] * 12))
 
 
 def test_bad_requests_are_refused():
@@ -128,13 +129,28 @@ def test_training_never_sees_held_out_faces_and_truth_is_the_edited_face(tool, m
     assert none.any()
     assert torch.equal(pixels[none], truth[none])
     glasses = labels[:, 3] == 1
-    hair, own = random_attributes(range(6))
-    expected = (draw_faces(range(6), hair, [True] * 6) * 255).round() / 127.5 - 1
+    _, own = random_attributes(range(6))
+    expected = (draw_edited(range(6), "glasses") * 255).round() / 127.5 - 1
     either = torch.cat([expected, expected.flip(-1)])
     nearest = (truth[glasses][:, None] - either).abs().amax((2, 3, 4)).amin(1)
     assert nearest.max() < 1e-6
     assert own.any()
     assert not own.all()
+
+
+def test_a_thin_frame_counts_as_much_as_a_head_of_hair(tool):
+    """The loss: the mean L1, and that over each picture's changed pixels, by hand; unchanged pictures add nothing."""
+    training = tool("train_generator")
+    pixels = torch.zeros(3, 3, 8, 8)
+    truth, output = pixels.clone(), pixels.clone()
+    truth[0, :, 0, 0] = 0.5  # one pixel, as a frame
+    truth[1, :, :4] = 0.5  # half the picture, as hair
+    output[0, :, 0, 0] = 0.3
+    output[1, :, :4] = 0.3
+    output[2, 0, 5, 5] = 0.6  # the edit leaves this one alone
+    total = (0.2 * 3 + 0.2 * 3 * 32 + 0.6) / (3 * 3 * 64)
+    expected = total + training.CHANGED * (0.2 + 0.2 + 0) / 3
+    assert training.distance(output, truth, pixels) == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler")

@@ -155,7 +155,7 @@ def train_patch(
         raise AntiPureError(f"There are labels for {len(labels)} pictures, not for {len(faces)}; give one each.")
     if labels is not None:
         generator.labelled(labels)  # whether it takes any
-    architecture, weights = fingerprint(generator), weights_digest(generator)
+    made_for = fingerprint(generator), weights_digest(generator)
     # ComfyUI runs prompts in inference mode; clones made outside it are ordinary tensors.
     with (
         torch.inference_mode(False),
@@ -165,9 +165,7 @@ def train_patch(
         applied = new_patch(generator, config.patch, config.seed, initialisation=config.initialisation)
         try:
             applied.evaluate()
-            run = _Run(
-                generator, applied, faces.clone(), edits, config, warning, mmfa, architecture, state_file, labels, weights
-            )
+            run = _Run(generator, applied, faces.clone(), edits, config, warning, mmfa, made_for, state_file, labels)
             run.train(progress)
             result = run.result()
             patch = replace(result.patch, metadata={**result.patch.metadata, **(notes or {})})
@@ -215,18 +213,17 @@ class _Run:
         config: TrainingConfig,
         warning: Tensor | None,
         mmfa: MMFA | None,
-        architecture: str,
+        made_for: tuple[str, str],
         state_file: str | Path | None,
         labels: Tensor | None,
-        weights: str,
     ):
         self.labels, self.known = labels, generator  # `known`: the generator as it knows the faces of a batch
         self.generator, self.applied, self.faces, self.edits, self.config = generator, applied, faces, edits, config
         self.device = torch.device(generator.device)
         self.warning = None if warning is None else warning.clone().float().to(self.device)
         self.mmfa = None if mmfa is None else mmfa.to(self.device)
-        self.weights = weights
-        self.architecture, self.state_file = architecture, None if state_file is None else Path(state_file)
+        self.architecture, self.weights = made_for
+        self.state_file = None if state_file is None else Path(state_file)
         self.parameters = applied.parameters()
         self.optimizer = torch.optim.Adam(self.parameters, config.learning_rate, config.betas)
         self.history: list[dict[str, float]] = []

@@ -1,4 +1,4 @@
-"""A patch knows the weights it was trained on: on others of the same shapes it says so, and its state does not go on."""
+"""A patch knows the weights it was trained on: on others of the same shapes it says so, its state stops."""
 
 from __future__ import annotations
 

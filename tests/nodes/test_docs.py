@@ -104,10 +104,10 @@ PURPOSE = "Built as a measurement of how fragile proactive defences are and, by 
     [
         ("AntiPureLoadGenerator", [PURPOSE, "StarGAN's labels are guessed"]),
         ("AntiPureDisruptProtect", ["JPEG at quality 75 undoes most of it"]),
-        ("AntiPureTrainLoraPatch", [PURPOSE, "JPEG 75 undoes Disrupting"]),
+        ("AntiPureTrainLoraPatch", [PURPOSE, "JPEG 75 weakens Disrupting without any patch"]),
         ("AntiPureTrainModelPatch", [PURPOSE, "our extension: not in the paper"]),
         ("AntiPureSaveLoraPatch", ["only for `scalar` and `none` gates, and only for patches of a MODEL"]),
-        ("AntiPureDefenceReport", [PURPOSE, "JPEG 75 undoes Disrupting"]),
+        ("AntiPureDefenceReport", [PURPOSE, "JPEG 75 weakens Disrupting without any patch"]),
     ],
 )
 def test_lora_patching_says_what_it_is_for_and_where_it_ends(node_id, sentences):

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .transfer import to_device
+
 
 def _extended(x: Tensor, radius: int) -> Tensor:
     return F.pad(x, (radius,) * 4, mode="replicate")
@@ -27,7 +29,7 @@ def gaussian_blur(x: Tensor, sigma: float) -> Tensor:
     radius = int(4 * sigma + 0.5)
     if radius == 0:
         return x
-    return separable(_extended(x, radius), gaussian_weights(sigma, radius).to(x))
+    return separable(_extended(x, radius), to_device(gaussian_weights(sigma, radius), x.device, x.dtype))
 
 
 def separable(x: Tensor, weights: Tensor) -> Tensor:

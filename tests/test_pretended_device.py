@@ -19,7 +19,7 @@ LATENT = ("mist", "mist_semantic", "pid")
 NAMES = (
     "a tensor left behind",
     *(f"protect {name}" for name in protections.NAMES if protections.needs_denoiser(name) and name not in LATENT),
-    *("purify gridpure", "purify diffpure", "nodes", "train a patch"),
+    *("purify gridpure", "purify diffpure", "nodes", "half precision overflows", "train a patch"),
 )
 
 

@@ -8,6 +8,7 @@ import json
 import sys
 import tarfile
 import time
+import warnings
 
 import pytest
 import torch
@@ -154,3 +155,18 @@ def test_checks_of_the_pixel_denoiser_run(tmp_path, monkeypatch):
     gpu_pixel.main()
     found = json.loads(out.read_text())
     assert found["training"]["relative"] == found["customization"]["relative, TF32 off"] == 0
+
+
+def test_waits_are_counted_as_torch_tells_them(monkeypatch):
+    modes = []
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
+
+    def work():
+        for _ in range(3):
+            warnings.warn("called a synchronizing CUDA operation (Triggered internally)", UserWarning, stacklevel=1)
+        warnings.warn("something else", UserWarning, stacklevel=1)
+
+    ((place, count),) = gpu_pixel.waited(work).items()
+    assert place.startswith("test_gpu.py:")
+    assert count == 3
+    assert modes == ["warn", "default"]

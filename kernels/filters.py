@@ -50,7 +50,10 @@ def median(x: Tensor, window: int) -> Tensor:
     h, w = x.shape[-2:]
     extended = _extended(x, window // 2)
     shifted = [extended[..., i : i + h, j : j + w] for i in range(window) for j in range(window)]
-    return torch.stack(shifted).median(0).values
+    values = torch.stack(shifted)
+    if x.device.type != "cpu" and torch.are_deterministic_algorithms_enabled():
+        return values.sort(dim=0, stable=True).values[len(shifted) // 2]  # CUDA has no median in a fixed order
+    return values.median(0).values
 
 
 def bilateral(x: Tensor, sigma_range: float, sigma_space: float = 2.0) -> Tensor:

@@ -242,6 +242,26 @@ const std::unordered_set<std::string> WAITING{
 const std::unordered_set<std::string> INDEXING{
     "aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_", "aten::_unsafe_index"};
 
+// What CUDA refuses under torch.use_deterministic_algorithms, by the list in its documentation.
+const std::unordered_set<std::string> REFUSED{
+    "aten::_adaptive_avg_pool2d_backward", "aten::_adaptive_avg_pool3d_backward", "aten::adaptive_max_pool2d_backward",
+    "aten::avg_pool3d_backward", "aten::upsample_linear1d_backward", "aten::upsample_bilinear2d_backward",
+    "aten::_upsample_bilinear2d_aa_backward", "aten::upsample_bicubic2d_backward",
+    "aten::_upsample_bicubic2d_aa_backward", "aten::upsample_trilinear3d_backward", "aten::reflection_pad1d_backward",
+    "aten::reflection_pad2d_backward", "aten::reflection_pad3d_backward", "aten::nll_loss_forward",
+    "aten::nll_loss2d_forward", "aten::grid_sampler_2d_backward", "aten::grid_sampler_3d_backward", "aten::put_",
+    "aten::histc", "aten::kthvalue", "aten::max_unpool2d", "aten::max_unpool3d"};
+
+bool refused(const c10::OperatorHandle& op, const torch::jit::Stack& stack) {
+  const auto& schema = op.schema();
+  if (schema.name() == "aten::median") return schema.overload_name().rfind("dim", 0) == 0;
+  if (schema.name() == "aten::cumsum") {
+    const auto& x = stack[stack.size() - schema.arguments().size()];
+    return x.isTensor() && x.toTensor().is_floating_point();
+  }
+  return REFUSED.count(schema.name()) > 0;
+}
+
 bool waits_for_index(const IValue& value) {
   auto waits = [](const Tensor& t) {
     return t.defined() && (t.is_cpu() || t.scalar_type() == kBool || t.scalar_type() == kByte);
@@ -262,6 +282,8 @@ void on_cpu(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   if (WAITING.count(name)) wait(name.c_str());
   if (INDEXING.count(name) && waits_for_index((*stack)[stack->size() - op.schema().arguments().size() + 1]))
     wait("indexed by a mask or from the CPU");
+  if (at::globalContext().deterministicAlgorithms() && refused(op, *stack))
+    at::globalContext().alertNotDeterministic(name);
   Inside counts_as_one;
   at::native::cpu_fallback(op, stack);
 }

@@ -2,9 +2,9 @@
 
 Its memory is the computer's and its kernels are the CPU's, but torch holds it for another device: a tensor left on the
 CPU, a missing `.to(device)` or a mask on the wrong side fails as on a GPU. What is held on it is counted, and so are
-the places where the host of a GPU would wait for it (`waits`). It tells nothing of speed, half precision or streams. A
-process that has loaded it keeps it, so tests do so in processes of their own. Compiled once (a minute or two) for each
-torch, and kept in the user's cache.
+the places where the host of a GPU would wait for it (`waits`). Under deterministic algorithms it refuses what CUDA
+refuses. It tells nothing of speed, half precision or streams. A process that has loaded it keeps it, so tests do so in
+processes of their own. Compiled once (a minute or two) for each torch, and kept in the user's cache.
 """
 
 from __future__ import annotations

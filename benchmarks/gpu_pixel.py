@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from unittest.mock import patch
 
@@ -91,12 +92,12 @@ class Checks:
     def check_same_bytes(self) -> dict:
         """Twice, and again with most of the free memory taken, without and with `reproducible`; and its price."""
         found: dict = {}
-        for fixed in (False, True):
-            label = "reproducible" if fixed else "as it is"
+        for name, fixed in product(dict.fromkeys(("strong", DEFAULT)), (False, True)):
+            label = f"{name}, {'reproducible' if fixed else 'as it is'}"
 
-            def run(fixed: bool = fixed) -> Tensor:
+            def run(name: str = name, fixed: bool = fixed) -> Tensor:
                 with reproducible(fixed):
-                    return self.protect(bundled(self.device), self.large, 1 if self.small else 4)
+                    return self.protect(bundled(self.device), self.large, 1 if self.small else 4, name)
 
             first = run()
             found[f"{label}, twice"] = differ(first, run())

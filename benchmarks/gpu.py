@@ -1,12 +1,12 @@
 """Everything this project wants to know from a GPU, for a machine that has no network: `python -m benchmarks.gpu`.
 
     prepare KIT --comfyui CHECKOUT     where there is a network: writes what has to be carried, some 30 MB
-    run PARTS KIT --out FOLDER         on the GPU machine, in a copy of the repository: parts pixel, sd15, sdxl, speed
+    run PARTS KIT --out FOLDER         on the GPU machine, in a copy of the repository
 
-KIT is a folder that git ignores, such as output/gpu_kit: ComfyUI's source, and the packages that a machine with torch,
-torchvision, numpy, transformers and peft lacks. A part that fails or hangs costs its own time only; what is known by
-then stands in FOLDER: all.json, logs.txt, versions.txt. `--cpu` is for a look without a GPU, at small sizes: no figures
-to quote.
+PARTS: pixel, sd15, sd15_memory, sdxl, speed; each ends within ten minutes. KIT is a folder that git ignores, such as
+output/gpu_kit: ComfyUI's source, and the packages that a machine with torch, torchvision, numpy, transformers and peft
+lacks. A part of PARTS that fails or hangs costs its own time only; what is known by then stands in FOLDER: all.json,
+logs.txt, versions.txt. `--cpu` is for a look without a GPU, at small sizes: no figures to quote.
 """
 
 from __future__ import annotations
@@ -42,24 +42,27 @@ PIXEL, SPEED, SERVER = ("-m", "benchmarks.gpu_pixel"), ("-m", "benchmarks.speed"
 TESTS = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "14")
 RUNS: dict[str, dict[str, tuple[int, tuple[str, ...]]]] = {
     "pixel": {
-        "checks": (150, (*PIXEL, "{results}/pixel.json")),
+        "checks": (200, (*PIXEL, "{results}/pixel.json")),
         "floor": (120, (*SPEED, "--devices", "cuda", "--only", "floor", "kernels", "--out", "{results}/speed")),
         "tests": (120, (*TESTS, "tests", "--ignore", "tests/comfyui")),
         "compiled": (150, (*PIXEL, "{results}/compiled.json", "--only", "compiled")),
     },
     "sd15": {
-        "sd15": (240, (*SERVER, "{results}", "sd15", "--walk", "before:512", "probe:512", "protect:512:40",
-                       "cancel:512:5", "after:512", "loop:512", "probe:1024")),
-        "sd15_small_card": (120, (*SERVER, "{results}", "sd15", "--cap", "6", "--walk", "probe:512")),
+        "sd15": (330, (*SERVER, "{results}", "sd15", "--walk", "before:512", "probe:512", "protect:1024:40",
+                       "cancel:1024:5", "after:512", "loop:512", "probe:1024")),
         "sd15_fp32": (100, (*SERVER, "{results}", "sd15", "--flags=--fp32-unet --fp32-vae", "--walk", "before:512",
                             "probe:512", "after:512")),
         "sd15_static": (120, (*SERVER, "{results}", "sd15", "--flags=--disable-dynamic-vram", "--walk", "before:512",
                               "probe:512", "after:512")),
     },
+    "sd15_memory": {
+        "sd15_6_gb": (160, (*SERVER, "{results}", "sd15", "--cap", "6", "--walk", "probe:512")),
+        "sd15_8_gb": (200, (*SERVER, "{results}", "sd15", "--cap", "8", "--walk", "probe:1024")),
+    },
     "sdxl": {
         "sdxl": (320, (*SERVER, "{results}", "sdxl", "--walk", "before:1024", "probe:1024", "protect:1024:40",
                        "cancel:1024:6", "after:1024")),
-        "sdxl_small_card": (150, (*SERVER, "{results}", "sdxl", "--cap", "16", "--walk", "probe:1024")),
+        "sdxl_16_gb": (200, (*SERVER, "{results}", "sdxl", "--cap", "16", "--walk", "probe:1024")),
     },
     "speed": {
         "plain": (240, (*SPEED, "--devices", "cuda", "--only", "plain", "pixels", "--repeats", "3",
@@ -74,6 +77,10 @@ ON_CPU: dict[str, dict[str, tuple[int, tuple[str, ...]]]] = {
     "sd15": {
         "sd15": (1800, (*SERVER, "{results}", "sd15-small", "--cpu", "--steps", "1", "--walk", "before:64", "probe:64",
                        "protect:64:1", "after:64")),
+    },
+    "sd15_memory": {
+        "sd15_6_gb": (900, (*SERVER, "{results}", "sd15-small", "--cpu", "--steps", "1", "--cap", "6", "--walk",
+                            "probe:64")),
     },
     "sdxl": {
         "sdxl": (900, (*SERVER, "{results}", "sdxl-small", "--cpu", "--steps", "1", "--walk", "before:64",

@@ -9,18 +9,25 @@ import argparse
 import statistics
 import time
 import traceback
+import warnings
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from unittest.mock import patch
 
 import torch
+from antipure.benchmarks.gpu_probe import exact
 from antipure.benchmarks.speed import bundled, enlarged
 from antipure.benchmarks.work import read, write
 from antipure.methods import pictures
 from antipure.methods.antipure.objective import PRESETS
 from antipure.methods.antipure.protect import protect
+from antipure.methods.attacks.ensemble import bundled_vae_targets, combine
 from antipure.methods.attacks.settings import AttackSettings
+from antipure.methods.customization.dreambooth_lora import CustomizationSettings, customized
 from antipure.methods.diffusion.checkpoints import BUNDLED
 from antipure.methods.diffusion.pixel import PixelDenoiser
 from antipure.methods.generators.procedural_faces import draw_faces
@@ -29,6 +36,7 @@ from antipure.methods.gradients.compilation import COMPILED, CUDA_GRAPHS
 from antipure.methods.gradients.reproducible import reproducible
 from antipure.methods.lora_patching.training import TrainingConfig, train_patch
 from antipure.methods.purification.gridpure import gridpure
+from antipure.nodes.protect import DEFAULT
 from torch import Tensor
 
 
@@ -43,9 +51,13 @@ class Checks:
         self.large = enlarged(read(BUNDLED.with_name("astronaut.png")), 64 if small else 1024)
 
     def protect(self, denoiser: PixelDenoiser, picture: Tensor | None = None, steps: int = 0, name="strong") -> Tensor:
+        """All steps are run, also of presets that run a share of them; with our own VAE where latents are moved."""
         picture = (self.face if picture is None else picture).to(denoiser.device)
-        with denoiser.session():
-            return protect(picture, denoiser, PRESETS[name], AttackSettings(steps=steps or self.steps))
+        objective, target = replace(PRESETS[name], step_share=1), denoiser
+        if objective.latent:
+            target = combine(denoiser, bundled_vae_targets(denoiser.device), "mean")
+        with target.session():
+            return protect(picture, target, objective, AttackSettings(steps=steps or self.steps))
 
     def seconds(self, work: Callable[[], object], repeats: int = 3) -> float:
         work()
@@ -61,20 +73,6 @@ class Checks:
     def wait(self) -> None:
         if self.gpu:
             torch.cuda.synchronize()
-
-    def check_parity(self) -> dict:
-        """Against the CPU, with and without TF32."""
-        cpu, here, found = bundled(torch.device("cpu")), bundled(self.device), {}
-        before = torch.backends.cudnn.allow_tf32
-        for tf32 in (True, False):
-            torch.backends.cudnn.allow_tf32 = tf32
-            for name in ("paper", "strong"):
-                share = differ(self.protect(cpu, name=name), self.protect(here, name=name))
-                found[f"{name}, TF32 {tf32}: share of values that differ"] = share
-            pure = [gridpure(self.face.to(d.device), d, iterations=1).cpu() for d in (cpu, here)]
-            found[f"GrIDPure, TF32 {tf32}: levels apart"] = float((pure[0] - pure[1]).abs().max() * 255)
-        torch.backends.cudnn.allow_tf32 = before
-        return found
 
     def check_training(self) -> dict:
         """A LoRA patch, against the CPU: the largest difference of its weights over the largest weight."""
@@ -94,12 +92,12 @@ class Checks:
     def check_same_bytes(self) -> dict:
         """Twice, and again with most of the free memory taken, without and with `reproducible`; and its price."""
         found: dict = {}
-        for fixed in (False, True):
-            label = "reproducible" if fixed else "as it is"
+        for name, fixed in product(dict.fromkeys(("strong", DEFAULT)), (False, True)):
+            label = f"{name}, {'reproducible' if fixed else 'as it is'}"
 
-            def run(fixed: bool = fixed) -> Tensor:
+            def run(name: str = name, fixed: bool = fixed) -> Tensor:
                 with reproducible(fixed):
-                    return self.protect(bundled(self.device), self.large, 1 if self.small else 4)
+                    return self.protect(bundled(self.device), self.large, 1 if self.small else 4, name)
 
             first = run()
             found[f"{label}, twice"] = differ(first, run())
@@ -113,7 +111,7 @@ class Checks:
         return found
 
     def check_time(self) -> dict:
-        """`strong` on a large picture: a step, the GPU's part of it, its noise; 40 steps, and the peak of memory."""
+        """Of a large picture: `strong`'s step, the GPU's part of it, its noise; 40 steps, and the default preset's."""
         denoiser, count = bundled(self.device), 1 if self.small else 4
         run = partial(self.protect, denoiser, self.large, count)
         found: dict = {"s per step": self.seconds(run, 1 if self.small else 3) / count}
@@ -136,13 +134,60 @@ class Checks:
             events = sorted(profiled.key_averages(), key=lambda event: -event.self_device_time_total)
             found["GPU busy, s per step"] = sum(event.self_device_time_total for event in events) / 1e6 / count
             found["kernels, ms"] = [[e.key[:90], e.count, e.self_device_time_total / 1e3] for e in events[:18]]
-            torch.cuda.reset_peak_memory_stats()
-        started = time.perf_counter()
-        self.protect(denoiser, self.large, 1 if self.small else 40)
-        self.wait()
-        found["40 steps, s"] = time.perf_counter() - started
-        if self.gpu:
-            found["peak GB"] = torch.cuda.max_memory_allocated() / 1e9
+        for name in dict.fromkeys(("strong", DEFAULT)):
+            if self.gpu:
+                torch.cuda.reset_peak_memory_stats()
+            self.wait()
+            started = time.perf_counter()
+            self.protect(denoiser, self.large, 1 if self.small else 40, name)
+            self.wait()
+            found[f"{name}, 40 steps, s"] = time.perf_counter() - started
+            if self.gpu:
+                found[f"{name}, peak GB"] = torch.cuda.max_memory_allocated() / 1e9
+        return found
+
+    def check_customization(self) -> dict:
+        """A LoRA trained on the portrait, against the CPU: the largest difference of its weights over the largest."""
+
+        def trained(device: torch.device) -> Tensor:
+            denoiser = bundled(device)
+            with denoiser.session():
+                settings = CustomizationSettings(steps=2, batch=2)
+                with customized(denoiser, self.face, settings) as customization:
+                    return torch.cat([p.detach().flatten().float().cpu() for p in customization.parameters])
+
+        with exact():
+            ours, theirs = trained(self.device), trained(torch.device("cpu"))
+        return {"relative, TF32 off": float((ours - theirs).abs().max() / theirs.abs().max())}
+
+    def check_waits(self) -> dict:
+        """How often the host waits for the GPU in a step of each preset and in an iteration of GrIDPure, and where."""
+        if not self.gpu:
+            return {"skipped": "for GPUs"}
+        denoiser, found = bundled(self.device), {}
+        works = {name: partial(self.protect, denoiser, self.face, name=name) for name in PRESETS}
+        works["GrIDPure"] = lambda steps: gridpure(self.face.to(self.device), denoiser, iterations=steps)
+        for name, work in works.items():
+            # Neither the look at the gradients in the first and last step nor what comes once counts.
+            counts = [waited(partial(work, steps=n) if name in PRESETS else partial(work, n)) for n in (3, 6)]
+            found[name] = {place: count / 3 for place, count in (counts[1] - counts[0]).items()}
+        return found
+
+    def check_parity(self) -> dict:
+        """Against the CPU, with and without TF32."""
+        cpu, here, found = bundled(torch.device("cpu")), bundled(self.device), {}
+        works: dict = {
+            f"{name}: share of values that differ": (partial(self.protect, name=name), differ) for name in PRESETS
+        }
+        works["GrIDPure: levels apart"] = (
+            lambda d: gridpure(self.face.to(d.device), d, iterations=1).cpu(),
+            lambda a, b: float((a - b).abs().max() * 255),
+        )
+        for label, (work, apart) in works.items():
+            expected = work(cpu)
+            found[f"{label}, TF32 on"] = apart(expected, work(here))
+            with exact():
+                found[f"{label}, TF32 off"] = apart(expected, work(here))
         return found
 
     def check_compiled(self) -> dict:
@@ -166,6 +211,19 @@ class Checks:
             }
             found[mode] = {**row, "s": self.seconds(partial(self.protect, denoiser))}
         return found
+
+
+def waited(work: Callable[[], object]) -> Counter:
+    """Where the host waits for the GPU, as torch itself tells it: file and line of whoever asked, and how often."""
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            work()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    told = [warning for warning in said if "synchronizing" in str(warning.message)]
+    return Counter(f"{Path(warning.filename).name}:{warning.lineno}" for warning in told)
 
 
 def differ(x: Tensor, y: Tensor) -> float:

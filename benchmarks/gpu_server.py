@@ -2,8 +2,8 @@
 
 KIND is one of tools/make_sd_checkpoint.py's: a checkpoint of full size with random weights is written first. The walk
 is a list of before:SIDE, after:SIDE (sampling; whether both are the same bytes), probe:SIDE (gpu_probe),
-protect:SIDE:STEPS, cancel:SIDE:SECONDS and loop:SIDE (the workflow sd_purification_customization). Results:
-RESULTS/server_*.json.
+protect:SIDE:STEPS (the default preset), cancel:SIDE:SECONDS and loop:SIDE (the workflow sd_purification_customization).
+Results: RESULTS/server_*.json.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 from antipure.benchmarks.work import write
 from antipure.cli.graph import read_workflow, set_inputs
+from antipure.nodes.protect import DEFAULT
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -218,7 +219,7 @@ def sampling(label: str, side: int) -> dict:
 
 def protecting(picture: str, steps: int, seed: int = 0) -> dict:
     denoiser = {"model": ["1", 0], "vae": ["1", 2], "conditioning": ["2", 0]}
-    settings = {"preset": "strong", "levels": 8, "steps": steps, "seed": seed}
+    settings = {"preset": DEFAULT, "levels": 8, "steps": steps, "seed": seed}
     return graph(
         {"class_type": "LoadImage", "inputs": {"image": picture}},
         {"class_type": "AntiPureDenoiserFromModel", "inputs": denoiser},

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .transfer import to_device
+
 
 def _extended(x: Tensor, radius: int) -> Tensor:
     return F.pad(x, (radius,) * 4, mode="replicate")
@@ -27,7 +29,7 @@ def gaussian_blur(x: Tensor, sigma: float) -> Tensor:
     radius = int(4 * sigma + 0.5)
     if radius == 0:
         return x
-    return separable(_extended(x, radius), gaussian_weights(sigma, radius).to(x))
+    return separable(_extended(x, radius), to_device(gaussian_weights(sigma, radius), x.device, x.dtype))
 
 
 def separable(x: Tensor, weights: Tensor) -> Tensor:
@@ -48,7 +50,10 @@ def median(x: Tensor, window: int) -> Tensor:
     h, w = x.shape[-2:]
     extended = _extended(x, window // 2)
     shifted = [extended[..., i : i + h, j : j + w] for i in range(window) for j in range(window)]
-    return torch.stack(shifted).median(0).values
+    values = torch.stack(shifted)
+    if x.device.type != "cpu" and torch.are_deterministic_algorithms_enabled():
+        return values.sort(dim=0, stable=True).values[len(shifted) // 2]  # CUDA has no median in a fixed order
+    return values.median(0).values
 
 
 def bilateral(x: Tensor, sigma_range: float, sigma_space: float = 2.0) -> Tensor:

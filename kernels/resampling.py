@@ -11,6 +11,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from .transfer import to_device
+
 Window = tuple[int, int, int, int]  # top, left, rows, columns
 
 _BLOCK = 64  # output pixels whose weights stand in one matrix
@@ -74,8 +76,8 @@ def resample_matrix(size: int, target: int, kernel: str = "lanczos") -> Tensor:
 
 def resample(x: Tensor, height: int, width: int, kernel: str = "lanczos") -> Tensor:
     """x at height×width: B×C×height×width. Overshoots the range of x at edges, as these kernels do."""
-    rows = resample_matrix(x.shape[-2], height, kernel).to(x)
-    columns = resample_matrix(x.shape[-1], width, kernel).to(x)
+    rows = to_device(resample_matrix(x.shape[-2], height, kernel), x.device, x.dtype)
+    columns = to_device(resample_matrix(x.shape[-1], width, kernel), x.device, x.dtype)
     return rows @ (x @ columns.T)
 
 
@@ -121,5 +123,5 @@ def _along_last(x: Tensor, size: int, target: int, kernel: str, first: int, coun
     for start in range(first, first + count, _BLOCK):
         low, weights = _weights(size, target, kernel, start, min(_BLOCK, first + count - start))
         low -= offset
-        blocks.append(x[..., low : low + weights.shape[1]] @ weights.to(x).T)
+        blocks.append(x[..., low : low + weights.shape[1]] @ to_device(weights, x.device, x.dtype).T)
     return torch.cat(blocks, -1)

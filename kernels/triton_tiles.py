@@ -11,6 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .tiles import Positions
+from .transfer import to_device
 
 BLOCK = 1024
 ROWS, COLUMNS = 16, 64
@@ -81,7 +82,7 @@ def _merge(
 
 
 def _on(device: torch.device, positions: Positions) -> tuple[Tensor, Tensor]:
-    both = torch.tensor(positions, dtype=torch.int32).reshape(-1, 2).T.contiguous().to(device, non_blocking=True)
+    both = to_device(torch.tensor(positions, dtype=torch.int32).reshape(-1, 2).T, device)
     return both[0], both[1]
 
 
@@ -128,7 +129,7 @@ def add(total: Tensor, tiles: Tensor, positions: Positions) -> Tensor:
 
 def _put(out: Tensor, tiles: Tensor, positions: Positions, **options: bool) -> None:
     channels, height, width = out.shape[1:]
-    ranges = torch.from_numpy(bands(positions, tiles.shape[-1], height)).to(tiles.device, non_blocking=True)
+    ranges = to_device(torch.from_numpy(bands(positions, tiles.shape[-1], height)), tiles.device)
     grid = (triton.cdiv(width, COLUMNS) * triton.cdiv(height, ROWS) * channels,)
     _merge[grid](
         tiles.contiguous(), *_on(tiles.device, positions), *ranges, out, len(positions), channels, height, width,

@@ -9,13 +9,18 @@ import torch
 
 from .errors import AntiPureError
 
-# What torch raises as a plain RuntimeError: its allocators for CPUs and for Apple's GPUs, and CUDA's libraries.
+# What comes as a plain RuntimeError: of torch's allocators for CPUs and for Apple's GPUs, CUDA's libraries, Triton and
+# DirectML.
 _SAID_OF_CPUS = ("DefaultCPUAllocator", "can't allocate memory")
 _SAID = (
     *_SAID_OF_CPUS,
     "MPS backend out of memory",
     "CUDA out of memory",
     "CUDA error: out of memory",
+    "HIP error: out of memory",
+    "Triton Error [CUDA]: out of memory",
+    "Triton Error [HIP]: out of memory",
+    "not enough GPU video memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_ALLOC_FAILED",
     "CUFFT_ALLOC_FAILED",

@@ -17,6 +17,7 @@ from torch import Tensor
 from .errors import AntiPureError, sizes
 
 SHOWN = 256  # the side of what reports show of a picture
+PINNED = {"cuda"}  # devices that read pinned memory by themselves, as in `kernels.transfer`
 _WORTH_THREADS = 2**16  # values: less is drawn before a thread has begun
 
 
@@ -96,15 +97,17 @@ def noises(
     nothing of each other. Nobody else may draw from the generators until the last one was taken.
     """
     threads = drawing_threads(device) if len(generators) * math.prod(shape) >= _WORTH_THREADS else 0
+    pinned = device.type in PINNED  # a copy from ordinary memory would wait for the GPU
     if not threads:
         for _ in range(count):
-            yield to_device(_draw(torch.empty(len(generators), *shape), generators), device)
+            drawn = _draw(torch.empty(len(generators), *shape, pin_memory=pinned), generators)
+            yield drawn.to(device, non_blocking=pinned)
         return
     bounds = [len(generators) * k // threads for k in range(threads + 1)]
     inference = torch.is_inference_mode_enabled()  # each thread has its own
 
     def begin() -> tuple[Tensor, list[Future]]:
-        drawn = torch.empty(len(generators), *shape, pin_memory=device.type == "cuda")
+        drawn = torch.empty(len(generators), *shape, pin_memory=pinned)
         parts = [slice(*pair) for pair in pairwise(bounds) if pair[0] < pair[1]]
         return drawn, [_pool().submit(_draw, drawn[part], generators[part], inference) for part in parts]
 
@@ -115,7 +118,7 @@ def noises(
         for part in parts:
             part.result()
         ahead = begin() if done < count else None
-        yield drawn.to(device, non_blocking=device.type == "cuda")
+        yield drawn.to(device, non_blocking=pinned)
 
 
 def drawing_threads(device: torch.device) -> int:
@@ -133,11 +136,6 @@ def _draw(out: Tensor, generators: list[torch.Generator], inference: bool | None
         for one, generator in zip(out, generators, strict=True):
             one.normal_(generator=generator)
     return out
-
-
-def to_device(x: Tensor, device: torch.device) -> Tensor:
-    """A CPU tensor on `device`. A GPU is not waited for: a copy from ordinary memory would be."""
-    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
 
 
 def pad_reflect(x: Tensor, height: int, width: int) -> Tensor:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from antipure.cli import main as shell
@@ -37,6 +40,31 @@ def test_other_errors_pass_through_as_they_are(error):
     with pytest.raises(type(error)) as caught, enough_memory("this", "do that"):
         raise error
     assert caught.value is error
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "Triton Error [CUDA]: out of memory",
+        "HIP error: out of memory",
+        "Could not allocate tensor with 8589934592 bytes. There is not enough GPU video memory available!",
+    ],
+)
+def test_what_other_devices_and_triton_say_counts_too(said):
+    assert is_out_of_memory(RuntimeError(said))
+
+
+def test_nobody_tells_by_other_means():
+    """No file catches an error of its own choice where memory may have run out; the kernels know no room above them."""
+    root = Path(__file__).resolve().parent.parent
+    told = re.compile(r"OutOfMemoryError|AcceleratorError|error_code|out of memory[\"'] in ")
+    found = {
+        str(path.relative_to(root))
+        for folder in ("cli", "kernels", "methods", "nodes", "benchmarks", "tools")
+        for path in (root / folder).rglob("*.py")
+        if told.search(path.read_text(encoding="utf-8"))
+    }
+    assert found == {"kernels/dispatch.py", "methods/memory.py"}
 
 
 def test_the_sentence_says_whose_memory(no_room):

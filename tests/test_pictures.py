@@ -9,6 +9,7 @@ import threading
 import numpy as np
 import pytest
 import torch
+from antipure.kernels.transfer import to_device
 from antipure.methods import pictures
 from antipure.methods.errors import AntiPureError
 from antipure.methods.pictures import (
@@ -21,7 +22,6 @@ from antipure.methods.pictures import (
     random_stream,
     round_8bit,
     round_up,
-    to_device,
     to_picture,
     to_pixels,
 )
@@ -207,6 +207,8 @@ def test_noise_is_what_each_generator_draws_alone(shape):
 def test_to_device_keeps_values():
     x = torch.arange(6).view(2, 3)
     assert torch.equal(to_device(x, torch.device("cpu")), x)
+    weights = torch.rand(3, 4, dtype=torch.float64).T
+    assert torch.equal(to_device(weights, torch.device("cpu"), torch.float32), weights.float())
 
 
 @pytest.mark.parametrize("inference", [False, True])

@@ -18,8 +18,10 @@ CHECKS = Path(__file__).parent / "pretended" / "checks.py"
 LATENT = ("mist", "mist_semantic", "pid")
 NAMES = (
     "a tensor left behind",
+    "an operation in no fixed order",
+    *(f"cleaner {name}" for name in ("bilateral", "median", "blur", "jpeg")),
     *(f"protect {name}" for name in protections.NAMES if protections.needs_denoiser(name) and name not in LATENT),
-    *("purify gridpure", "purify diffpure", "nodes", "train a patch"),
+    *("purify gridpure", "purify diffpure", "nodes", "half precision overflows", "train a patch"),
 )
 
 

@@ -11,7 +11,8 @@ import json
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -31,6 +32,20 @@ def copied(network: torch.nn.Module) -> torch.nn.Module:
     memo = {id(value): None for m in network.modules() for name, value in vars(m).items() if name in _OWN}
     with torch.inference_mode(False):
         return copy.deepcopy(network, memo).float().requires_grad_(False)
+
+
+@contextmanager
+def exact() -> Iterator[None]:
+    """Without TF32, torch's default for convolutions on a GPU."""
+    flags = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    before = [flag.allow_tf32 for flag in flags]
+    try:
+        for flag in flags:
+            flag.allow_tf32 = False
+        yield
+    finally:
+        for flag, value in zip(flags, before, strict=True):
+            flag.allow_tf32 = value
 
 
 class GpuProbe:
@@ -69,7 +84,7 @@ class GpuProbe:
                     "allowance GB": batching.memory_bytes / 1e9, "tile": denoiser.tile_for(*self.picture.shape[-2:]),
                 }  # fmt: skip
                 self.note("floor", self.floor, out)
-                for name in ("strong", "paper"):
+                for name in dict.fromkeys((pack("nodes.protect").DEFAULT, "strong", "paper")):
                     self.note(name, lambda name=name: self.cost(name), out)
             for name in ("gradient", "evicted", "same_bytes"):
                 self.note(name, getattr(self, name), out)
@@ -171,10 +186,14 @@ class GpuProbe:
                 score.backward()
             return leaf.grad.double().flatten()
 
+    def evict(self) -> None:
+        """Everything that the host may, off the device."""
+        self.management.free_memory(1e30, self.denoiser.device)
+
     def evicted(self) -> dict:
         """Where everything else is sent off the device between forward and backward, and between two sessions."""
         first, again = self.one_gradient(), self.one_gradient()
-        during = self.one_gradient(lambda: self.management.free_memory(1e30, self.denoiser.device))
+        during = self.one_gradient(self.evict)
         self.management.unload_all_models()
         self.management.soft_empty_cache()
         left = self.used()
@@ -186,8 +205,13 @@ class GpuProbe:
         return {"twice": apart(again), "during": apart(during), "after": apart(after), "GB while evicted": left / 1e9}
 
     def gradient(self) -> dict:
-        """Against float32 copies of both networks, plain attention, no TF32; for eps models such as SD's."""
+        """Against float32 copies of both networks, plain attention, no TF32; for eps models such as SD's.
+
+        Also ours without TF32, and so with everything sent off the device before the backward pass.
+        """
         mine, again, d = self.one_gradient(), self.one_gradient(), self.denoiser
+        with exact():
+            untouched, during = self.one_gradient(), self.one_gradient(self.evict)
         network, first = copied(self.model.model.diffusion_model), copied(self.vae.first_stage_model)
         network.dtype = torch.float32
         side = min(512, *self.picture.shape[-2:])
@@ -201,22 +225,23 @@ class GpuProbe:
         latents = self.model.model.latent_format
         plain = {"optimized_attention_override": lambda function, *a, **k: _attention(*a, **k)}
         context, more = given["c_crossattn"], {key: given[key] for key in ("y",) if key in given}
-        tf32 = torch.backends.cudnn.allow_tf32
-        torch.backends.cudnn.allow_tf32 = False
-        try:
-            with torch.inference_mode(False), torch.enable_grad():
-                leaf = (self.picture[:1, :, :side, :side] * 2 - 1).contiguous().requires_grad_()
-                z = latents.process_in(first.encode(leaf))
-                for k in (30, 300):
-                    t = torch.tensor([float(k)], device=d.device)
-                    z = z + network(z, t, context=context, transformer_options=plain, **more)
-                pixels = first.decode(latents.process_out(z / 10)).clamp(-1, 1)
-                (pixels.mean() + z.square().mean()).backward()
-        finally:
-            torch.backends.cudnn.allow_tf32 = tf32
+        with exact(), torch.inference_mode(False), torch.enable_grad():
+            leaf = (self.picture[:1, :, :side, :side] * 2 - 1).contiguous().requires_grad_()
+            z = latents.process_in(first.encode(leaf))
+            for k in (30, 300):
+                t = torch.tensor([float(k)], device=d.device)
+                z = z + network(z, t, context=context, transformer_options=plain, **more)
+            pixels = first.decode(latents.process_out(z / 10)).clamp(-1, 1)
+            (pixels.mean() + z.square().mean()).backward()
         reference = leaf.grad.double().flatten()
+
+        def error(gradient: torch.Tensor) -> float:
+            return float((gradient - reference).norm() / reference.norm())
+
         return {
-            "error": float((mine - reference).norm() / reference.norm()),
+            "error": error(mine),
+            "error, TF32 off": error(untouched),
+            "error, TF32 off, evicted": error(during),
             "twice": float((again - mine).norm() / mine.norm()),
             "signs alike": float((mine.sign() == reference.sign()).double().mean()),
             "finite": bool(mine.isfinite().all()),

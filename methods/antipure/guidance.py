@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from ...kernels.frequency import high_frequency_mean
+from ...kernels.transfer import to_device
 from ..diffusion.denoiser import Denoiser, add_noise, predict_x0
 from ..diffusion.loss import l_ddpm
-from ..pictures import noise, to_device
+from ..pictures import noise
 from .objective import Objective
 
 

@@ -6,9 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...kernels.transfer import to_device
 from ..diffusion.denoiser import Denoiser, add_noise, predict_x0
-from ..pictures import noises, to_device, to_pixels
-from ..purification.random_cleaner import random_cleaner
+from ..pictures import noises, to_pixels
+from ..purification.random_cleaner import cleaned, random_cleaner
 from ..purification.transforms import resized
 from .objective import Objective
 
@@ -37,7 +38,8 @@ def unrolled_purification(
     timestep: one for all tiles, or N of them.
     """
     z = denoiser.encode(tiles)
-    t = (torch.as_tensor(timestep, device=z.device) - 1).expand(len(z))
+    before = timestep - 1
+    t = before.expand(len(z)) if isinstance(before, Tensor) else torch.full((len(z),), before, device=z.device)
     abar_t = denoiser.alphas_cumprod[t]
     for eps in noises(steps, tuple(z.shape[1:]), generators, z.device):
         x_t = add_noise(z, eps, abar_t)
@@ -90,14 +92,12 @@ def randomly_cleaned(pictures: list[Tensor], share: float, generators: list[torc
     """
     drawn = [random_cleaner(g) if float(torch.rand((), generator=g)) < share else None for g in generators]
 
-    def cleaned(tiles: Tensor) -> Tensor:
-        parts = [
-            tile if cleaner is None else to_pixels(cleaner(((tile + 1) / 2).clamp(0, 1)))
-            for tile, cleaner in zip(tiles.split(1), drawn, strict=True)
-        ]
-        return torch.cat(parts)
-
-    return [cleaned(tiles) for tiles in pictures]
+    tiles = [tile for picture in pictures for tile in picture.split(1)]
+    chosen = {i: cleaner for i, cleaner in enumerate(drawn * len(pictures)) if cleaner is not None}
+    found = cleaned([((tiles[i] + 1) / 2).clamp(0, 1) for i in chosen], list(chosen.values()))
+    for i, one in zip(chosen, found, strict=True):
+        tiles[i] = to_pixels(one)
+    return [torch.cat(tiles[first : first + len(drawn)]) for first in range(0, len(tiles), len(drawn))]
 
 
 def unrolled_term(

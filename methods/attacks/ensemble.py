@@ -99,7 +99,8 @@ class CombinedLoss(Loss):
     def terms(self, pixels: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
         roots = self._roots(generator)
         if self.mode == "worst":
-            least = min(range(len(roots)), key=lambda i: self._value(pixels, roots[i], i))
+            values = self._values(pixels, roots)
+            least = min(range(len(roots)), key=values.__getitem__)
             self.taken = [self.losses[least]]
             self.losses[least].partly = share_of(self.partly, 1, 2)  # choosing it took about half of the work
             yield from self.losses[least].terms(pixels, random_stream(roots[least]))
@@ -120,10 +121,15 @@ class CombinedLoss(Loss):
     def _roots(self, generator: torch.Generator) -> list[int]:
         return [int(torch.randint(2**62, (), generator=generator)) for _ in self.losses]
 
-    def _value(self, pixels: Tensor, root: int, i: int) -> float:
-        self.losses[i].partly = Loss.partly
-        with torch.no_grad():
-            return sum(float(term) for term in self.losses[i].terms(pixels, random_stream(root)))
+    def _values(self, pixels: Tensor, roots: list[int]) -> list[float]:
+        terms: list[list[Tensor]] = []
+        for loss, root in zip(self.losses, roots, strict=True):
+            loss.partly = Loss.partly
+            with torch.no_grad():
+                terms.append([term.to(pixels.device) for term in loss.terms(pixels, random_stream(root))])
+        # Looked at all together: each look waits for a GPU.
+        values = iter(torch.stack([term for each in terms for term in each]).tolist())
+        return [sum(next(values) for _ in each) for each in terms]
 
 
 Target = Denoiser | VaeTargets | CombinedDenoiser  # what a protection may be made against

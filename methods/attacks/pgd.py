@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ...kernels.ascent import ascend
 from ..errors import AntiPureError, sizes
+from ..gradients.differentiation import overflowed, overflows_noted
 from ..gradients.malloc import freed_memory_kept
 from ..memory import is_out_of_memory, out_of_memory
 from ..pictures import check_picture, random_stream, to_pixels
@@ -85,9 +86,10 @@ def pgd(
             if random_start:
                 values = budget.scatter(values, random_stream(seed, -1))
             finite = torch.ones((), dtype=torch.bool, device=clean.device)
+            overflows = False
             for step in range(steps):
                 loss.partly = partial(_partly, settings.progress, values, i * steps + step, runs * steps)
-                value, gradient = _value_and_gradient(loss, values, seed, step)
+                value, gradient, overflows = _value_and_gradient(loss, values, seed, step, overflows)
                 loss.stepped()
                 finite &= torch.isfinite(gradient).all()
                 if step % CHECK_EVERY == 0 or step + 1 == steps:
@@ -113,12 +115,20 @@ def _partly(progress: Progress, values: Tensor, before: int, total: int, share: 
         progress(before + share, total, values / 255)
 
 
-def _value_and_gradient(loss: Loss, values: Tensor, seed: int, step: int) -> tuple[Tensor, Tensor]:
+def _value_and_gradient(
+    loss: Loss, values: Tensor, seed: int, step: int, overflows: bool
+) -> tuple[Tensor, Tensor, bool]:
+    """Also whether half precision overflows, as this step or one before found: then every segment looks itself."""
     while True:
         try:
             pixels = values / 127.5 - 1
             loss.prepare(pixels, random_stream(seed, step))
-            return loss.value_and_gradient(pixels.requires_grad_(), random_stream(seed, step))
+            with overflows_noted(not overflows) as noted:
+                found = loss.value_and_gradient(pixels.requires_grad_(), random_stream(seed, step))
+            if not overflowed(noted):
+                return *found, overflows
+            overflows = True
+            return *loss.value_and_gradient(pixels, random_stream(seed, step)), overflows
         except Exception as error:
             if not is_out_of_memory(error):
                 raise

@@ -12,6 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ...kernels.transfer import to_device
 from ..attacks.loss import Loss
 from ..attacks.tiled_loss import TiledLoss
 from ..diffusion.denoiser import Denoiser
@@ -23,7 +24,7 @@ LEVELS, STEPS, STEP_LEVELS = 8.0, 100, 1.0
 def ddpm_terms(denoiser: Denoiser, tiles: Tensor, generators: list[torch.Generator]) -> Tensor:
     """L_ddpm of N×3×T×T pixels at timesteps drawn from all of the schedule: N values."""
     z = denoiser.encode(tiles)
-    t = draw_timesteps(torch.arange(denoiser.timesteps), generators).to(z.device)
+    t = to_device(draw_timesteps(torch.arange(denoiser.timesteps), generators), z.device)
     return noised_loss(denoiser, z, t, generators)
 
 

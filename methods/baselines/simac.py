@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...kernels.transfer import to_device
 from ..attacks.loss import Loss, MakeLoss
 from ..attacks.tiled_loss import TiledLoss, random_tile
 from ..diffusion.denoiser import Denoiser, add_noise, trainable_network
@@ -85,7 +86,7 @@ def simac_terms(
 ) -> Tensor:
     """L_ddpm + lambda * L_feat of N×3×T×T pixels at timesteps drawn from `timesteps`: N values."""
     z = denoiser.encode(tiles)
-    t = draw_timesteps(timesteps, generators).to(z.device)
+    t = to_device(draw_timesteps(timesteps, generators), z.device)
     eps = noise(tuple(z.shape[1:]), generators, z.device)
     abar_t = denoiser.alphas_cumprod[t]
     with torch.no_grad(), watched(features) as seen:

@@ -19,6 +19,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from ...kernels.transfer import to_device
 from ..attacks.loss import Loss, MakeLoss
 from ..attacks.tiled_loss import random_tile
 from ..diffusion.denoiser import Denoiser, trainable_network
@@ -65,7 +66,7 @@ class AlternatingLoss(Loss):
 
     def __init__(self, denoiser: Denoiser, applied: AppliedPatch, clean: Tensor, inner: Loss):
         self.denoiser, self.applied, self.clean, self.inner = denoiser, applied, clean, inner
-        self.theta = applied.tensors()
+        self.theta = applied.snapshot()
         self.step = 0
         self.trained_for = -1  # a step may be tried again after running out of memory
         self._freeze(True)
@@ -98,26 +99,28 @@ class AlternatingLoss(Loss):
         self.applied.load(self.theta)
         if self.step:
             self._train(perturbed, root, 1)
-            self.theta = self.applied.tensors()
+            self.theta = self.applied.snapshot()
         self._train(self.clean, root, 0)
 
     def _train(self, pixels: Tensor, root: int, phase: int) -> None:
         denoiser, parameters = self.denoiser, self.applied.parameters()
         optimizer = torch.optim.AdamW(parameters, LEARNING_RATE)
+        finite = torch.ones((), dtype=torch.bool, device=denoiser.device)
         self._freeze(False)
         try:
             for step in range(TRAINING_STEPS):
                 generator = random_stream(root, phase, step)
                 with torch.no_grad():
                     z = denoiser.encode(random_tile(denoiser, pixels, generator))
-                t = torch.randint(denoiser.timesteps, (1,), generator=generator).to(z.device)
+                t = to_device(torch.randint(denoiser.timesteps, (1,), generator=generator), z.device)
                 loss = noised_loss(denoiser, z, t, [generator], trainable=True).mean()
-                if not torch.isfinite(loss):
-                    raise AntiPureError("The surrogate's loss is not finite; use a higher precision.")
+                finite &= torch.isfinite(loss.detach())
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 nn.utils.clip_grad_norm_(parameters, 1.0)
                 optimizer.step()
+            if not finite:  # looked at once: each look waits for a GPU
+                raise AntiPureError("The surrogate's loss is not finite; use a higher precision.")
         finally:
             optimizer.zero_grad(set_to_none=True)
             self._freeze(True)

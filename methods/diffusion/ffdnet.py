@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from ..architecture import check_state
 from ..errors import AntiPureError
+from ..precision import full_precision
 from .strided import Prediction
 
 PATCH = 2  # it sees 2×2 pixels as channels of one
@@ -57,7 +58,7 @@ class FFDNet(nn.Module):
     def forward(self, x: Tensor, t: Tensor) -> Prediction:
         abar = self.alphas_cumprod[t.expand(len(x))].view(-1, 1, 1, 1)
         # It gives the picture, not the noise: half precision would round it to whole levels.
-        with torch.autocast(x.device.type, enabled=False):
+        with full_precision(x.device):
             x = x.float()
             x0 = 2 * self.denoise((x / abar.sqrt() + 1) / 2, ((1 - abar) / abar).sqrt() / 2) - 1
             return Prediction((x - abar.sqrt() * x0) / (1 - abar).sqrt())

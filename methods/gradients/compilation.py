@@ -14,6 +14,7 @@ log = logging.getLogger(__name__)
 
 OFF, COMPILED, CUDA_GRAPHS = "off", "torch.compile", "CUDA graphs"
 MODES = (OFF, COMPILED, CUDA_GRAPHS)
+_HANGS = "cudaMallocAsync"  # ComfyUI's usual allocator on NVIDIA: recording over it never came to an end on an H200
 # How far results may be apart, relative: rounding, more of it in half precision. torch 2.13's compiler for CPUs gets
 # the gradient of the bundled network wrong by more than a tenth.
 SINGLE, HALF = 0.01, 0.05
@@ -24,7 +25,8 @@ class CompiledNetwork:
     """Calls a network as it is, or through torch.compile where that is asked for and can be done.
 
     network: called as network(x, t).sample. mode: one of `MODES`; with `CUDA_GRAPHS` torch.compile also records what it
-    launches on a GPU and replays it (its "reduce-overhead"), each batch size anew; on other devices it does not.
+    launches on a GPU and replays it (its "reduce-overhead"), each batch size anew; on other devices, and over an
+        allocator that it does not end with, it does not.
     options: of torch.compile.
     Compiling takes place at the first call, for each shape and with or without a gradient, and takes up to minutes.
     Then the result and the gradient are compared with the network's own, because compilers make mistakes. Where
@@ -35,6 +37,13 @@ class CompiledNetwork:
 
     def __init__(self, network: nn.Module, mode: str = COMPILED, **options):
         self.network = network
+        if mode == CUDA_GRAPHS and torch.cuda.is_available() and torch.cuda.get_allocator_backend() == _HANGS:
+            log.warning(
+                "CUDA graphs do not end with the allocator %s; the network is compiled without them. ComfyUI's option "
+                "--disable-cuda-malloc takes the other allocator.",
+                _HANGS,
+            )
+            mode = COMPILED
         self.mode = mode
         if mode == CUDA_GRAPHS:
             options["mode"] = "reduce-overhead"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from torch.autograd.function import once_differentiable
 from ..errors import AntiPureError
 
 _GIVE_UP_SCALE = 2.0**-40
+_NOTED: ContextVar[list[Tensor] | None] = ContextVar("antipure_overflows", default=None)
 
 
 @contextmanager
@@ -91,11 +93,31 @@ def segment(function: Callable[[Tensor], Tensor], x: Tensor, *, keep: bool) -> T
     return _Segment.apply(x, function, keep)
 
 
+@contextmanager
+def overflows_noted(enabled: bool = True) -> Iterator[list[Tensor]]:
+    """Inside, segments on a GPU do not look whether a gradient overflowed, which waits: they note it in the list.
+
+    Whoever opens the block looks once, by `overflowed`, and where one has takes the gradient again outside of it.
+    """
+    noted: list[Tensor] = []
+    token = _NOTED.set(noted if enabled else None)
+    try:
+        yield noted
+    finally:
+        _NOTED.reset(token)
+
+
+def overflowed(noted: list[Tensor]) -> bool:
+    """Whether a gradient did, by what `overflows_noted` gave. Waits for a GPU where there is anything to look at."""
+    return bool(noted) and bool(torch.stack([flag.to(noted[0].device) for flag in noted]).any())
+
+
 class _Segment(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, function: Callable[[Tensor], Tensor], keep: bool) -> Tensor:
         ctx.save_for_backward(x)
         ctx.function = function
+        ctx.noted = _NOTED.get()  # now: the backward pass has a thread of its own
         ctx.kept = None
         if not keep:
             with torch.no_grad():
@@ -116,6 +138,9 @@ class _Segment(torch.autograd.Function):
             kept = None
             (result,) = torch.autograd.grad(output, leaf, gradient * (scale * shrink))
             # Half precision can overflow on the way: try again with less. What was not finite before stays so.
+            if ctx.noted is not None and result.device.type != "cpu":
+                ctx.noted.append(torch.isfinite(largest) & ~torch.isfinite(result).all())
+                return result / scale, None, None
             if torch.isfinite(result).all() or shrink <= _GIVE_UP_SCALE or not torch.isfinite(largest):
                 return result / (scale * shrink), None, None
             shrink *= 2.0**-10

@@ -147,8 +147,12 @@ class AppliedPatch:
         """Copies of the patch's tensors on the CPU, as in `LoraPatch.tensors`."""
         return {name: p.detach().cpu().clone() for name, p in self._named_parameters().items()}
 
+    def snapshot(self) -> dict[str, Tensor]:
+        """`tensors` where they are: for a way back that waits for no GPU."""
+        return {name: p.detach().clone() for name, p in self._named_parameters().items()}
+
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take over values; names and shapes must be those of `tensors()`."""
+        """Take over values; names and shapes must be those of `tensors()`, the device may be any."""
         with torch.inference_mode(False), torch.no_grad():
             for name, parameter in self._named_parameters().items():
                 parameter.copy_(tensors[name])

@@ -6,13 +6,14 @@ Exact forward; backward the gradient passes straight through, as if saving chang
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ...kernels.transfer import to_device
 from ..errors import AntiPureError
 from ..pictures import check_picture, from_uint8, round_8bit, to_uint8
 
@@ -45,7 +46,15 @@ def jpeg(picture: Tensor, quality: int = 75) -> Tensor:
     check_picture(picture)
     if not 1 <= quality <= 95:
         raise AntiPureError(f"The JPEG quality is {quality}; it must lie in 1..95.")
-    return _StraightThrough.apply(picture, lambda x: _through_file(x, "JPEG", quality=quality))
+    return jpegs(picture, [quality] * len(picture))
+
+
+def jpegs(pictures: Tensor, qualities: Sequence[int]) -> Tensor:
+    """`jpeg` with a quality for each picture, and without its checks, one of which waits for a GPU: for loops.
+
+    A GPU is waited for once, whatever the number of pictures.
+    """
+    return _StraightThrough.apply(pictures, lambda x: _through_file(x, "JPEG", [{"quality": q} for q in qualities]))
 
 
 def webp(picture: Tensor, quality: int = 80) -> Tensor:
@@ -66,16 +75,16 @@ def webp(picture: Tensor, quality: int = 80) -> Tensor:
         )
     if not features.check("webp"):
         raise AntiPureError("This Pillow was built without WebP; install one from PyPI, or take jpeg.")
-    return _StraightThrough.apply(picture, lambda x: _through_file(x, "WEBP", quality=quality))
+    return _StraightThrough.apply(picture, lambda x: _through_file(x, "WEBP", [{"quality": quality}] * len(x)))
 
 
-def _through_file(picture: Tensor, format_: str, **settings: Any) -> Tensor:
+def _through_file(pictures: Tensor, format_: str, settings: Sequence[dict[str, Any]]) -> Tensor:
     from PIL import Image
 
     results = []
-    for one in to_uint8(picture):
+    for one, own in zip(to_uint8(pictures), settings, strict=True):
         file = io.BytesIO()
-        Image.fromarray(one).save(file, format_, **settings)
+        Image.fromarray(one).save(file, format_, **own)
         with Image.open(file) as loaded:
             results.append(np.asarray(loaded.convert("RGB")))
-    return from_uint8(np.stack(results)).to(picture)
+    return to_device(from_uint8(np.stack(results)), pictures.device, pictures.dtype)

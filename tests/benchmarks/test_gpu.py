@@ -8,8 +8,10 @@ import json
 import sys
 import tarfile
 import time
+import warnings
 
 import pytest
+import torch
 from antipure.nodes import NODE_CLASS_MAPPINGS
 
 gpu = importlib.import_module("antipure.benchmarks.gpu")
@@ -82,6 +84,60 @@ def test_every_call_fits_ten_minutes_and_names_parts_that_there_are():
             assert all(hasattr(gpu_server.Server, word.split(":")[0]) for word in after("--walk", arguments))
 
 
+# Every goal for a GPU: the run and the part of it that measure it, and what of that part does.
+GOALS = [
+    ("presets and GrIDPure equal to the CPU", "pixel", "checks", "parity"),
+    ("LoRA training equal to the CPU", "pixel", "checks", "training"),
+    ("customization equal to the CPU", "pixel", "checks", "customization"),
+    ("customization over Denoiser from Model", "sd15", "sd15", "loop:512"),
+    ("SD 1.5 512² within 6 GB", "sd15_memory", "sd15_6_gb", "probe:512"),
+    ("SD 1.5 1024² within 8 GB", "sd15_memory", "sd15_8_gb", "probe:1024"),
+    ("SDXL 1024² within 16 GB", "sdxl", "sdxl_16_gb", "probe:1024"),
+    ("a step over the bare network and VAE", "sd15", "sd15", "probe:512"),
+    ("presets and GrIDPure over the floor", "pixel", "floor", "floor"),
+    ("over plain eager code and the released order", "speed", "plain", "plain"),
+    ("kernels over copy bandwidth, PFG over PatchDCT", "pixel", "floor", "kernels"),
+    ("gradient under forced eviction in fp32", "sd15", "sd15_fp32", "probe:512"),
+    ("cancel", "sd15", "sd15", "cancel:1024:5"),
+    ("sampling afterwards", "sd15", "sd15", "after:512"),
+    ("the default preset at 1024², bundled", "pixel", "checks", "time"),
+    ("the default preset at 1024², SD 1.5", "sd15", "sd15", "protect:1024:40"),
+    ("the default preset at 1024², SDXL", "sdxl", "sdxl", "protect:1024:40"),
+    ("torch.compile, CUDA graphs", "pixel", "compiled", "compiled"),
+    ("same seed, same bytes", "pixel", "checks", "same_bytes"),
+    ("the host waits", "pixel", "checks", "waits"),
+]
+
+
+@pytest.mark.parametrize(("goal", "run", "part", "what"), GOALS)
+def test_every_goal_is_measured(goal, run, part, what):
+    _, arguments = gpu.RUNS[run][part]
+    if "benchmarks.gpu_pixel" in arguments and "--only" not in arguments:
+        assert hasattr(gpu_pixel.Checks, f"check_{what}")
+    else:
+        assert what in (*after("--walk", list(arguments)), *after("--only", list(arguments)))
+    cap = after("--cap", list(arguments))
+    assert not cap or f"within {cap[0]} GB" in goal
+
+
+def test_every_part_has_a_look_without_a_gpu():
+    assert set(gpu.ON_CPU) == set(gpu.RUNS)
+
+
+def test_the_default_preset_is_what_the_node_begins_with():
+    default = NODE_CLASS_MAPPINGS["AntiPureProtect"].INPUT_TYPES()["required"]["preset"][1]["default"]
+    (protect,) = [n for n in gpu_server.protecting("a.png", 1).values() if n["class_type"] == "AntiPureProtect"]
+    assert protect["inputs"]["preset"] == default == gpu_pixel.DEFAULT
+
+
+def test_exact_ends_as_it_began():
+    flags = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = [flag.allow_tf32 for flag in flags]
+    with gpu_pixel.exact():
+        assert not any(flag.allow_tf32 for flag in flags)
+    assert [flag.allow_tf32 for flag in flags] == before
+
+
 def test_prompts_give_todays_nodes_what_they_ask_for():
     nodes = gpu_server.protecting("face.png", 3).values()
     ours = [node for node in nodes if node["class_type"].startswith("AntiPure")]
@@ -93,6 +149,24 @@ def test_prompts_give_todays_nodes_what_they_ask_for():
 
 def test_checks_of_the_pixel_denoiser_run(tmp_path, monkeypatch):
     out = tmp_path / "pixel.json"
-    monkeypatch.setattr(sys, "argv", ["gpu_pixel", str(out), "--device", "cpu", "--small", "--only", "training"])
+    monkeypatch.setattr(
+        sys, "argv", ["gpu_pixel", str(out), "--device", "cpu", "--small", "--only", "training", "customization"]
+    )
     gpu_pixel.main()
-    assert json.loads(out.read_text())["training"]["relative"] == 0
+    found = json.loads(out.read_text())
+    assert found["training"]["relative"] == found["customization"]["relative, TF32 off"] == 0
+
+
+def test_waits_are_counted_as_torch_tells_them(monkeypatch):
+    modes = []
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
+
+    def work():
+        for _ in range(3):
+            warnings.warn("called a synchronizing CUDA operation (Triggered internally)", UserWarning, stacklevel=1)
+        warnings.warn("something else", UserWarning, stacklevel=1)
+
+    ((place, count),) = gpu_pixel.waited(work).items()
+    assert place.startswith("test_gpu.py:")
+    assert count == 3
+    assert modes == ["warn", "default"]

@@ -12,6 +12,7 @@ import importlib.util
 import json
 import logging
 import sys
+from collections import Counter
 from pathlib import Path
 
 sys.path[:0] = [".", str(Path(__file__).parent)]
@@ -23,7 +24,7 @@ comfy.options.enable_args_parsing()
 
 import comfy.model_patcher  # noqa: E402
 import torch  # noqa: E402
-from pretended_paging import DEVICE, Pages, install, memory, page  # noqa: E402, I001  (before ComfyUI looks for a device)
+from pretended_paging import DEVICE, Pages, device, install, memory, page  # noqa: E402, I001  (before ComfyUI looks for a device)
 
 DYNAMIC = hasattr(comfy.model_patcher, "ModelPatcherDynamic")
 install()
@@ -38,6 +39,11 @@ antipure = importlib.util.module_from_spec(spec)
 sys.modules["antipure"] = antipure
 spec.loader.exec_module(antipure)
 
+from antipure.kernels import transfer  # noqa: E402
+from antipure.methods import pictures  # noqa: E402
+from antipure.methods.antipure.objective import PRESETS  # noqa: E402
+from antipure.methods.antipure.protect import protect  # noqa: E402
+from antipure.methods.attacks.settings import AttackSettings  # noqa: E402
 from antipure.methods.errors import AntiPureError  # noqa: E402
 from antipure.nodes import NODE_CLASS_MAPPINGS as NODES  # noqa: E402
 from antipure.nodes import host  # noqa: E402
@@ -230,6 +236,22 @@ def check_nodes() -> dict:
     }
 
 
+@torch.inference_mode()
+def check_waits() -> dict[str, int]:
+    """Where the host would wait for a GPU in one more step of `strong`, ComfyUI's own code among it."""
+    model, vae = load(paged=False)
+    denoiser, found = ModelDenoiser(model, vae, TEXT), []
+    picture = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    for steps in (2, 3):
+        host.ready(denoiser)
+        with denoiser.session(), device.waits() as places:
+            protect(picture, denoiser, PRESETS["strong"], AttackSettings(8.0, steps))
+        found.append(Counter(places))
+    return dict(found[1] - found[0])
+
+
 if __name__ == "__main__":
+    transfer.PINNED.add(device.NAME)
+    pictures.PINNED.add(device.NAME)
     checks = {name[6:]: run for name, run in list(globals().items()) if name.startswith("check_")}
     print("RESULT " + json.dumps({name: run() for name, run in checks.items()}))

@@ -33,6 +33,12 @@ def test_nodes_work_on_the_device(checks):
     assert all(found.values()), found
 
 
+def test_a_step_waits_for_the_gpu_once(checks):
+    ((place, count),) = checks["waits"].items()
+    assert place.startswith("looked at, methods/gradients/differentiation.py")
+    assert count == 1
+
+
 def test_paged_weights_give_the_gradient_of_plain_ones_however_they_are_paged_out(dynamic):
     assert dynamic["paged gradients fail"], "the pages here are no pages"
     assert dynamic["error"] < 1e-6

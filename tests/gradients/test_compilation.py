@@ -206,3 +206,15 @@ def test_cuda_graphs_are_asked_for_and_hand_out_what_stays(monkeypatch, network)
 def test_an_unknown_way_to_compile_is_refused():
     with pytest.raises(AntiPureError, match="'fast' is unknown; choose one of off, torch.compile, CUDA graphs"):
         load_denoiser(compile="fast")
+
+
+@pytest.mark.parametrize(("allocator", "mode"), [("cudaMallocAsync", COMPILED), ("native", CUDA_GRAPHS)])
+def test_cuda_graphs_are_left_out_over_an_allocator_that_they_never_end_with(monkeypatch, caplog, allocator, mode):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_allocator_backend", lambda: allocator, raising=False)
+    asked = {}
+    monkeypatch.setattr(torch, "compile", lambda function, **options: asked.update(options) or function)
+    network = CompiledNetwork(torch.nn.Linear(2, 2), CUDA_GRAPHS)
+    assert network.mode == mode
+    assert asked == ({} if mode == COMPILED else {"mode": "reduce-overhead"})
+    assert ["--disable-cuda-malloc" in record.getMessage() for record in caplog.records] == [True] * (mode == COMPILED)

@@ -11,6 +11,7 @@ import sys
 import traceback
 import warnings
 from pathlib import Path
+from unittest.mock import patch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -19,15 +20,22 @@ import device  # noqa: E402
 COUNTERS = device.load()
 
 import torch  # noqa: E402
+from antipure.kernels.filters import bilateral, gaussian_blur, median  # noqa: E402
 from antipure.methods import pictures, protections  # noqa: E402
+from antipure.methods.attacks import pgd  # noqa: E402
 from antipure.methods.attacks.ensemble import VaeTargets, combine  # noqa: E402
+from antipure.methods.attacks.loss import FunctionLoss  # noqa: E402
 from antipure.methods.attacks.settings import AttackSettings  # noqa: E402
 from antipure.methods.diffusion.autoencoder import NetworkAutoencoder  # noqa: E402
 from antipure.methods.diffusion.pixel import PixelDenoiser  # noqa: E402
+from antipure.methods.errors import AntiPureError  # noqa: E402
 from antipure.methods.generators.procedural_faces import draw_faces  # noqa: E402
 from antipure.methods.generators.stargan import StarGAN, StarGANNetwork  # noqa: E402
+from antipure.methods.gradients.differentiation import overflowed, segment  # noqa: E402
+from antipure.methods.gradients.reproducible import reproducible  # noqa: E402
 from antipure.methods.lora_patching.training import TrainingConfig, train_patch  # noqa: E402
 from antipure.methods.purification.purify import purify  # noqa: E402
+from antipure.methods.purification.random_cleaner import Jpeg  # noqa: E402
 from antipure.nodes import NODE_CLASS_MAPPINGS as NODES  # noqa: E402
 from antipure.nodes import host  # noqa: E402
 
@@ -36,16 +44,18 @@ PICTURE = torch.rand(1, 3, 24, 20, generator=torch.Generator().manual_seed(0))
 torch.set_num_threads(1)
 warnings.simplefilter("ignore")
 pictures._WORTH_THREADS = 1
+LIKE_OTHERS = ("robust_fast", "fast")  # but for their numbers
+LATENT = ("mist", "mist_semantic", "pid")  # these need a latent denoiser's own parts
 
 
-def denoiser() -> PixelDenoiser:
+def denoiser(channels: int = 3) -> PixelDenoiser:
     from diffusers import UNet2DModel
 
     torch.manual_seed(0)
     unet = UNet2DModel(
         sample_size=16,
-        in_channels=3,
-        out_channels=3,
+        in_channels=channels,
+        out_channels=channels,
         block_out_channels=(8, 8),
         layers_per_block=1,
         down_block_types=("DownBlock2D", "DownBlock2D"),
@@ -82,14 +92,14 @@ def protected(name: str, where: torch.device) -> torch.Tensor:
     pixels, small = denoiser().to(where), NetworkAutoencoder(Vae(), name="small").to(where)
     target = combine(pixels, VaeTargets((small,)), "mean")
     mask = torch.ones(1, 1, *PICTURE.shape[-2:], device=where)
-    with target.session():
+    with reproducible(), target.session():
         settings = AttackSettings(8.0, 2, mask, 3)
         return protections.apply_protection(name, PICTURE.to(where), target, settings)
 
 
 def purified(method: str, where: torch.device) -> torch.Tensor:
     model = denoiser().to(where)
-    with model.session():
+    with reproducible(), model.session():
         return purify(method, PICTURE.to(where), model, timestep=4, iterations=2, seed=1)
 
 
@@ -114,6 +124,25 @@ def nodes_on(where: torch.device) -> torch.Tensor:
     return torch.cat([made, pure])
 
 
+def overflowing(where: torch.device) -> torch.Tensor:
+    """PGD through a segment whose gradient leaves half precision's range: 600 · 300 > 65,504."""
+    seen: list[bool] = []
+
+    def noticed(noted: list[torch.Tensor]) -> bool:
+        seen.append(overflowed(noted))
+        return seen[-1]
+
+    def steep(x: torch.Tensor) -> torch.Tensor:
+        return ((x.half() * 600).sin() * 300).float()
+
+    loss = FunctionLoss(lambda pixels, _: [segment(steep, pixels, keep=False).mean()])
+    with patch.object(pgd, "overflowed", noticed):
+        made = pgd.pgd(PICTURE.to(where), lambda clean: loss, AttackSettings(8.0, 3))
+    # On a device it is found once, by a step, and then by the segments; on the CPU, which waits for nothing, by those.
+    assert seen == ([False] if where == CPU else [True]) + [False] * (len(seen) - 1), seen
+    return made
+
+
 def levels(run, *arguments) -> dict:
     ours, theirs = run(*arguments, DEVICE), run(*arguments, CPU)
     apart = (ours.cpu() - theirs).abs() * 255
@@ -130,14 +159,41 @@ def mixed() -> dict:
     return {"most": 0.0, "acts": False}
 
 
+def refused() -> dict:
+    """Whether an operation that CUDA computes in no fixed order is found out."""
+    try:
+        with reproducible():
+            torch.ones(3, 2, device=DEVICE).median(0)
+    except AntiPureError as error:
+        return {"most": 0.0, "acts": "switch 'reproducible' off" in str(error)}
+    return {"most": 0.0, "acts": False}
+
+
+def cleaned(name: str, where: torch.device) -> torch.Tensor:
+    """The gradient through each of the cheap cleaners that `robust` draws, in a fixed order."""
+    cleaner = {
+        "bilateral": lambda x: bilateral(x, 0.1, 1.0), "median": lambda x: median(x, 3),
+        "blur": lambda x: gaussian_blur(x, 0.8), "jpeg": Jpeg(75),
+    }[name]  # fmt: skip
+    leaf = PICTURE.clone().to(where).requires_grad_()
+    with reproducible():
+        out = cleaner(leaf)
+        (out * torch.linspace(0, 1, out.numel()).view(out.shape).to(where)).sum().backward()
+    return torch.cat([out.detach(), leaf.grad])
+
+
 def checks():
     yield "a tensor left behind", mixed
+    yield "an operation in no fixed order", refused
+    for name in ("bilateral", "median", "blur", "jpeg"):
+        yield f"cleaner {name}", lambda name=name: levels(cleaned, name)
     for name in protections.NAMES:
-        if protections.needs_denoiser(name) and name not in ("mist", "mist_semantic", "pid"):
+        if protections.needs_denoiser(name) and name not in LATENT:
             yield f"protect {name}", lambda name=name: levels(protected, name)
     for method in ("gridpure", "diffpure"):
         yield f"purify {method}", lambda method=method: levels(purified, method)
     yield "nodes", lambda: levels(nodes_on)
+    yield "half precision overflows", lambda: levels(overflowing)
     yield "train a patch", lambda: relative(trained(DEVICE), trained(CPU))
 
 

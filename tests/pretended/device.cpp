@@ -14,6 +14,10 @@
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
+#include <map>
+#include <mutex>
+#include <string>
+#include <unordered_set>
 
 using namespace at;
 
@@ -74,13 +78,59 @@ struct Memory final : Allocator {
 Memory memory;
 REGISTER_ALLOCATOR(TYPE, &memory);
 
+// The CPU's pinned memory: ordinary, but known by its address.
+std::mutex pins_lock;
+std::map<uintptr_t, size_t> pins;
+
+void unpin(void* p) {
+  if (!p) return;
+  {
+    std::lock_guard<std::mutex> lock(pins_lock);
+    pins.erase(reinterpret_cast<uintptr_t>(p));
+  }
+  free(p);
+}
+bool is_pinned(const void* p) {
+  auto at = reinterpret_cast<uintptr_t>(p);
+  std::lock_guard<std::mutex> lock(pins_lock);
+  auto next = pins.upper_bound(at);
+  return next != pins.begin() && at < std::prev(next)->first + std::prev(next)->second;
+}
+struct Pinned final : Allocator {
+  DataPtr allocate(size_t n) override {
+    void* p = n ? aligned_alloc(64, (n + 63) / 64 * 64) : nullptr;
+    if (p) {
+      std::lock_guard<std::mutex> lock(pins_lock);
+      pins[reinterpret_cast<uintptr_t>(p)] = n;
+    }
+    return {p, p, &unpin, Device(DeviceType::CPU)};
+  }
+  DeleterFnPtr raw_deleter() const override { return &unpin; }
+  void copy_data(void* to, const void* from, size_t n) const override { memcpy(to, from, n); }
+};
+Pinned pinned;
+
+// Where a GPU's host would wait for it: what is asked for leaves the device, or comes from memory that it cannot read
+// by itself. Inside of the CPU's kernels nothing counts.
+using Told = void (*)(const char*);
+std::atomic<Told> told{nullptr};
+thread_local int inside = 0;
+struct Inside {
+  Inside() { ++inside; }
+  ~Inside() { --inside; }
+};
+void wait(const char* why) {
+  auto f = told.load();
+  if (f && !inside) f(why);
+}
+
 struct Hooks : PrivateUse1HooksInterface {
   bool hasPrimaryContext(DeviceIndex) const override { return true; }
   bool isAvailable() const override { return true; }
   DeviceIndex deviceCount() const override { return 1; }
   DeviceIndex getCurrentDevice() const override { return 0; }
-  Allocator* getPinnedMemoryAllocator() const override { return getCPUAllocator(); }
-  bool isPinnedPtr(const void*) const override { return false; }
+  Allocator* getPinnedMemoryAllocator() const override { return &pinned; }
+  bool isPinnedPtr(const void* p) const override { return is_pinned(p); }
   void resizePrivateUse1Bytes(const Storage& s, size_t n) const override {
     auto larger = memory.allocate(n);
     memcpy(larger.mutable_get(), s.data(), std::min(static_cast<size_t>(s.nbytes()), n));
@@ -122,7 +172,16 @@ Tensor to_device(const Tensor& c) {
   if (c.numel()) as_cpu(out).copy_(c);
   return out;
 }
-Tensor copy_from(const Tensor& from, const Tensor& to, bool) {
+void wait_for_copy(const Tensor& from, const Tensor& to, bool non_blocking) {
+  if (from.device() == to.device() || !from.numel()) return;
+  const Tensor& host = from.is_cpu() ? from : to;
+  // Between types or layouts a copy is made first, in ordinary memory.
+  bool as_it_is = from.scalar_type() == to.scalar_type() && from.is_contiguous() && from.sizes() == to.sizes();
+  if (non_blocking && as_it_is && is_pinned(host.const_data_ptr())) return;
+  wait(from.is_cpu() ? "copied from the CPU" : "copied to the CPU");
+}
+Tensor copy_from(const Tensor& from, const Tensor& to, bool non_blocking) {
+  wait_for_copy(from, to, non_blocking);
   if (from.numel()) {
     auto a = as_cpu(from), b = as_cpu(to);
     b.copy_(a.expand_as(b));
@@ -147,7 +206,10 @@ Tensor reshape_alias(const Tensor& s, c10::SymIntArrayRef size, c10::SymIntArray
 const Tensor& resize(const Tensor& s, c10::SymIntArrayRef size, MaybeFormat mf) {
   return at::native::resize_(s, C10_AS_INTARRAYREF_SLOW(size), mf);
 }
-Scalar local_scalar(const Tensor& s) { return at::native::_local_scalar_dense_cpu(as_cpu(s)); }
+Scalar local_scalar(const Tensor& s) {
+  wait("looked at");
+  return at::native::_local_scalar_dense_cpu(as_cpu(s));
+}
 Tensor unfold(const Tensor& s, int64_t d, int64_t size, int64_t step) { return at::native::unfold(s, d, size, step); }
 
 // Convolutions have no CPU fallback: torch asks a device of its own for them.
@@ -173,7 +235,58 @@ std::tuple<Tensor, Tensor, Tensor> convolution_backward(
   auto moved = [](const Tensor& t) { return t.defined() ? to_device(t) : t; };
   return {moved(std::get<0>(found)), moved(std::get<1>(found)), moved(std::get<2>(found))};
 }
-void on_cpu(const c10::OperatorHandle& op, torch::jit::Stack* stack) { at::native::cpu_fallback(op, stack); }
+// What a GPU computes only when it knows how much comes out, or that it went well.
+const std::unordered_set<std::string> WAITING{
+    "aten::nonzero", "aten::masked_select", "aten::equal", "aten::_unique2", "aten::unique_dim", "aten::bincount",
+    "aten::repeat_interleave", "aten::_linalg_svd", "aten::_linalg_eigh", "aten::linalg_eig", "aten::linalg_qr"};
+const std::unordered_set<std::string> INDEXING{
+    "aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_", "aten::_unsafe_index"};
+
+// What CUDA refuses under torch.use_deterministic_algorithms, by the list in its documentation.
+const std::unordered_set<std::string> REFUSED{
+    "aten::_adaptive_avg_pool2d_backward", "aten::_adaptive_avg_pool3d_backward", "aten::adaptive_max_pool2d_backward",
+    "aten::avg_pool3d_backward", "aten::upsample_linear1d_backward", "aten::upsample_bilinear2d_backward",
+    "aten::_upsample_bilinear2d_aa_backward", "aten::upsample_bicubic2d_backward",
+    "aten::_upsample_bicubic2d_aa_backward", "aten::upsample_trilinear3d_backward", "aten::reflection_pad1d_backward",
+    "aten::reflection_pad2d_backward", "aten::reflection_pad3d_backward", "aten::nll_loss_forward",
+    "aten::nll_loss2d_forward", "aten::grid_sampler_2d_backward", "aten::grid_sampler_3d_backward", "aten::put_",
+    "aten::histc", "aten::kthvalue", "aten::max_unpool2d", "aten::max_unpool3d"};
+
+bool refused(const c10::OperatorHandle& op, const torch::jit::Stack& stack) {
+  const auto& schema = op.schema();
+  if (schema.name() == "aten::median") return schema.overload_name().rfind("dim", 0) == 0;
+  if (schema.name() == "aten::cumsum") {
+    const auto& x = stack[stack.size() - schema.arguments().size()];
+    return x.isTensor() && x.toTensor().is_floating_point();
+  }
+  return REFUSED.count(schema.name()) > 0;
+}
+
+bool waits_for_index(const IValue& value) {
+  auto waits = [](const Tensor& t) {
+    return t.defined() && (t.is_cpu() || t.scalar_type() == kBool || t.scalar_type() == kByte);
+  };
+  if (value.isOptionalTensorList()) {
+    for (const auto& each : value.toOptionalTensorList()) {
+      std::optional<Tensor> t = each;
+      if (t && waits(*t)) return true;
+    }
+  } else if (value.isTensorList()) {
+    for (const Tensor& t : value.toTensorVector())
+      if (waits(t)) return true;
+  }
+  return false;
+}
+void on_cpu(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
+  const auto& name = op.schema().name();
+  if (WAITING.count(name)) wait(name.c_str());
+  if (INDEXING.count(name) && waits_for_index((*stack)[stack->size() - op.schema().arguments().size() + 1]))
+    wait("indexed by a mask or from the CPU");
+  if (at::globalContext().deterministicAlgorithms() && refused(op, *stack))
+    at::globalContext().alertNotDeterministic(name);
+  Inside counts_as_one;
+  at::native::cpu_fallback(op, stack);
+}
 
 TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
   m.impl("empty.memory_format", &empty);
@@ -199,4 +312,5 @@ extern "C" {
 size_t pretended_held() { return held; }
 size_t pretended_most() { return most; }
 void pretended_forget_most() { most = held.load(); }
+void pretended_tell_waits(Told f) { told = f; }
 }

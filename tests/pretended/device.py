@@ -1,9 +1,10 @@
 """A pretended accelerator, for machines without one: after `load()` torch has a device named "pretended".
 
 Its memory is the computer's and its kernels are the CPU's, but torch holds it for another device: a tensor left on the
-CPU, a missing `.to(device)` or a mask on the wrong side fails as on a GPU, and what is held on it is counted. It tells
-nothing about speed, half precision or streams. A process that has loaded it keeps it, so tests do so in processes of
-their own. Compiled once (a minute or two) for each torch, and kept in the user's cache.
+CPU, a missing `.to(device)` or a mask on the wrong side fails as on a GPU. What is held on it is counted, and so are
+the places where the host of a GPU would wait for it (`waits`). Under deterministic algorithms it refuses what CUDA
+refuses. It tells nothing of speed, half precision or streams. A process that has loaded it keeps it, so tests do so in
+processes of their own. Compiled once (a minute or two) for each torch, and kept in the user's cache.
 """
 
 from __future__ import annotations
@@ -15,10 +16,13 @@ import shutil
 import subprocess
 import sys
 import types
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 NAME = "pretended"
 SOURCE = Path(__file__).with_name("device.cpp")
+PACK = Path(__file__).resolve().parents[2]
 
 
 def compiler() -> str | None:
@@ -63,3 +67,35 @@ def load() -> ctypes.CDLL:
     library = ctypes.CDLL(path)
     library.pretended_held.restype = library.pretended_most.restype = ctypes.c_size_t
     return library
+
+
+@contextmanager
+def waits() -> Iterator[list[str]]:
+    """Inside, on a `load`ed device, where the host of a GPU would wait: "why, file:line" of this pack's code each time.
+
+    That is where a value is looked at, where data goes to the CPU, where it comes from memory that is not pinned (or in
+    another type, or not contiguous) and where what comes out has a size that only the device knows.
+    """
+    library, found = load_library(), []
+
+    @ctypes.CFUNCTYPE(None, ctypes.c_char_p)
+    def told(why: bytes) -> None:
+        frame, place = sys._getframe(), "torch"
+        while frame is not None:
+            path = Path(frame.f_code.co_filename)
+            if path != Path(__file__) and PACK in path.resolve().parents:
+                place = f"{path.resolve().relative_to(PACK)}:{frame.f_lineno}"
+                break
+            frame = frame.f_back
+        found.append(f"{why.decode()}, {place}")
+
+    library.pretended_tell_waits(told)
+    try:
+        yield found
+    finally:
+        library.pretended_tell_waits(None)
+
+
+def load_library() -> ctypes.CDLL:
+    """The compiled device, once `load` has given it to torch."""
+    return ctypes.CDLL(str(build()))

@@ -82,7 +82,7 @@ def _merge(
 
 
 def _on(device: torch.device, positions: Positions) -> tuple[Tensor, Tensor]:
-    both = to_device(torch.tensor(positions, dtype=torch.int32).reshape(-1, 2).T, device)
+    both = to_device(torch.tensor(positions, dtype=torch.int32).reshape(-1, 2).T.contiguous(), device)
     return both[0], both[1]
 
 

@@ -1,8 +1,8 @@
 """Cheaper steps over a latent model: terms judged before its decoder, and fewer tiles a step.
 
     python -m benchmarks.latent_terms steps
-    python -m benchmarks.latent_terms left --work /tmp/latent_terms --rows 'strong@30' 'strong, latents@30'
-    python -m benchmarks.latent_terms left --work /tmp/latent_terms --side 256 --rows 'strong@18' 'strong@40@moving'
+    python -m benchmarks.latent_terms left --work folder --rows 'strong@30' 'strong, latents@30'
+    python -m benchmarks.latent_terms left --work folder --side 256 --rows 'strong@18' 'strong@40@moving'
 
 Over the bundled demo latent model, outside ComfyUI. `steps`: processor time of a step and of its parts, and what the
 decoder is of the work at Stable Diffusion's own sizes. `left`: what purifiers leave of the unrolled purification of

@@ -55,8 +55,11 @@ def draw_edited(seeds: Sequence[int], edit: str) -> Tensor:
     """
     own = random_attributes(seeds)
     hair, glasses = edited_attributes(*own, torch.full((len(seeds),), EDITS.index(edit)))
-    kept, given = draw_faces(seeds, hair, glasses), draw_faces(seeds, hair, glasses, frame=GIVEN_FRAME)
-    return torch.where((glasses & ~own[1])[:, None, None, None], given, kept)
+    truth, put_on = draw_faces(seeds, hair, glasses), glasses & ~own[1]
+    if put_on.any():
+        chosen = [seed for seed, put in zip(seeds, put_on, strict=True) if put]
+        truth[put_on] = draw_faces(chosen, hair[put_on], glasses[put_on], frame=GIVEN_FRAME)
+    return truth
 
 
 def draw_faces(

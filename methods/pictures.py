@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..kernels.transfer import PINNED
 from .errors import AntiPureError, sizes
 
 SHOWN = 256  # the side of what reports show of a picture
-PINNED = {"cuda"}  # devices that read pinned memory by themselves, as in `kernels.transfer`
 _WORTH_THREADS = 2**16  # values: less is drawn before a thread has begun
 
 

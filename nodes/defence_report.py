@@ -93,7 +93,8 @@ class DefenceReport:
         for name, one in (("patch", patch), ("other_patch", other_patch)):
             if one is not None:
                 check_patch(generator, one)
-                told += [f"{name}: {said}" for said in [trained_on_others(generator, one)] if said]
+                if (said := trained_on_others(generator, one)) is not None:
+                    told.append(f"{name}: {said}")
         host.ready_network(generator)
         with torch.inference_mode(False), Progress("measuring", node_id) as progress:
             watermark = None

@@ -268,9 +268,10 @@ class LoraPatchApply:
             raise AntiPureError("Nothing to patch is wired; give a generator or a MODEL.")
         if generator is not None:
             host.ready_network(generator)
+            copy = patched_copy(generator, patch, strength)  # first: it refuses another architecture
             if (said := trained_on_others(generator, patch)) is not None:
                 log.warning("AntiPure: %s", said)
-            generator = host.manage(patched_copy(generator, patch, strength))
+            generator = host.manage(copy)
         return generator, None if model is None else patch_model(model, patch, strength)
 
 

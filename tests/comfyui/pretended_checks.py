@@ -40,7 +40,6 @@ sys.modules["antipure"] = antipure
 spec.loader.exec_module(antipure)
 
 from antipure.kernels import transfer  # noqa: E402
-from antipure.methods import pictures  # noqa: E402
 from antipure.methods.antipure.objective import PRESETS  # noqa: E402
 from antipure.methods.antipure.protect import protect  # noqa: E402
 from antipure.methods.attacks.settings import AttackSettings  # noqa: E402
@@ -252,6 +251,5 @@ def check_waits() -> dict[str, int]:
 
 if __name__ == "__main__":
     transfer.PINNED.add(device.NAME)
-    pictures.PINNED.add(device.NAME)
     checks = {name[6:]: run for name, run in list(globals().items()) if name.startswith("check_")}
     print("RESULT " + json.dumps({name: run() for name, run in checks.items()}))

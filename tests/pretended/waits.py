@@ -37,7 +37,6 @@ from antipure.methods.purification.random_cleaner import Jpeg  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 transfer.PINNED.add(device.NAME)
-pictures.PINNED.add(device.NAME)
 pgd.CHECK_EVERY = 100  # the look at the gradients, once in ten steps, is no step's own
 
 

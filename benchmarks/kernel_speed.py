@@ -101,7 +101,7 @@ def _kernels(x: Tensor) -> dict[str, Kernel]:
         "tiles averaged": Kernel(lambda: average_tiles(tiles, dense, side, side), overlapping + 1 / len(x)),
         "PFG": Kernel(lambda: high_frequency_mean(x, PATCH), 1, triton=False),
         "PatchDCT energy": Kernel(lambda: high_frequency_energy(x, PATCH), 1, bound=False, triton=False),
-        "SSIM": Kernel(lambda: ssim_terms(x, upper), 2, bound=False),
+        "SSIM": Kernel(lambda: ssim_terms(x, upper), 2, bound=False, triton=False),
     }
 
 

@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .dispatch import run
 from .filters import gaussian_weights, separable
 
 SIGMA = 1.5
@@ -30,7 +29,11 @@ def ssim_terms(reference: Tensor, picture: Tensor) -> tuple[Tensor, Tensor]:
     h, w = reference.shape[-2:]
     if min(h, w) <= RADIUS:
         raise ValueError(f"a {h}x{w} picture is smaller than half the 11x11 window")
-    return run("ssim.terms", _terms_torch, reference, picture)
+    dtype = torch.promote_types(reference.dtype, torch.float32)
+    # One picture after another: ten maps of each are alive at once.
+    both = [_terms_of_one(a.to(dtype), b.to(dtype)) for a, b in zip(reference, picture, strict=True)]
+    ssim, contrast = zip(*both, strict=True)
+    return torch.stack(ssim), torch.stack(contrast)
 
 
 @functools.lru_cache(maxsize=4)
@@ -38,14 +41,6 @@ def gaussian_window(dtype: torch.dtype, device: torch.device) -> Tensor:
     """The 11 weights of the window along one axis; their sum is 1."""
     with torch.inference_mode(False):
         return gaussian_weights(SIGMA, RADIUS).to(device=device, dtype=dtype)
-
-
-def _terms_torch(reference: Tensor, picture: Tensor) -> tuple[Tensor, Tensor]:
-    dtype = torch.promote_types(reference.dtype, torch.float32)
-    # One picture after another: ten maps of each are alive at once.
-    both = [_terms_of_one(a.to(dtype), b.to(dtype)) for a, b in zip(reference, picture, strict=True)]
-    ssim, contrast = zip(*both, strict=True)
-    return torch.stack(ssim), torch.stack(contrast)
 
 
 def _terms_of_one(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:

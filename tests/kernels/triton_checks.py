@@ -12,16 +12,13 @@ from antipure.kernels import (
     ascent,
     dispatch,
     noising,
-    ssim,
     tiles,
     triton_ascent,
     triton_noising,
-    triton_ssim,
     triton_tiles,
 )
 from antipure.kernels.ascent import ascend
 from antipure.kernels.noising import add_noise
-from antipure.kernels.ssim import ssim_terms
 from antipure.kernels.tiles import average_tiles, cut
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -49,7 +46,7 @@ def through_triton(monkeypatch):
         asked.append(kernel)
         return original(kernel, reference, *args)
 
-    for module in (ascent, noising, ssim, tiles):
+    for module in (ascent, noising, tiles):
         monkeypatch.setattr(module, "run", run)
     yield
     assert asked, "no kernel was asked for"
@@ -172,17 +169,6 @@ def test_a_band_of_rows_looks_at_the_tiles_that_reach_into_it(shuffled):
     torch.testing.assert_close(result, expected, atol=0, rtol=0, equal_nan=True)
 
 
-@pytest.mark.parametrize(
-    ("shape", "dtype"),
-    [((2, 1, 11, 11), torch.float32), ((1, 1, 9, 75), torch.float32), ((1, 1, 6, 13), torch.float16)],
-)
-def test_ssim_terms(shape, dtype):
-    a = rand(*shape, dtype=dtype)
-    b = (a + 0.1 * randn(*shape, seed=1, dtype=dtype)).clamp(0, 1)
-    for mine, expected in zip(ssim_terms(a, b), ssim_terms(a.double(), b.double()), strict=True):
-        torch.testing.assert_close(mine.double(), expected, atol=1e-5, rtol=0, equal_nan=True)
-
-
 class Recorder:
     """A kernel that notes the grids it is started with."""
 
@@ -202,8 +188,6 @@ def everything(count: int, side: int, channels: int = 3) -> None:
     abar = torch.linspace(0.9, 0.5, count, device=DEVICE)
     a, b = (v.view(-1, 1, 1, 1) for v in (abar.sqrt(), (1 - abar).sqrt()))
     torch.testing.assert_close(add_noise(x, eps, abar), noising._combine_torch(x, eps, a, b))
-    for mine, exact in zip(ssim_terms(x, eps), ssim_terms(x.double(), eps.double()), strict=True):
-        torch.testing.assert_close(mine.double(), exact, atol=1e-5, rtol=0, equal_nan=True)
     positions = [(0, i) for i in range(count)]
     strip = rand(1, channels, side, count + side)
     pieces = cut(strip, positions, side)
@@ -215,13 +199,13 @@ def everything(count: int, side: int, channels: int = 3) -> None:
 def test_every_grid_has_one_axis(monkeypatch):
     """CUDA ends the other axes at 65,535, which the interpreter does not."""
     grids = []
-    for module in (triton_ascent, triton_noising, triton_ssim, triton_tiles):
+    for module in (triton_ascent, triton_noising, triton_tiles):
         for name, kernel in list(vars(module).items()):
             if name.startswith("_") and hasattr(kernel, "__getitem__") and hasattr(kernel, "fn"):
                 monkeypatch.setattr(module, name, Recorder(kernel, grids))
     everything(3, 8)
-    assert len(grids) == 5
-    assert [len(grid) for grid in grids] == [1] * 5
+    assert len(grids) == 4
+    assert [len(grid) for grid in grids] == [1] * 4
 
 
 @pytest.mark.skipif(DEVICE.type == "cpu", reason="a million programs take the interpreter too long")

@@ -5,9 +5,10 @@ DreamBooth-LoRA under the name "stranger 1", and asked for by that name. Version
 stage is kept under --work, named by all it depends on, and an interrupted run goes on from there.
 
 Published protections are made against the demo model itself, knowing its weights (the baselines that need a VAE alone:
-against its VAE); `paper` and `strong` against the bundled pixel denoiser; `robust` against the two bundled pixel
-denoisers and the demo model's VAE; `robust_blind` against those two and the pack's own encoder, knowing nothing of the
-demo model. Attackers are texts of `methods/purification/purifiers.py`; "demo:" in front purifies with the demo model.
+against its VAE); `paper` and `strong` against the bundled pixel denoiser; `robust` and `robust_set` against the two
+bundled pixel denoisers and the demo model's VAE; `robust_blind` against those two and the pack's own encoder, knowing
+nothing of the demo model. Attackers are texts of `methods/purification/purifiers.py`; "demo:" in front purifies with
+the demo model.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ NAME = "stranger 1"  # what the person is called in training and sampling
 AFTER = (NONE, "gridpure10", "demo:diffpure100/20", "demo:vae")
 VERSIONS = (
     *(CLEAN, "random", "smooth", MATCHED, "paper", "advdm", "anti_dreambooth_aspl", "simac"),
-    *("photoguard", "mist", "pid", "strong", BLIND, "robust"),
+    *("photoguard", "mist", "pid", "strong", BLIND, "robust", "robust_set"),
 )
 # Offsets from HELD_OUT: persons to protect, and the others their samples must not be taken for.
 PERSONS = (101, 202, 303, 404, 505)
@@ -146,7 +147,8 @@ class DemoRun:
         """Of the weights of the demo model's that a protection is made against."""
         if version in BASELINES and BASELINES[version].needs != VAE:
             return self.key
-        return self.encoder_key if version in ("robust", MATCHED) or version in BASELINES else ""
+        latent = version == MATCHED or (version in PRESETS and bool(PRESETS[version].latent))
+        return self.encoder_key if latent or version in BASELINES else ""
 
     def _stage(self, kind: str, name: str, key: str, suffix: str, make: Callable[[], Tensor | dict]) -> Path:
         plain = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")

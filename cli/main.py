@@ -53,10 +53,10 @@ def build_parser() -> argparse.ArgumentParser:
     protect.add_argument("more", nargs="*", help="more of them")
     add_options(protect, pictures=True)
     protect.add_argument("--preset", default="robust", metavar="NAME",
-                         help="robust (default), robust_fast, strong, strong_shaped, unrolled, fast, paper; a control: "
-                         "random, shift, blocks, "
-                         "smooth; a published protection: advdm, photoguard, mist, mist_textural, mist_semantic, "
-                         "anti_dreambooth_fsmg, anti_dreambooth_aspl, simac, pid; or none")  # fmt: skip
+                         help="robust (default), robust_fast, robust_set, strong, strong_shaped, unrolled, fast, "
+                         "paper; a control: random, shift, blocks, smooth; a published protection: advdm, photoguard, "
+                         "mist, mist_textural, mist_semantic, anti_dreambooth_fsmg, anti_dreambooth_aspl, simac, "
+                         "pid; or none")  # fmt: skip
     protect.add_argument("--levels", type=float, default=8, help="budget in 8-bit levels (default 8)")
     protect.add_argument("--steps", type=int, default=40, help="gradient steps (default 40)")
     protect.add_argument("--vae", action="append", default=[], metavar="FILE", dest="vaes",

@@ -51,7 +51,8 @@ class Protect:
                 DEFAULT,
                 "robust: moves what a trainer's VAE makes of the picture, at the sizes trainers use, and what is left "
                 "after purifiers, both at once; wire VAE Targets for the VAEs you know, else the pack's own encoder "
-                "stands in. robust_fast: a quarter of its steps. strong: unrolls the purifier and wipes out "
+                "stands in. robust_fast: a quarter of its steps. robust_set: robust for several pictures of one "
+                "subject, whose latents it moves the same way. strong: unrolls the purifier and wipes out "
                 "what it would leave. strong_shaped: the same, less where eyes see it. unrolled: strong's first "
                 "version. fast: strong from a smoother start, in a tenth of the steps. paper: the published AntiPure "
                 "loss. random, shift, blocks, smooth: controls of the same budget without any adversarial structure, "
@@ -271,6 +272,14 @@ class ObjectiveSettings:
                     0,
                     2**26,
                     "Larger pictures are protected at this many pixels first, then touched up; 0: never.",
+                ),
+                "pull": inputs.number(
+                    default.pull,
+                    0.0,
+                    100.0,
+                    0.5,
+                    "How much the direction of the latent shift counts beside its length, which is 1: towards one "
+                    "pattern, the same for all pictures (latent term); 0: any direction.",
                 ),
             },
         )

@@ -2,7 +2,9 @@
 
 Every trainer resizes, crops, encodes once and trains on the latents. The shift over several VAEs, seen through a
 trainer's resize that is drawn anew each time, is maximised (expectation over transformations: Athalye et al., ICML
-2018); PhotoGuard (Salman et al., ICML 2023) has the untransformed distance of one VAE to a target instead.
+2018); PhotoGuard (Salman et al., ICML 2023) and Mist (Liang and Wu, 2023) have the untransformed distance of one VAE to
+a target instead. What a LoRA learns of several pictures is what they share: shifts that lie in every direction cancel
+out, those towards one target do not. `pull` asks for both, the length and the direction.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ...kernels.resampling import AREA, resample
+from ...kernels.rings import rings
 from ..attacks.loss import Loss
 from ..diffusion.autoencoder import Autoencoder
 from ..diffusion.denoiser import Denoiser
@@ -22,6 +25,7 @@ from ..purification.random_cleaner import random_cleaner
 
 SIDE = 256  # of the square whose area a VAE sees at a time: constant cost, and memory, for pictures of any size
 SMALLEST = 64
+RINGS = 4
 TRAINERS = (AREA, "bicubic", "bilinear")  # kohya and musubi-tuner; ai-toolkit; OneTrainer
 FLAT = 1e-4  # added to the squared shift: its log has a finite slope where nothing has moved yet
 
@@ -32,7 +36,9 @@ class LatentLoss(Loss):
     The log makes it the product of the shifts that counts: no VAE is given up for another. encoders: VAEs, or
     denoisers with one. clean: 1×3×H×W pixels. least: the smallest scale a view has. as_is: the share of draws that
     look at the picture at its own size. cleaned: the share of draws in which somebody cleaned the picture first
-    (`purification.random_cleaner`).
+    (`purification.random_cleaner`). pull: added to each VAE's term, this times the cosine of the shift to the way from
+    E(v(x)) to E(v(rings)), a pattern that is the same for all pictures of one shape, `RINGS` rings along the shorter
+    side; 0: no direction is asked for.
     Of a large picture each VAE sees one window in a step, another one every time.
     """
 
@@ -43,9 +49,12 @@ class LatentLoss(Loss):
         least: float,
         as_is: float,
         cleaned: float = 0.0,
+        pull: float = 0.0,
     ):
         self.encoders, self.clean, self.least, self.as_is, self.cleaned = encoders, clean, least, as_is, cleaned
-        self.side = SIDE
+        self.side, self.pull = SIDE, pull
+        height, width = clean.shape[-2:]
+        self.aim = rings(height, width, min(height, width) / RINGS).to(clean) if pull else None
 
     def terms(self, pixels: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
         for i, (encoder, root) in enumerate(zip(self.encoders, self._roots(generator), strict=True)):
@@ -54,7 +63,15 @@ class LatentLoss(Loss):
             with torch.no_grad():
                 still = self._latent(encoder, view(self.clean))
                 spread = still.var().clamp(min=1e-8)
-            yield (FLAT + (moved - still).square().mean() / spread).log()
+                aim = None if self.aim is None else self._latent(encoder, view(self.aim)) - still
+            shift = moved - still
+            squared = shift.square().mean() / spread
+            term = (FLAT + squared).log()
+            if aim is not None:
+                # Nothing has moved yet: FLAT keeps the slope finite, as above.
+                cosine = (shift * aim).mean() / (spread * (FLAT + squared)).sqrt() / aim.square().mean().sqrt()
+                term = term + self.pull * cosine
+            yield term
             self.partly((i + 1) / len(self.encoders))
 
     def shrink(self) -> bool:

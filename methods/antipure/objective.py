@@ -31,6 +31,8 @@ class Objective:
     latent: weight of the latent shift over every VAE that is a target (`antipure.latent`), against the other terms as
         a whole, whose gradient is brought to the same size (`attacks.balanced_loss`). What a target has not, a VAE or
         a diffusion model, it is not asked for.
+    pull: for the latent term, how much the direction of the shift counts beside its length, which is 1: the cosine to
+        the way towards a pattern that is the same for all pictures (`antipure.latent`).
     view_least, views_as_is: the smallest scale of the views that the VAEs are given, and the share of views at 1.
     patch_size: side s of PFG's patches. t_p: timesteps are drawn from 1..t_p. t_err: ETG's higher timestep.
     unrolled_steps, unrolled_t: how many purifier steps are unrolled, and the timestep each noises to.
@@ -79,6 +81,7 @@ class Objective:
     tile_share: float = 1.0
     memory: float = 0.0
     trained_area: int = 0
+    pull: float = 0.0
 
     def check_values(self) -> None:
         """Raise `AntiPureError` for settings that make no sense with any target."""
@@ -102,6 +105,8 @@ class Objective:
             )
         if not 0 <= self.luminance <= 1:
             raise AntiPureError(f"luminance is {self.luminance:g}; it must lie in 0..1, and 1 changes nothing.")
+        if self.pull < 0:
+            raise AntiPureError(f"pull is {self.pull:g}; it is a weight, at least 0.")
         if self.start_blur < 0:
             raise AntiPureError(f"start_blur is {self.start_blur:g}; it is in pixels, at least 0.")
         if not 0 <= self.first_step <= 1:
@@ -152,6 +157,7 @@ ROBUST = replace(
 PRESETS = {
     "robust": ROBUST,
     "robust_fast": replace(ROBUST, step_share=0.25, first_step=0.6),
+    "robust_set": replace(ROBUST, pull=2.0),
     "strong": STRONG,
     "strong_shaped": replace(STRONG, shaped=True),
     "unrolled": UNROLLED,

@@ -58,7 +58,7 @@ def antipure_loss(target: Target, objective: Objective, clean: Tensor) -> Loss:
 
 
 def _latent_loss(encoders: list[Autoencoder | Denoiser], clean: Tensor, o: Objective) -> LatentLoss:
-    return LatentLoss(encoders, clean, o.view_least, o.views_as_is, o.views_cleaned)
+    return LatentLoss(encoders, clean, o.view_least, o.views_as_is, o.views_cleaned, o.pull)
 
 
 def denoising_loss(denoiser: Denoiser | CombinedDenoiser, objective: Objective, clean: Tensor) -> Loss:

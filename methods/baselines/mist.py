@@ -12,12 +12,12 @@ own, not the released one.
 
 from __future__ import annotations
 
-import math
 from typing import cast
 
 import torch
 from torch import Tensor
 
+from ...kernels.rings import rings
 from ..attacks.loss import Loss
 from ..attacks.tiled_loss import TiledLoss
 from ..diffusion.autoencoder import Autoencoder
@@ -32,12 +32,8 @@ RING = 32  # pixels from one ring of the target to the next of its colour
 
 
 def target_pattern(height: int, width: int) -> Tensor:
-    """Black and white: the product of two systems of rings around two corners. 1×3×H×W, -1 or 1."""
-    y, x = torch.arange(height)[:, None] + 0.5, torch.arange(width) + 0.5
-    waves = torch.cos(2 * math.pi / RING * torch.hypot(y, x)) * torch.cos(
-        2 * math.pi / RING * torch.hypot(y, width - x)
-    )
-    return torch.where(waves >= 0, 1.0, -1.0).expand(1, 3, height, width).contiguous()
+    """`kernels.rings` with Mist's period. 1×3×H×W, -1 or 1."""
+    return rings(height, width, RING)
 
 
 def mist_loss(encoder: Autoencoder | Denoiser, clean: Tensor, mode: str = "fused", rate: float = RATE) -> Loss:

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from antipure.kernels.rings import rings
 from antipure.methods.antipure.latent import FLAT, LatentLoss
 from antipure.methods.antipure.objective import PRESETS, Objective
 from antipure.methods.antipure.protect import antipure_loss, protect
@@ -59,6 +60,45 @@ def test_at_its_own_size_it_is_the_log_of_the_squared_latent_shift():
         places = vae.network(to_pixels(clean)).numel()
         expected = torch.log(FLAT + torch.tensor(shift**2 * (places - 1) / places))
         assert found == pytest.approx(float(expected), rel=1e-4)
+
+
+@pytest.mark.parametrize("pull", [0.5, 3.0])
+def test_the_pull_adds_the_cosine_of_the_shift_to_the_way_towards_the_rings(pull):
+    vaes = [TinyVae(0), TinyVae(1)]
+    clean, other = to_pixels(picture()), to_pixels(picture(seed=1))
+    arguments = (vaes, clean, 0.4, 1.0)
+    without, pulled = (value(LatentLoss(*arguments, pull=weight), other) for weight in (0.0, pull))
+    for vae, a, b in zip(vaes, without, pulled, strict=True):
+        still, moved, aim = (vae.network(x).flatten() for x in (clean, other, rings(24, 32, 6)))
+        expected = float(F.cosine_similarity(moved - still, aim - still, dim=0))
+        assert (b - a) / pull == pytest.approx(expected, rel=1e-3, abs=1e-5)
+
+
+def test_at_the_picture_itself_the_pull_has_a_slope_towards_the_rings():
+    vae, clean = TinyVae(), to_pixels(picture())
+    loss = LatentLoss([vae], clean, 0.4, 1.0, pull=1.0)
+    _, gradient = loss.value_and_gradient(clean.clone().requires_grad_(), random_stream(0))
+    assert gradient.isfinite().all()
+    with torch.no_grad():
+        aim, still = vae.network(rings(24, 32, 6)), vae.network(clean)
+        shift = vae.network(clean + 1e-3 * gradient / gradient.abs().max()) - still
+    assert F.cosine_similarity(shift.flatten(), (aim - still).flatten(), dim=0) > 0.2
+
+
+@pytest.mark.parametrize("vae_seed", [0, 1, 2])
+def test_a_pull_turns_the_shift_of_every_picture_towards_the_rings(vae_seed):
+    vae = TinyVae(vae_seed)
+    objective = replace(LATENT, views_as_is=1.0)
+
+    def towards(o: Objective, clean: torch.Tensor) -> float:
+        moved = protect(clean, VaeTargets((vae,)), o, AttackSettings(levels=8, steps=12, seeds=5))
+        with torch.no_grad():
+            still, after, aim = (vae.network(x) for x in (to_pixels(clean), to_pixels(moved), rings(24, 32, 6)))
+        return float(F.cosine_similarity((after - still).flatten(), (aim - still).flatten(), dim=0))
+
+    for seed in (0, 1):
+        clean = picture(seed=seed)
+        assert towards(replace(objective, pull=4.0), clean) > max(0.1, towards(objective, clean) + 0.1)
 
 
 def test_each_vae_and_each_step_has_a_view_of_its_own_between_the_scales():

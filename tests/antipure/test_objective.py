@@ -440,6 +440,7 @@ def test_pgd_raises_the_loss_it_is_given(tiny, name):
         (Objective(first_step=-0.1), "first_step is -0.1"),
         (Objective(view_least=0), "view_least is 0"),
         (Objective(views_as_is=2), "views_as_is is 2"),
+        (Objective(pull=-1), "pull is -1"),
         (Objective(peak_share=0), "peak_share is 0"),
     ],
 )

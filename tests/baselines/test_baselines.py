@@ -520,7 +520,7 @@ def protect(image, denoiser, preset, **settings):
 
 def test_the_node_offers_the_baselines_after_its_own_presets_and_none_last():
     choices = Protect.INPUT_TYPES()["required"]["preset"][0]
-    own = ["robust", "robust_fast", "strong", "strong_shaped", "unrolled", "paper", "fast"]
+    own = ["robust", "robust_fast", "robust_set", "strong", "strong_shaped", "unrolled", "paper", "fast"]
     assert choices == [*own, "random", "shift", "blocks", "smooth", *BASELINES, "none"]
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ...kernels.resampling import AREA, resample
 from ...kernels.rings import rings
+from ...kernels.transfer import to_device
 from ..attacks.loss import Loss
 from ..diffusion.autoencoder import Autoencoder
 from ..diffusion.denoiser import Denoiser
@@ -54,7 +55,8 @@ class LatentLoss(Loss):
         self.encoders, self.clean, self.least, self.as_is, self.cleaned = encoders, clean, least, as_is, cleaned
         self.side, self.pull = SIDE, pull
         height, width = clean.shape[-2:]
-        self.aim = rings(height, width, min(height, width) / RINGS).to(clean) if pull else None
+        aim = rings(height, width, min(height, width) / RINGS) if pull else None
+        self.aim = None if aim is None else to_device(aim, clean.device, clean.dtype)
 
     def terms(self, pixels: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
         for i, (encoder, root) in enumerate(zip(self.encoders, self._roots(generator), strict=True)):

@@ -236,7 +236,7 @@ def check_targets() -> dict:
             return [measure(image.clone(), picture.clone(), vae, "none")["result"][0] for vae in vaes]
 
         noise = shifts(protected("random", None)[0])
-        for preset in ("robust", "photoguard", "mist_textural", "pid"):
+        for preset in ("robust", "robust_set", "photoguard", "mist_textural", "pid"):
             (target,) = nodes["AntiPureVaeTargets"]().build(*vaes)
             picture, _, report = protected(preset, target)
             (again,) = nodes["AntiPureVaeTargets"]().build(*vaes)

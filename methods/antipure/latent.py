@@ -70,8 +70,9 @@ class LatentLoss(Loss):
             squared = shift.square().mean() / spread
             term = (FLAT + squared).log()
             if aim is not None:
-                # Nothing has moved yet: FLAT keeps the slope finite, as above.
-                cosine = (shift * aim).mean() / (spread * (FLAT + squared)).sqrt() / aim.square().mean().sqrt()
+                # Nothing has moved yet, or the view is the rings already (white on white): the slope stays finite.
+                way = aim.square().mean().clamp(min=FLAT * spread).sqrt()
+                cosine = (shift * aim).mean() / (spread * (FLAT + squared)).sqrt() / way
                 term = term + self.pull * cosine
             yield term
             self.partly((i + 1) / len(self.encoders))

@@ -85,6 +85,21 @@ def test_at_the_picture_itself_the_pull_has_a_slope_towards_the_rings():
     assert F.cosine_similarity(shift.flatten(), (aim - still).flatten(), dim=0) > 0.2
 
 
+@pytest.mark.parametrize("what", ["the rings themselves", "white inside a white ring"])
+def test_where_a_view_is_the_rings_already_the_pull_asks_for_nothing(what):
+    vae, side = TinyVae(), 800
+    clean = rings(24, 32, 6) if what == "the rings themselves" else torch.ones(1, 3, side, side)
+    without, pulled = (LatentLoss([vae], clean, 0.4, 1.0, pull=weight) for weight in (0.0, 2.0))
+    without.side = pulled.side = 32
+    same = 0
+    for seed in range(20):
+        x = (clean - 0.01).requires_grad_()
+        a, b = (loss.value_and_gradient(x, random_stream(seed)) for loss in (without, pulled))
+        assert b[0].isfinite() and b[1].isfinite().all()
+        same += torch.equal(a[0], b[0])
+    assert same, "a view that lies within one colour of the rings"
+
+
 @pytest.mark.parametrize("vae_seed", [0, 1, 2])
 def test_a_pull_turns_the_shift_of_every_picture_towards_the_rings(vae_seed):
     vae = TinyVae(vae_seed)
